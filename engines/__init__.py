@@ -1,1 +1,34 @@
-"""x"""
+"""Bundles of ONNX graphs, and what executes them. Needs no PyTorch."""
+
+from diffseg.engines.bundle import Bundle, embedded_models, open_bundle
+from diffseg.engines.errors import (
+    BundleError,
+    BundleNotFoundError,
+    CheckpointError,
+    DiffsegError,
+    ImageError,
+    MissingPackageError,
+    ParityError,
+    ProviderError,
+)
+from diffseg.engines.examples import example_images
+from diffseg.engines.manifest import Manifest
+from diffseg.engines.providers import Provider, load_network
+
+__all__ = [
+    "Bundle",
+    "BundleError",
+    "BundleNotFoundError",
+    "CheckpointError",
+    "DiffsegError",
+    "ImageError",
+    "Manifest",
+    "MissingPackageError",
+    "ParityError",
+    "Provider",
+    "ProviderError",
+    "embedded_models",
+    "example_images",
+    "load_network",
+    "open_bundle",
+]

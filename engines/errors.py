@@ -1,0 +1,47 @@
+"""What can go wrong, in one tree.
+
+    DiffsegError
+    ├── BundleError (ValueError)            a bundle is not what it says
+    │   └── BundleNotFoundError (FileNotFoundError)
+    ├── CheckpointError (ValueError)        a checkpoint can't be exported
+    ├── ImageError (ValueError)             one image can't be read; the others go on
+    ├── MissingPackageError (ImportError)   an extra is not installed
+    ├── ParityError (RuntimeError)          an exported graph disagrees with its source
+    └── ProviderError (RuntimeError)        the asked provider can't run here
+
+Each message says what is wrong, what was found and how to fix it, on one line.
+"""
+
+from __future__ import annotations
+
+
+class DiffsegError(Exception):
+    """Root of the errors that this package raises on purpose."""
+
+
+class BundleError(DiffsegError, ValueError):
+    """A bundle, or its manifest, is damaged, altered or of an unknown schema."""
+
+
+class BundleNotFoundError(BundleError, FileNotFoundError):
+    """No bundle of that name, folder or hub id."""
+
+
+class CheckpointError(DiffsegError, ValueError):
+    """A checkpoint that can't be read, or whose architecture is not supported."""
+
+
+class ImageError(DiffsegError, ValueError):
+    """An image that can't be decoded, or an array that is no image."""
+
+
+class MissingPackageError(DiffsegError, ImportError):
+    """A package of an extra is needed and not installed."""
+
+
+class ParityError(DiffsegError, RuntimeError):
+    """An exported graph gives other numbers than the model it was traced from."""
+
+
+class ProviderError(DiffsegError, RuntimeError):
+    """The execution provider that was asked for can't run on this machine."""

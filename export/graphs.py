@@ -1,0 +1,170 @@
+"""The two modules that are traced: an image encoder, and a UNet that returns its self-attention."""
+
+from __future__ import annotations
+
+import torch
+from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
+from diffusers.models.attention_processor import Attention
+from torch import Tensor, nn
+
+from diffseg.engines import tensors
+
+
+class Encoder(nn.Module):
+    """Graph 1: uint8 (B, H, W, 3) → float32 latent (B, C, H/8, W/8), the posterior mean times the scaling factor."""
+
+    def __init__(self, vae: AutoencoderKL | AutoencoderTiny) -> None:
+        super().__init__()
+        self.scale = float(vae.config.scaling_factor)
+        self.encoder = vae.encoder
+        self.quant = getattr(vae, "quant_conv", None)
+        self.channels = int(vae.config.latent_channels)
+        for module in self.encoder.modules():
+            if isinstance(module, Attention):
+                module.set_processor(SelfAttention())
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Normalise, encode, scale."""
+        pixels = image.permute(0, 3, 1, 2).float() / 127.5 - 1
+        moments = self.encoder(pixels.to(next(self.encoder.parameters()).dtype))
+        if self.quant is not None:
+            moments = self.quant(moments)
+        return moments[:, : self.channels].float() * self.scale  # the rest is the variance
+
+
+class AttentionUNet(nn.Module):
+    """Graph 2: latent (B, C, h, w) → (B, n², n²) float32 self-attention a resolution, finest first.
+
+    The prompt and the timestep never change, so all that depends on them alone is computed here, once: the keys
+    and values of the cross-attention, and what each residual block adds for the timestep. Tracing drops what the
+    outputs don't need: every layer after the last self-attention, and the values of that one.
+
+    Takes `unet` over and alters it: a copy would be 3.4 GB.
+    """
+
+    def __init__(self, unet: UNet2DConditionModel, prompt: Tensor, timestep: int, size: tuple[int, int]) -> None:
+        super().__init__()
+        self.unet = unet
+        self.prompt_shape = tuple(prompt.shape)
+        latent = [n // tensors.LATENT_FACTOR for n in size]
+        self.layers: list[SelfAttention] = []
+        with torch.no_grad():
+            embedding = self.unet.time_embedding(self.unet.time_proj(torch.tensor([timestep])))
+            for name, module in self.unet.named_modules():
+                if isinstance(module, Attention):
+                    if name.endswith("attn1"):
+                        self.layers.append(SelfAttention(keep=True))
+                        module.set_processor(self.layers[-1])
+                    else:
+                        module.set_processor(CrossAttention(module, prompt))
+                        del module.to_k, module.to_v
+                elif getattr(module, "time_emb_proj", None) is not None:
+                    activated = embedding if module.skip_time_act else module.nonlinearity(embedding)
+                    module.time_emb_proj = Constant(module.time_emb_proj(activated))
+        self.grids = self._grids(latent)
+
+    def _grids(self, latent: list[int]) -> dict[int, tuple[int, int]]:
+        """Grid of each possible number of queries."""
+        levels = len(self.unet.config.down_block_types)
+        return {(latent[0] >> i) * (latent[1] >> i): (latent[0] >> i, latent[1] >> i) for i in range(levels)}
+
+    def forward(self, latent: Tensor) -> tuple[Tensor, ...]:
+        """Run the UNet for its attention; its prediction is dropped."""
+        batch = latent.shape[0]
+        dtype = self.unet.conv_in.weight.dtype
+        prompt = torch.zeros(1, *self.prompt_shape[1:], dtype=dtype).expand(batch, -1, -1)  # a shape: its values are baked in
+        self.unet(latent.to(dtype), torch.zeros((), dtype=torch.long), encoder_hidden_states=prompt, return_dict=False)
+        groups: dict[int, list[Tensor]] = {}
+        for layer in self.layers:
+            groups.setdefault(layer.attention.shape[-1], []).append(layer.attention)
+        return tuple(sum(groups[n][1:], groups[n][0]) / len(groups[n]) for n in sorted(groups, reverse=True))
+
+    def outputs(self) -> tuple[tensors.Attention, ...]:
+        """Describe the outputs, after a forward pass has shown them."""
+        found: dict[int, list[SelfAttention]] = {}
+        for layer in self.layers:
+            found.setdefault(layer.attention.shape[-1], []).append(layer)
+        return tuple(
+            tensors.Attention(tensors.attention_name(self.grids[n]), self.grids[n], len(found[n]), found[n][0].heads)
+            for n in sorted(found, reverse=True)
+        )
+
+
+class Constant(nn.Module):
+    """A layer whose input never changes."""
+
+    def __init__(self, value: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("value", value)
+
+    def forward(self, _: Tensor) -> Tensor:
+        """Return the value."""
+        return self.value
+
+
+class SelfAttention:
+    """Attention processor: softmax in float32 whatever the precision; keeps the mean over heads if asked."""
+
+    def __init__(self, *, keep: bool = False) -> None:
+        self.keep = keep
+        self.attention: Tensor
+        self.heads: int
+
+    def __call__(
+        self, attn: Attention, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None, temb: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Attend from every place to every place; (B, N, C), or (B, C, H, W) inside the VAE."""
+        del encoder_hidden_states, attention_mask, temb  # part of diffusers' signature; self-attention has none
+        residual, image_shape = hidden_states, hidden_states.shape
+        if len(image_shape) == 4:  # noqa: PLR2004
+            hidden_states = hidden_states.flatten(2).transpose(1, 2)
+        if attn.group_norm is not None:
+            hidden_states = attn.group_norm(hidden_states.transpose(1, 2)).transpose(1, 2)
+        value = split_heads(attn.to_v(hidden_states), attn.heads)
+        # Scaled before the product: in float16 the scores of SD 2.x would overflow after it.
+        query = split_heads(attn.to_q(hidden_states), attn.heads) * attn.scale
+        key = split_heads(attn.to_k(hidden_states), attn.heads)
+        if attn.upcast_attention:
+            query, key = query.float(), key.float()
+        probabilities = (query @ key.transpose(-1, -2)).float().softmax(-1)  # (B, heads, N, N)
+        if self.keep:
+            self.attention, self.heads = probabilities.mean(1), attn.heads
+        hidden_states = project_out(attn, probabilities.to(value.dtype) @ value)
+        if len(image_shape) == 4:  # noqa: PLR2004
+            hidden_states = hidden_states.transpose(1, 2).reshape(image_shape)
+        if attn.residual_connection:
+            hidden_states = hidden_states + residual
+        return hidden_states if attn.rescale_output_factor == 1 else hidden_states / attn.rescale_output_factor
+
+
+class CrossAttention(nn.Module):
+    """Attention processor with the keys (scaled) and values of a prompt that never changes."""
+
+    def __init__(self, attn: Attention, prompt: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("key", (split_heads(attn.to_k(prompt), attn.heads) * attn.scale).transpose(-1, -2).contiguous())
+        self.register_buffer("value", split_heads(attn.to_v(prompt), attn.heads).contiguous())
+
+    def forward(
+        self, attn: Attention, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None, temb: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Attend from every place, (B, N, C), to the prompt's tokens."""
+        del encoder_hidden_states, attention_mask, temb  # part of diffusers' signature; the prompt is baked in
+        query = split_heads(attn.to_q(hidden_states), attn.heads)
+        key = self.key
+        if attn.upcast_attention:
+            query, key = query.float(), key.float()
+        probabilities = (query @ key).float().softmax(-1).to(self.value.dtype)
+        return project_out(attn, probabilities @ self.value)
+
+
+def split_heads(x: Tensor, heads: int) -> Tensor:
+    """(B, N, heads·d) → (B, heads, N, d)."""
+    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+def project_out(attn: Attention, x: Tensor) -> Tensor:
+    """(B, heads, N, d) → (B, N, C): join the heads and project."""
+    return attn.to_out[0](x.transpose(1, 2).flatten(2))

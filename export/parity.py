@@ -1,0 +1,138 @@
+"""What was exported against what was loaded: ONNX Runtime's numbers held against torch's."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from PIL import Image
+
+from diffseg.engines.errors import ParityError
+from diffseg.engines.examples import example_images
+from diffseg.engines.ort import import_onnxruntime, session_options
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from diffseg.engines.manifest import Precision
+
+LIMITS: dict[str, dict[str, float]] = {
+    "fp32": {"latent_max_error": 1e-4, "attention_max_error": 1e-5, "row_sum_max_error": 1e-5},
+    "fp16": {"latent_cosine_distance": 1e-3, "row_cosine_distance_p99": 1e-3, "row_sum_max_error": 1e-3},
+    "bf16": {"latent_cosine_distance": 1e-2, "row_cosine_distance_p99": 5e-2, "row_sum_max_error": 1e-3},
+}
+"""Largest value that each measure may take, a precision. A p99 distance of 1e-3 is a p1 cosine of 0.999."""
+
+
+def sample_images(size: tuple[int, int], count: int = 2) -> NDArray[np.uint8]:
+    """(count, H, W, 3): seeded noise first, then example photographs."""
+    height, width = size
+    images = [np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)]
+    for path in example_images()[: count - 1]:
+        with Image.open(path) as image:
+            images.append(np.asarray(image.convert("RGB").resize((width, height), Image.Resampling.BILINEAR)))
+    return np.stack(images)[:count]
+
+
+@torch.no_grad()
+def reference(module: torch.nn.Module, value: NDArray[Any]) -> list[NDArray[np.float32]]:
+    """Outputs of a torch module, one image at a time to bound its memory."""
+    rows = []
+    for item in torch.from_numpy(value).split(1):
+        result = module(item)
+        rows.append([result] if isinstance(result, torch.Tensor) else list(result))
+    return [torch.cat(column).numpy() for column in zip(*rows, strict=True)]
+
+
+def execute(path: Path, value: NDArray[Any], precision: Precision) -> list[NDArray[np.float32]]:
+    """Outputs of an ONNX file on the CPU, as one batch.
+
+    ONNX Runtime has no CPU kernels for bfloat16: such a graph is run in float32 with every value rounded to
+    bfloat16, which shows the precision's error, though not the kernels of the device that will run it.
+    """
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".widened-") as folder:
+        if precision == "bf16":
+            path = _widen_bfloat16(path, Path(folder) / path.name)
+        session = import_onnxruntime().InferenceSession(
+            str(path), session_options(lean=True), providers=["CPUExecutionProvider"]
+        )
+        results: list[NDArray[np.float32]] = session.run(None, {session.get_inputs()[0].name: value})
+        return results
+
+
+def measure_latent(expected: NDArray[np.float32], found: NDArray[np.float32]) -> dict[str, float]:
+    """Compare latents (B, C, h, w)."""
+    return {
+        "latent_max_error": _max_error(expected, found),
+        "latent_cosine_distance": float(_cosine_distance(expected.reshape(1, -1), found.reshape(1, -1)).max()),
+    }
+
+
+def measure_attention(expected: NDArray[np.float32], found: NDArray[np.float32]) -> dict[str, float]:
+    """Compare one resolution's attention (B, n², n²), row by row."""
+    return {
+        "attention_max_error": _max_error(expected, found),
+        "row_cosine_distance_p99": float(np.percentile(_cosine_distance(expected, found), 99)),
+        "row_sum_max_error": _finite_max(np.abs(found.sum(-1, dtype=np.float64) - 1)),
+    }
+
+
+def check(figures: dict[str, dict[str, float]], precision: Precision) -> None:
+    """Hold measured figures against the precision's limits.
+
+    Raises:
+        ParityError: the first figure that is over its limit.
+    """
+    for output, measures in figures.items():
+        for measure, value in measures.items():
+            limit = LIMITS[precision].get(measure, float("inf"))
+            # Written so that a NaN fails as well.
+            if not value <= limit:
+                raise ParityError(
+                    f"the exported {output} disagrees with torch: {measure} is {value:.3g}, {precision} allows {limit:g}; "
+                    "nothing was written. Try --precision fp32; if that fails too, please report the checkpoint"
+                )
+
+
+def _max_error(expected: NDArray[np.float32], found: NDArray[np.float32]) -> float:
+    return _finite_max(np.abs(expected - found))
+
+
+def _finite_max(errors: NDArray[Any]) -> float:
+    """Maximum; NaN and infinity stay what they are."""
+    return float(errors.max())
+
+
+def _cosine_distance(expected: NDArray[np.float32], found: NDArray[np.float32]) -> NDArray[np.float64]:
+    norms = np.linalg.norm(expected, axis=-1) * np.linalg.norm(found, axis=-1)
+    cosine: NDArray[np.float64] = np.einsum("...i,...i->...", expected, found) / np.maximum(norms, 1e-30)
+    return np.asarray(1 - cosine)
+
+
+def _widen_bfloat16(source: Path, target: Path) -> Path:
+    """Copy an ONNX file with float32 in place of bfloat16, each result rounded to bfloat16 by a pair of casts."""
+    model = ir.load(source)
+    wide, narrow = ir.DataType.FLOAT, ir.DataType.BFLOAT16
+    for value in model.graph.initializers.values():
+        if value.dtype == narrow and value.const_value is not None:
+            value.const_value = ir.tensor(value.const_value.numpy().astype(np.float32), name=value.name)
+            value.dtype = wide
+    for node in list(model.graph):
+        if node.op_type == "Cast" and node.attributes["to"].as_int() == narrow:
+            node.attributes["to"] = ir.AttrInt64("to", wide)
+        for output in node.outputs:
+            if output.dtype != narrow:
+                continue
+            output.dtype = wide
+            consumers = list(output.uses())
+            rounded = ir.node("Cast", [output], {"to": narrow}, outputs=[ir.Value(name=f"{output.name}_narrow", type=ir.TensorType(narrow))])
+            restored = ir.node("Cast", rounded.outputs, {"to": wide}, outputs=[ir.Value(name=f"{output.name}_wide", type=ir.TensorType(wide))])
+            model.graph.insert_after(node, [rounded, restored])
+            for user, index in consumers:
+                user.replace_input_with(index, restored.outputs[0])
+    ir.save(model, target, external_data=f"{target.name}.data")
+    return target

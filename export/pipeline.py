@@ -1,0 +1,182 @@
+"""Checkpoint → bundle, in one call."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch.utils.flop_counter import FlopCounterMode
+
+from diffseg.engines import tensors
+from diffseg.engines.bundle import Bundle, atomic_folder, seal
+from diffseg.engines.manifest import ENCODER, UNET, Defaults, Graph, Manifest, Precision
+from diffseg.export import parity
+from diffseg.export.checkpoint import Checkpoint, load_checkpoint
+from diffseg.export.graphs import AttentionUNet, Encoder
+from diffseg.export.trace import OPSET, trace
+
+DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+SIZE_STEP = 64
+TIMESTEPS = 1000
+RECORDED = ("diffseg", "torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxruntime")
+
+
+@dataclass(frozen=True, slots=True)
+class ExportSettings:
+    """What a bundle is made for.
+
+    Raises:
+        ValueError: a setting that no UNet takes.
+    """
+
+    size: tuple[int, int] = (512, 512)  # height, width in pixels
+    precision: Precision = "fp32"
+    timestep: int = 300
+    max_batch: int = 4
+    defaults: Defaults = Defaults()
+
+    def __post_init__(self) -> None:
+        if any(n < SIZE_STEP or n % SIZE_STEP for n in self.size):
+            raise ValueError(f"size must be multiples of {SIZE_STEP} pixels, found {self.size[0]}x{self.size[1]}")
+        if self.precision not in DTYPES:
+            raise ValueError(f"precision must be one of {', '.join(DTYPES)}, found {self.precision!r}")
+        if not 0 <= self.timestep < TIMESTEPS:
+            raise ValueError(f"timestep must be 0 to {TIMESTEPS - 1}, found {self.timestep}")
+        if self.max_batch < 1:
+            raise ValueError(f"max_batch must be at least 1, found {self.max_batch}")
+
+
+def export_bundle(
+    checkpoint: str | Path,
+    target: str | Path,
+    settings: ExportSettings | None = None,
+    *,
+    name: str | None = None,
+    vae: str | Path | None = None,
+    overwrite: bool = False,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Bundle:
+    """Export a diffusers checkpoint to a bundle of ONNX graphs, and verify it against torch.
+
+    Args:
+        checkpoint: folder or hub id of a diffusers checkpoint.
+        target: folder to write; it appears only when everything in it is verified.
+        settings: image size, precision, timestep, largest batch, default thresholds.
+        name: the bundle's name; None takes the target's.
+        vae: another autoencoder for the same latents (TAESD), folder or hub id.
+        overwrite: replace a bundle that is there already.
+        progress: is told each step, as one line of text.
+
+    Raises:
+        CheckpointError: the checkpoint can't be read or is not supported.
+        ParityError: a graph disagrees with torch by more than its precision allows.
+        BundleError: `target` is in the way.
+    """
+    settings = settings or ExportSettings()
+    target = Path(target)
+    with atomic_folder(target, overwrite=overwrite) as folder:
+        progress("load the checkpoint")
+        loaded = load_checkpoint(checkpoint, vae=vae)
+        manifest = _export(loaded, folder, settings, name or target.name, progress)
+        progress("hash the files")
+        seal(folder, manifest)
+    return Bundle.open(target)
+
+
+@torch.no_grad()
+def _export(
+    checkpoint: Checkpoint, folder: Path, settings: ExportSettings, name: str, progress: Callable[[str], None]
+) -> Manifest:
+    size, precision, max_batch = settings.size, settings.precision, settings.max_batch
+    dtype = DTYPES[precision]
+    unet_parameters, unet_flops = _parameters(checkpoint.unet), _flops(checkpoint.unet, size, checkpoint.prompt)
+    vae_parameters = _parameters(checkpoint.vae)
+    source, scale = checkpoint.source, float(checkpoint.vae.config.scaling_factor)
+    encoder, unet = Encoder(checkpoint.vae), AttentionUNet(checkpoint.unet, checkpoint.prompt, settings.timestep, size)
+    channels = encoder.channels
+
+    progress("run it in torch")
+    images = parity.sample_images(size, min(2, max_batch))
+    latent = parity.reference(encoder, images)[0]
+    attention = parity.reference(unet, latent)
+    outputs = unet.outputs()
+
+    encoder_tensors = tensors.encoder_tensors(size, channels, max_batch)
+    unet_tensors = tensors.unet_tensors(size, channels, outputs, max_batch)
+    progress(f"trace the VAE encoder in {precision}")
+    traced_encoder = trace(encoder.to(dtype), encoder_tensors, folder / f"{ENCODER}.onnx")
+    progress(f"trace the UNet in {precision}")
+    traced_unet = trace(unet.to(dtype), unet_tensors, folder / f"{UNET}.onnx")
+    del checkpoint, encoder, unet  # ONNX Runtime needs the room
+
+    progress("compare with torch")
+    found_latent = parity.execute(folder / traced_encoder.file, images, precision)[0]
+    figures = {"latent": parity.measure_latent(latent, found_latent)}
+    found = parity.execute(folder / traced_unet.file, latent, precision)
+    for output, expected, actual in zip(outputs, attention, found, strict=True):
+        figures[output.name] = parity.measure_attention(expected, actual)
+    parity.check(figures, precision)
+
+    return Manifest(
+        name=name,
+        source=source,
+        image_size=size,
+        latent_scale=scale,
+        timestep=settings.timestep,
+        precision=precision,
+        graphs={
+            ENCODER: Graph(
+                traced_encoder.file, traced_encoder.external_data, encoder_tensors, OPSET,
+                traced_encoder.parameters, traced_encoder.flops, vae_parameters - traced_encoder.parameters,
+            ),
+            UNET: Graph(
+                traced_unet.file, traced_unet.external_data, unet_tensors, OPSET, traced_unet.parameters, traced_unet.flops,
+                unet_parameters - traced_unet.parameters, unet_flops - traced_unet.flops,
+            ),
+        },
+        attention=outputs,
+        defaults=settings.defaults,
+        versions={"python": platform.python_version()} | {package: v for package in RECORDED if (v := _version(package))},
+        parity=figures,
+    )  # fmt: skip
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Read `512` or `512x768` (height x width).
+
+    Raises:
+        ValueError: it is neither.
+    """
+    parts = text.lower().split("x")
+    if len(parts) > 2 or not all(part.isdecimal() for part in parts):  # noqa: PLR2004
+        raise ValueError(f"size must be N or HEIGHTxWIDTH in pixels, found {text!r}")
+    return int(parts[0]), int(parts[-1])
+
+
+def _parameters(module: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _flops(unet: UNet2DConditionModel, size: tuple[int, int], prompt: torch.Tensor) -> int:
+    """FLOPs of the whole UNet for one image, counted on shapes alone."""
+    with torch.device("meta"):
+        twin = UNet2DConditionModel.from_config(unet.config)
+        rows, columns = (n // tensors.LATENT_FACTOR for n in size)
+        latent = torch.zeros(1, unet.config.in_channels, rows, columns)
+        with FlopCounterMode(display=False) as counter:
+            twin(latent, torch.zeros(1), torch.zeros(prompt.shape))
+    return int(counter.get_total_flops())
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+

@@ -1,0 +1,113 @@
+"""torch module → ONNX file, by the dynamo exporter."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import math
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from diffseg.engines.tensors import GraphTensors
+
+OPSET = 18
+INLINE_BYTES = 64 << 20
+"""Weights up to this size stay inside the .onnx file; protobuf ends at 2 GiB."""
+
+
+@dataclass(frozen=True, slots=True)
+class Traced:
+    """What was written."""
+
+    file: str
+    external_data: tuple[str, ...]
+    parameters: int
+    flops: int  # at batch 1
+
+
+def trace(module: torch.nn.Module, tensors: GraphTensors, path: Path) -> Traced:
+    """Export `module` with the declared names and axes.
+
+    Tracing runs on shapes alone, so its time does not depend on the precision.
+
+    Args:
+        module: takes one tensor, returns one or a tuple.
+        tensors: declaration of its input and outputs.
+        path: the .onnx file to write; large weights go to a `.data` file beside it.
+    """
+    batch_axis = tensors.inputs[0].axes[0]
+    # Example sizes of 1 would be taken for constants.
+    example = tuple(torch.zeros(t.shape(min(2, batch_axis.max)), dtype=getattr(torch, t.dtype)) for t in tensors.inputs)
+    dynamic = {0: torch.export.Dim(batch_axis.name, min=batch_axis.min, max=batch_axis.max)} if batch_axis.dynamic else {}
+    with _quiet():
+        program = torch.onnx.export(
+            module,
+            example,
+            dynamo=True,
+            input_names=[t.name for t in tensors.inputs],
+            output_names=[t.name for t in tensors.outputs],
+            dynamic_shapes=(dynamic,) * len(example),
+            opset_version=OPSET,
+            verbose=False,
+        )
+    if program is None:
+        raise RuntimeError("torch.onnx.export returned nothing")
+    model = program.model
+    _strip(model)
+    weights = [value.const_value for value in model.graph.initializers.values() if value.const_value is not None]
+    external = sum(weight.nbytes for weight in weights) > INLINE_BYTES
+    program.save(str(path), external_data=external)
+    return Traced(
+        path.name,
+        (f"{path.name}.data",) if external else (),
+        sum(weight.size for weight in weights),
+        sum(_node_flops(node) for node in model.graph),
+    )
+
+
+def _strip(model: Any) -> None:  # noqa: ANN401 - onnx_ir has no types
+    """Take out what the exporter notes about the machine: stack traces with its paths, at every node."""
+    model.metadata_props.clear()
+    for item in (model.graph, *model.graph, *model.functions.values()):
+        item.metadata_props.clear()
+        item.doc_string = None
+    for value in (*model.graph.inputs, *model.graph.initializers.values(), *(o for node in model.graph for o in node.outputs)):
+        value.metadata_props.clear()
+        value.doc_string = None
+
+
+def _node_flops(node: Any) -> int:  # noqa: ANN401 - onnx_ir has no types
+    """FLOPs of a node at batch 1, a multiply-add counted as two; what is no product counts nothing."""
+    if node.op_type not in ("MatMul", "Gemm", "Conv"):
+        return 0
+    output, weight = _shape(node.outputs[0]), _shape(node.inputs[1])
+    if node.op_type == "Conv":
+        return 2 * math.prod(output) * math.prod(weight[1:])
+    inner = _shape(node.inputs[0])[-1]
+    return 2 * math.prod(output) * inner
+
+
+def _shape(value: Any) -> list[int]:  # noqa: ANN401 - onnx_ir has no types
+    return [size if isinstance(size, int) else 1 for size in value.shape]
+
+
+@contextlib.contextmanager
+def _quiet() -> Any:  # noqa: ANN401 - a context manager
+    """Keep the exporter's progress lines, warnings and logging to itself; its errors still come out."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
