@@ -78,16 +78,25 @@ def open_bundle(model: str | Path) -> Bundle:
         BundleNotFoundError: none of the three.
         BundleError: found, but damaged.
     """
+    return Bundle.open(find_bundle(model))
+
+
+def find_bundle(model: str | Path) -> Path:
+    """Folder of an embedded bundle, a bundle folder or a bundle on the hub; nothing in it is checked.
+
+    Raises:
+        BundleNotFoundError: none of the three.
+    """
     name = str(model)
     if name in embedded_models():
-        return Bundle.open(MODELS / name)
+        return MODELS / name
     folder = Path(model).expanduser()
     if (folder / MANIFEST).is_file():
-        return Bundle.open(folder)
+        return folder
     if folder.exists():
         raise BundleNotFoundError(f"{folder} is no bundle: it has no {MANIFEST}; `diffseg export` makes a bundle of a checkpoint")
     if is_hub_id(name):
-        return Bundle.open(snapshot(name).folder)
+        return snapshot(name).folder
     raise BundleNotFoundError(
         f"no bundle {name!r}: not a folder, not an embedded model ({', '.join(embedded_models())}), no hub id (owner/name)"
     )

@@ -1,0 +1,269 @@
+"""The command line. Nothing heavy is imported before a command needs it."""
+
+from __future__ import annotations
+
+import glob
+import json
+import sys
+import time
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from diffseg.engines.errors import DiffsegError, ImageError
+from diffseg.engines.providers import Provider
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from rich.console import Console
+
+app = typer.Typer(
+    name="diffseg",
+    help="Zero-shot segmentation from the self-attention of Stable Diffusion.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+FAILED, USAGE = 1, 2
+OUTPUT_ENDINGS = (".labels.png", ".overlay.png")
+
+
+class FitChoice(StrEnum):
+    """How a picture is brought to the network's size."""
+
+    STRETCH = "stretch"
+    CROP = "crop"
+    PAD = "pad"
+
+
+class RefineChoice(StrEnum):
+    """What happens to proposals before they compete."""
+
+    NONE = "none"
+    KMEANS = "kmeans"
+
+
+class PrecisionChoice(StrEnum):
+    """Number format of the weights and of the arithmetic."""
+
+    FP32 = "fp32"
+    FP16 = "fp16"
+    BF16 = "bf16"
+
+
+@app.command()
+def segment(
+    images: Annotated[list[str], typer.Argument(metavar="IMAGE…", help="Image files, folders or globs.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write to.")] = Path(),
+    model: Annotated[str, typer.Option(help="Embedded model, bundle folder or hub id.")] = "tiny",
+    provider: Annotated[Provider, typer.Option(help="What executes the network.")] = Provider.AUTO,
+    threshold: Annotated[
+        float | None, typer.Option(min=0, help="Merge maps closer than this KL distance; the bundle has a default.")
+    ] = None,
+    anchors: Annotated[int | None, typer.Option(min=1, help="Anchors a side; the bundle has a default.")] = None,
+    fit: Annotated[FitChoice, typer.Option(help="How a picture is brought to the network's size.")] = FitChoice.STRETCH,
+    refine: Annotated[RefineChoice, typer.Option(help="Refine the masks with k-means.")] = RefineChoice.NONE,
+    batch: Annotated[int, typer.Option(min=1, help="Images that go through the network at once.")] = 1,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; all cores if not set.")] = None,
+    lean: Annotated[bool, typer.Option("--lean", help="Lower peak memory, slower.")] = False,
+) -> None:
+    """Segment images: write <stem>.labels.png, <stem>.overlay.png and <stem>.json for each."""
+    from diffseg.runtime.segmenter import Segmenter
+
+    paths = expand(images)
+    if not paths:
+        raise typer.BadParameter(f"no images in {', '.join(images)}", param_hint="IMAGE…")
+    names = output_names(paths)
+    try:
+        segmenter = Segmenter.load(model, provider=provider, batch=batch, threads=threads, lean=lean)
+    except DiffsegError:
+        raise
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    console, errors = _consoles()
+    console.print(f"model {segmenter.bundle.manifest.name}, provider {segmenter.provider}", style="dim")
+    failed = 0
+    results = segmenter.stream(paths, threshold, anchors=anchors, fit=fit.value, refine=refine.value)
+    for (source, result), name in zip(_track(results, len(paths)), names, strict=True):
+        if isinstance(result, ImageError):
+            failed += 1
+            errors.print(f"error: {result}", style="red")
+            continue
+        start = time.perf_counter()
+        try:
+            overlay = result.save(output, name)[1]
+        except OSError as error:
+            failed += 1
+            errors.print(f"error: {source}: cannot write to {output} ({error.strerror})", style="red")
+            continue
+        seconds = sum(result.timings.values()) + time.perf_counter() - start
+        count = len(result.segments)
+        console.print(f"{source} → {overlay}  {count} segment{'s' * (count != 1)}  {seconds:.2f} s")
+    if failed:
+        errors.print(f"{failed} of {len(paths)} images failed", style="red")
+        raise typer.Exit(FAILED)
+
+
+@app.command()
+def export(
+    checkpoint: Annotated[str, typer.Argument(help="Diffusers checkpoint: a folder, or a hub id (owner/name[@revision]).")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Bundle folder to write.")],
+    size: Annotated[str, typer.Option(help="Image size in pixels, N or HEIGHTxWIDTH, multiples of 64.")] = "512",
+    precision: Annotated[PrecisionChoice, typer.Option(help="Number format.")] = PrecisionChoice.FP32,
+    timestep: Annotated[int, typer.Option(min=0, max=999, help="Diffusion timestep of the pass.")] = 300,
+    max_batch: Annotated[int, typer.Option(min=1, help="Largest batch of the graphs.")] = 4,
+    threshold: Annotated[float, typer.Option(min=0, help="Default merge threshold of the bundle.")] = 1.0,
+    vae: Annotated[str | None, typer.Option(help="Another VAE for the same latents (TAESD): folder or hub id.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the bundle; the folder's if not set.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a bundle that is there.")] = False,
+) -> None:
+    """Export a checkpoint to a bundle of ONNX graphs, verified against torch."""
+    try:
+        from diffseg.export import ExportSettings, export_bundle, parse_size
+    except ImportError as error:
+        _fail(f"export needs {error.name or error}: pip install 'diffseg[export]'")
+    from diffseg.engines.manifest import Defaults
+
+    try:
+        settings = ExportSettings(parse_size(size), precision.value, timestep, max_batch, Defaults((threshold,) * 3))
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    console, _ = _consoles()
+    start = time.perf_counter()
+
+    def progress(step: str) -> None:
+        console.print(f"{time.perf_counter() - start:6.1f} s  {step}")
+
+    bundle = export_bundle(checkpoint, output, settings, name=name, vae=vae, overwrite=force, progress=progress)
+    manifest = bundle.manifest
+    for graph, details in manifest.graphs.items():
+        console.print(
+            f"{graph}: {_si(details.parameters)} parameters, {_si(details.flops)}FLOP an image; left out: "
+            f"{_si(details.parameters_dropped)} parameters, {_si(details.flops_dropped)}FLOP"
+        )
+    worst = {measure: max(figures.get(measure, 0.0) for figures in manifest.parity.values()) for measure in PARITY_SHOWN}
+    console.print("parity with torch: " + ", ".join(f"{measure.replace('_', ' ')} {value:.1e}" for measure, value in worst.items()))
+    console.print(f"{output}: {sum(file.bytes for file in manifest.files.values()) / 1e6:.1f} MB")
+
+
+PARITY_SHOWN = ("latent_max_error", "attention_max_error", "row_cosine_distance_p99", "row_sum_max_error")
+
+
+@app.command()
+def verify(bundle: Annotated[str, typer.Argument(help="Embedded model, bundle folder or hub id.")]) -> None:
+    """Compare every file of a bundle with its hash in the manifest."""
+    from diffseg.engines.bundle import Bundle, find_bundle
+    from diffseg.engines.manifest import read_manifest
+
+    folder = find_bundle(bundle)
+    console, errors = _consoles()
+    failed = 0
+    for name, problem in Bundle(folder, read_manifest(folder)).verify():
+        if problem is None:
+            console.print(f"ok      {name}")
+        else:
+            failed += 1
+            errors.print(f"failed  {name}: {problem}", style="red")
+    if failed:
+        errors.print(f"{folder} is not as it was exported; copy or export it again", style="red")
+        raise typer.Exit(FAILED)
+    console.print(f"{folder}: every file is as it was exported")
+
+
+@app.command()
+def info(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """Show what this machine can run, and what is missing."""
+    from rich.table import Table
+
+    from diffseg.runtime.info import gather
+
+    facts = gather()
+    if as_json:
+        typer.echo(json.dumps(facts, indent=1))
+        return
+    console, _ = _consoles()
+    console.print(f"diffseg {facts['version']}, Python {facts['python']}, {facts['platform']}, {facts['cores']} CPU cores")
+    for title, heading in (("providers", "runs here"), ("packages", "version")):
+        table = Table(title, heading, "note", box=None, pad_edge=False)
+        for name, (state, note) in facts[title].items():
+            table.add_row(name, state, note)
+        console.print(table)
+    console.print(f"embedded models: {', '.join(facts['models'])}")
+
+
+def main() -> None:
+    """Run the command line: 0 all worked, 1 something failed, 2 wrong usage."""
+    try:
+        app()
+    except DiffsegError as error:
+        _fail(str(error))
+
+
+def expand(images: Iterable[str]) -> list[Path]:
+    """Turn arguments into paths: folders become the images in them, globs what they match; each path once."""
+    from diffseg.runtime.image import SUFFIXES
+
+    paths: dict[Path, None] = {}
+    for item in images:
+        path = Path(item).expanduser()
+        if path.is_dir():
+            found = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.endswith(OUTPUT_ENDINGS))
+        elif not path.exists() and glob.has_magic(item):
+            found = sorted(Path(match) for match in glob.glob(str(path), recursive=True) if Path(match).is_file())  # noqa: PTH207 - absolute and ** patterns
+        else:
+            found = [path]
+        paths.update(dict.fromkeys(found))
+    return list(paths)
+
+
+def output_names(paths: list[Path]) -> list[str]:
+    """Name each output by its image's stem; where two would meet, the suffix and then a number tell them apart."""
+    names: list[str] = []
+    taken: set[str] = set()
+    stems = [path.stem.lower() for path in paths]
+    for path in paths:
+        wanted = path.stem if stems.count(path.stem.lower()) == 1 else path.name.replace(".", "_")
+        name, number = wanted, 1
+        while name.lower() in taken:
+            number += 1
+            name = f"{wanted}_{number}"
+        taken.add(name.lower())
+        names.append(name)
+    return names
+
+
+def _consoles() -> tuple[Console, Console]:
+    from rich.console import Console
+
+    # A path is no markup, and a pipe should get each line whole.
+    options = {"markup": False, "highlight": False, "soft_wrap": True, "emoji": False}
+    return Console(**options), Console(stderr=True, **options)  # type: ignore[arg-type]
+
+
+def _track(results: Iterable[object], total: int) -> Iterable[object]:
+    """Show a progress bar, on a terminal and for more than one image."""
+    if total == 1 or not sys.stderr.isatty():
+        return results
+    from rich.progress import track
+
+    return track(results, "segmenting", total, console=_consoles()[1], transient=True)
+
+
+def _si(value: float) -> str:
+    for limit, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= limit:
+            return f"{value / limit:.3g} {unit}"
+    return f"{value:.0f} "
+
+
+def _fail(message: str) -> None:
+    typer.echo(f"error: {message}", err=True)
+    sys.exit(FAILED)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,167 @@
+"""Pictures in, of any kind and size; label maps back out at that size."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from diffseg.engines.errors import ImageError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+ImageSource: TypeAlias = "str | Path | Image.Image | NDArray[np.uint8]"
+Fit = Literal["stretch", "crop", "pad"]
+PAD_GREY = (127, 127, 127)
+BYTE = 255
+SUFFIXES = frozenset({".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+"""Endings that a folder is searched for; a file that is named itself may have any."""
+
+_warnings_lock = threading.Lock()  # the list of filters is one for all threads
+
+
+def read_image(source: ImageSource) -> Image.Image:
+    """Decode a picture to RGB, upright.
+
+    EXIF orientation is applied; transparency is laid over white; 16-bit and float greys are scaled to 8 bits;
+    the first frame of an animation is taken.
+
+    Args:
+        source: a path, a PIL image, or a uint8 array (H, W, 3).
+
+    Raises:
+        ImageError: no such file, no image, truncated, empty, or more than 178 megapixels (a decompression bomb).
+    """
+    if isinstance(source, np.ndarray):
+        return _from_array(source)
+    if not isinstance(source, Image.Image | str | Path):
+        raise ImageError(f"an image must be a path, a PIL image or a uint8 array (H, W, 3), found {type(source).__name__}")
+    name = str(source) if isinstance(source, str | Path) else "image"
+    try:
+        if isinstance(source, Image.Image):
+            return _to_rgb(source)
+        with _open(Path(source)) as image:
+            return _to_rgb(image)
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"{name}: {error}; scale it down first") from None
+    except FileNotFoundError:
+        raise ImageError(f"{name}: no such file") from None
+    except Image.UnidentifiedImageError:
+        size = Path(name).stat().st_size
+        raise ImageError(f"{name}: {'an empty file' if size == 0 else 'not an image that Pillow can read'}") from None
+    except Exception as error:  # a damaged file makes a decoder raise anything  # noqa: BLE001
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ImageError(f"{name}: cannot be decoded ({reason})") from None
+
+
+def _open(path: Path) -> Image.Image:
+    with _warnings_lock, warnings.catch_warnings():
+        # Photographs of 90 to 178 megapixels are welcome here; above that Pillow raises.
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        return Image.open(path)
+
+
+def _from_array(array: NDArray[Any]) -> Image.Image:
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or 0 in array.shape:  # noqa: PLR2004
+        raise ImageError(f"an array must be uint8 (H, W, 3), found {array.dtype} {array.shape}")
+    return Image.fromarray(np.ascontiguousarray(array))
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    image.load()
+    upright = ImageOps.exif_transpose(image)
+    if upright.mode == "RGB":
+        return upright
+    if upright.mode.startswith(("I", "F")):
+        return _grey_to_8_bit(upright).convert("RGB")
+    if upright.mode in ("LA", "PA", "La", "RGBA", "RGBa") or "transparency" in upright.info:
+        rgba = upright.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, "white")
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    return upright.convert("RGB")
+
+
+def _grey_to_8_bit(image: Image.Image) -> Image.Image:
+    """Scale 16-bit, 32-bit and float greys, which Pillow itself would clip to white."""
+    values = np.nan_to_num(np.asarray(image, dtype=np.float64))
+    largest = values.max()
+    if image.mode.startswith("I;16") or (image.mode == "I" and BYTE < largest <= 65535):  # noqa: PLR2004
+        values /= 257
+    elif image.mode == "F" and largest <= 1:
+        values *= BYTE
+    elif largest > BYTE:
+        values *= BYTE / largest
+    return Image.fromarray(np.clip(values, 0, BYTE).astype(np.uint8))
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Which box of the picture the network sees; it may reach over the picture's borders (`pad`).
+
+    Model pixel `i` covers picture rows `top + i·height/size` and on, and alike for the columns.
+    """
+
+    picture: tuple[int, int]  # height, width of the picture
+    size: tuple[int, int]  # height, width of the network's input
+    top: float
+    left: float
+    height: float
+    width: float
+
+    def indices(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Row and column of the network's input for each row and column of the picture, the nearest outside."""
+        rows = np.floor((np.arange(self.picture[0]) + 0.5 - self.top) * (self.size[0] / self.height))
+        columns = np.floor((np.arange(self.picture[1]) + 0.5 - self.left) * (self.size[1] / self.width))
+        return (
+            np.clip(rows, 0, self.size[0] - 1).astype(np.int64),
+            np.clip(columns, 0, self.size[1] - 1).astype(np.int64),
+        )
+
+
+def fit_image(image: Image.Image, size: tuple[int, int], fit: Fit = "stretch") -> tuple[NDArray[np.uint8], Placement]:
+    """Bring a picture to the network's input size, bilinearly (antialiased where it shrinks).
+
+    Args:
+        image: RGB.
+        size: height and width of the network's input.
+        fit: `stretch` squeezes the whole picture in; `crop` takes the centre of the input's aspect ratio, and
+            pixels outside get the label at its border; `pad` puts grey around the whole picture.
+
+    Returns:
+        uint8 (H, W, 3), and where it came from.
+
+    Raises:
+        ValueError: an unknown `fit`.
+    """
+    width, height = image.size
+    rows, columns = size
+    if fit == "pad":
+        scale = min(rows / height, columns / width)
+        inner = max(1, round(height * scale)), max(1, round(width * scale))
+        top, left = (rows - inner[0]) // 2, (columns - inner[1]) // 2
+        canvas = Image.new("RGB", (columns, rows), PAD_GREY)
+        canvas.paste(_resize(image, inner, (0, 0, width, height)), (left, top))
+        y, x = height / inner[0], width / inner[1]  # picture pixels a model pixel
+        placement = Placement((height, width), size, -top * y, -left * x, rows * y, columns * x)
+        return np.asarray(canvas), placement
+    if fit == "crop":
+        box_height, box_width = min(height, width * rows / columns), min(width, height * columns / rows)
+        top, left = (height - box_height) / 2, (width - box_width) / 2
+        box = (left, top, left + box_width, top + box_height)
+        placement = Placement((height, width), size, top, left, box_height, box_width)
+        return np.asarray(_resize(image, size, box)), placement
+    if fit != "stretch":
+        raise ValueError(f"fit must be stretch, crop or pad, found {fit!r}")
+    placement = Placement((height, width), size, 0, 0, height, width)
+    return np.asarray(_resize(image, size, (0, 0, width, height))), placement
+
+
+def _resize(image: Image.Image, size: tuple[int, int], box: tuple[float, float, float, float]) -> Image.Image:
+    # reducing_gap: huge photographs are first shrunk by an integer, with no visible difference
+    return image.resize((size[1], size[0]), Image.Resampling.BILINEAR, box=box, reducing_gap=3.0)

@@ -1,0 +1,197 @@
+"""The result for one image, and how it is made from its attention."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import numpy as np
+from PIL import Image
+
+from diffseg.runtime import draw
+from diffseg.runtime.arrays import Array, to_host
+from diffseg.runtime.merge import merge_attention
+from diffseg.runtime.refine import kmeans_refine
+from diffseg.runtime.suppress import non_max_suppression
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from diffseg.runtime.image import Placement
+
+Refine = Literal["none", "kmeans"]
+Threshold: TypeAlias = "float | Sequence[float]"
+BYTE_LABELS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class MergeSettings:
+    """How attention becomes masks.
+
+    Raises:
+        ValueError: no threshold or a negative one, no anchor, or an unknown refinement.
+    """
+
+    thresholds: tuple[float, ...]
+    anchors: int
+    refine: Refine = "none"
+
+    def __post_init__(self) -> None:
+        if not self.thresholds or not all(t >= 0 for t in self.thresholds):
+            raise ValueError(f"threshold must be a number of at least 0, or one a round, found {list(self.thresholds)}")
+        if self.anchors < 1:
+            raise ValueError(f"anchors must be at least 1 a side, found {self.anchors}")
+        if self.refine not in ("none", "kmeans"):
+            raise ValueError(f"refine must be none or kmeans, found {self.refine!r}")
+
+    def updated(
+        self, threshold: Threshold | None = None, anchors: int | None = None, refine: Refine | None = None
+    ) -> MergeSettings:
+        """Copy with what is not None; a single threshold is taken for every round."""
+        thresholds = self.thresholds
+        if threshold is not None:
+            many = isinstance(threshold, Sequence)
+            thresholds = tuple(float(t) for t in threshold) if many else (float(threshold),) * len(self.thresholds)  # type: ignore[arg-type, union-attr]
+        return MergeSettings(thresholds, self.anchors if anchors is None else anchors, refine or self.refine)
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """One region."""
+
+    label: int
+    area: int  # pixels
+    bbox: tuple[int, int, int, int]  # left, top, width, height in pixels, as in COCO
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Segmentation:
+    """The masks of one image.
+
+    Attributes:
+        labels: (H, W) uint16, 0 to k-1 without gaps, the size of the (upright) input.
+        segments: one for each label, largest first.
+        timings: seconds by stage; the network's share of a batch is divided evenly.
+        attention: (n, n, n, n) float32 when it was kept, else None.
+        image: the decoded picture, RGB.
+        settings: the thresholds, anchors and refinement that were used.
+    """
+
+    labels: NDArray[np.uint16]
+    segments: tuple[Segment, ...]
+    timings: dict[str, float]
+    attention: Array | None
+    image: Image.Image
+    settings: MergeSettings
+    placement: Placement
+
+    def resegment(
+        self, threshold: Threshold | None = None, *, anchors: int | None = None, refine: Refine | None = None
+    ) -> Segmentation:
+        """Make new masks from the kept attention, without a pass through the network.
+
+        Raises:
+            ValueError: the attention was not kept, or a setting is out of range.
+        """
+        if self.attention is None:
+            raise ValueError("resegment needs the attention: segment with keep_attention=True")
+        settings = self.settings.updated(threshold, anchors, refine)
+        timings: dict[str, float] = {}
+        labels, segments = make_masks(self.attention, self.placement, settings, timings)
+        return replace(self, labels=labels, segments=segments, timings=timings, settings=settings)
+
+    def overlay(self, opacity: float = 0.5, *, outline: bool = True) -> Image.Image:
+        """Picture with the masks over it, RGB."""
+        return draw.overlay(self.image, self.labels, opacity, outline=outline)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What the .json file holds."""
+        height, width = self.labels.shape
+        return {
+            "width": width,
+            "height": height,
+            "segments": [asdict(segment) for segment in self.segments],
+            "settings": asdict(self.settings),
+            "timings": self.timings,
+        }
+
+    def save(self, folder: str | Path, name: str) -> list[Path]:
+        """Write `<name>.labels.png` (8-bit, or 16-bit for over 256 labels), `.overlay.png` and `.json`.
+
+        Each file appears whole or not at all.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        few = len(self.segments) <= BYTE_LABELS
+        paths = [folder / f"{name}{ending}" for ending in (".labels.png", ".overlay.png", ".json")]
+        with _replacing(paths[0]) as temporary:
+            Image.fromarray(self.labels.astype(np.uint8) if few else self.labels).save(temporary, "PNG")
+        with _replacing(paths[1]) as temporary:
+            self.overlay().save(temporary, "PNG", compress_level=1)
+        with _replacing(paths[2]) as temporary:
+            temporary.write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
+        return paths
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def timed(timings: dict[str, float], stage: str) -> Iterator[None]:
+    """Add the seconds of a block to a stage."""
+    start = time.perf_counter()
+    try:
+        yield
+    finally:
+        timings[stage] = timings.get(stage, 0.0) + time.perf_counter() - start
+
+
+def make_masks(
+    attention: Array, placement: Placement, settings: MergeSettings, timings: dict[str, float]
+) -> tuple[NDArray[np.uint16], tuple[Segment, ...]]:
+    """Aggregated attention (n, n, n, n) → labels at the picture's size, and their segments."""
+    with timed(timings, "merge"):
+        proposals = merge_attention(attention, settings.thresholds, settings.anchors)
+    if settings.refine == "kmeans":
+        with timed(timings, "refine"):
+            proposals = kmeans_refine(attention, proposals)
+    with timed(timings, "suppress"):
+        return place_labels(to_host(non_max_suppression(proposals, placement.size)), placement)
+
+
+def place_labels(
+    labels: NDArray[np.uint16], placement: Placement
+) -> tuple[NDArray[np.uint16], tuple[Segment, ...]]:
+    """Bring a label map of the network's size to the picture's, by nearest neighbour, with dense labels.
+
+    Areas and boxes are counted on the small map, whose rows and columns are only repeated or dropped.
+    """
+    rows, columns = placement.indices()
+    height, width = labels.shape
+    area = np.outer(np.bincount(rows, minlength=height), np.bincount(columns, minlength=width))  # pixels that each place becomes
+    areas = np.bincount(labels.ravel(), weights=area.ravel()).astype(np.int64)
+    kept = np.flatnonzero(areas)
+    dense = np.zeros(len(areas), dtype=np.uint16)
+    dense[kept] = np.arange(len(kept), dtype=np.uint16)
+    segments = []
+    for label, old in enumerate(kept):
+        mask = (labels == old) & (area > 0)
+        y, x = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+        top, bottom = np.searchsorted(rows, y[0], "left"), np.searchsorted(rows, y[-1], "right")
+        left, right = np.searchsorted(columns, x[0], "left"), np.searchsorted(columns, x[-1], "right")
+        segments.append(Segment(label, int(areas[old]), (int(left), int(top), int(right - left), int(bottom - top))))
+    placed = dense[labels][rows[:, None], columns[None, :]]
+    return placed, tuple(sorted(segments, key=lambda s: (-s.area, s.label)))

@@ -1,0 +1,174 @@
+"""Images → masks: the main job."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, overload
+
+import numpy as np
+
+from diffseg.engines.bundle import Bundle, open_bundle
+from diffseg.engines.errors import ImageError
+from diffseg.engines.providers import Network, load_network
+from diffseg.runtime.aggregate import aggregate_attention
+from diffseg.runtime.image import Fit, ImageSource, Placement, fit_image, read_image
+from diffseg.runtime.segmentation import MergeSettings, Refine, Segmentation, Threshold, make_masks, timed
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from PIL import Image
+
+
+class Segmenter:
+    """A bundle, loaded and ready. Threads may share one."""
+
+    def __init__(self, bundle: Bundle, network: Network, *, batch: int = 1) -> None:
+        manifest = bundle.manifest
+        if not 1 <= batch <= manifest.max_batch:
+            raise ValueError(f"batch must be 1 to {manifest.max_batch} for bundle {manifest.name!r}, found {batch}")
+        self.bundle = bundle
+        self.network = network
+        self.batch = batch
+        self.settings = MergeSettings(manifest.defaults.thresholds, manifest.defaults.anchors)
+
+    @classmethod
+    def load(
+        cls,
+        model: str | Path = "tiny",
+        *,
+        provider: str = "auto",
+        batch: int = 1,
+        threads: int | None = None,
+        lean: bool = False,
+    ) -> Segmenter:
+        """Load a bundle.
+
+        Args:
+            model: an embedded name, a bundle folder, or a hub id (`owner/name[@revision]`).
+            provider: what executes it; `auto` takes the fastest that runs here. See `.provider`.
+            batch: images that go through the network at once, at most the bundle's largest batch.
+            threads: CPU threads of the network; None for all cores.
+            lean: give the network's memory back after each call: lower peak, slower.
+
+        Raises:
+            BundleError: there is no such bundle, or it is damaged.
+            ProviderError: the provider can't run here.
+        """
+        bundle = open_bundle(model)
+        return cls(bundle, load_network(bundle, provider, threads=threads, lean=lean), batch=batch)
+
+    @property
+    def provider(self) -> str:
+        """The provider that executes the network."""
+        return self.network.provider
+
+    @overload
+    def __call__(
+        self, image: ImageSource, threshold: Threshold | None = ..., keep_attention: bool = ...,
+        *, anchors: int | None = ..., refine: Refine = ..., fit: Fit = ...,
+    ) -> Segmentation: ...  # fmt: skip
+    @overload
+    def __call__(
+        self, image: Sequence[ImageSource], threshold: Threshold | None = ..., keep_attention: bool = ...,
+        *, anchors: int | None = ..., refine: Refine = ..., fit: Fit = ...,
+    ) -> list[Segmentation]: ...  # fmt: skip
+    def __call__(
+        self,
+        image: ImageSource | Sequence[ImageSource],
+        threshold: Threshold | None = None,
+        keep_attention: bool = False,
+        *,
+        anchors: int | None = None,
+        refine: Refine = "none",
+        fit: Fit = "stretch",
+    ) -> Segmentation | list[Segmentation]:
+        """Segment one image, or a list of images of any sizes.
+
+        Args:
+            image: a path, a PIL image, or uint8 (H, W, 3); a list gives a list.
+            threshold: largest KL distance, in nats, of maps that are merged; a sequence has one a round.
+                None: the bundle's default.
+            keep_attention: keep the aggregated attention for `resegment`: 64 MB an image at 512 px.
+            anchors: anchors a side; None: the bundle's default.
+            refine: `kmeans` refines the proposals before they compete.
+            fit: how the picture is brought to the network's size: `stretch`, `crop` or `pad`.
+
+        Raises:
+            ImageError: an image can't be read; `stream` goes on with the others.
+            ValueError: a setting is out of range.
+        """
+        many = isinstance(image, Sequence) and not isinstance(image, str)
+        sources: list[ImageSource] = list(image) if many else [image]  # type: ignore[arg-type, list-item]
+        results = []
+        for _, result in self.stream(
+            sources, threshold, keep_attention, anchors=anchors, refine=refine, fit=fit
+        ):
+            if isinstance(result, ImageError):
+                raise result
+            results.append(result)
+        return results if many else results[0]
+
+    def stream(
+        self,
+        images: Iterable[ImageSource],
+        threshold: Threshold | None = None,
+        keep_attention: bool = False,
+        *,
+        anchors: int | None = None,
+        refine: Refine = "none",
+        fit: Fit = "stretch",
+    ) -> Iterator[tuple[ImageSource, Segmentation | ImageError]]:
+        """Segment images as they come, in order; an image that can't be read gives its error in its place.
+
+        Arguments as for a call. Nothing is kept of an image once it was yielded.
+        """
+        settings = self.settings.updated(threshold, anchors, refine)
+        waiting = iter(images)
+        while group := list(islice(waiting, self.batch)):
+            opened: list[_Opened | ImageError] = [self._open(source, fit) for source in group]
+            good = [item for item in opened if not isinstance(item, ImageError)]
+            results = iter(self._segment(good, settings, keep_attention=keep_attention))
+            for source, item in zip(group, opened, strict=True):
+                yield source, item if isinstance(item, ImageError) else next(results)
+
+    def _open(self, source: ImageSource, fit: Fit) -> _Opened | ImageError:
+        timings: dict[str, float] = {}
+        try:
+            with timed(timings, "decode"):
+                picture = read_image(source)
+        except ImageError as error:
+            return error
+        with timed(timings, "resize"):
+            pixels, placement = fit_image(picture, self.bundle.manifest.image_size, fit)
+        return _Opened(picture, pixels, placement, timings)
+
+    def _segment(self, images: list[_Opened], settings: MergeSettings, *, keep_attention: bool) -> Iterator[Segmentation]:
+        if not images:
+            return
+        shared: dict[str, float] = {}
+        with timed(shared, "encode"):
+            latent = self.network.encode(np.stack([image.pixels for image in images]))
+        with timed(shared, "attend"):
+            outputs = self.network.attend(latent)
+        grids = [attention.grid for attention in self.bundle.manifest.attention]
+        for i, image in enumerate(images):
+            timings = image.timings | {stage: seconds / len(images) for stage, seconds in shared.items()}
+            maps = [output[i, ...] for output in outputs]
+            with timed(timings, "aggregate"):
+                attention = aggregate_attention(maps, grids=grids, out=maps[0])  # in the place of the finest
+            labels, segments = make_masks(attention, image.placement, settings, timings)
+            kept = attention if keep_attention else None
+            yield Segmentation(labels, segments, timings, kept, image.picture, settings, image.placement)
+
+
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """An image on its way into the network."""
+
+    picture: Image.Image
+    pixels: NDArray[np.uint8]
+    placement: Placement
+    timings: dict[str, float]
