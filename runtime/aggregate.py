@@ -43,28 +43,21 @@ def aggregate_attention(
     order = sorted(range(len(maps)), key=lambda i: shapes[i])  # coarse to fine
     height, width = finest = shapes[order[-1]]
 
-    coarse: Array | None = None  # (queries so far, h·w): all coarser maps, summed
-    grid = finest
-    for i in order[:-1]:
-        upsampled = _upsample_keys(_mean_heads(maps[i]), shapes[i], finest)
-        upsampled *= _row_scale(upsampled, shares[i])[:, None]
-        if coarse is not None:
-            upsampled += xp.take(coarse, _repeat_index(xp, grid, shapes[i], coarse), axis=0)
-        coarse, grid = upsampled, shapes[i]
-
-    finest_map, share = maps[order[-1]], shares[order[-1]]
-    queries = height * width
-    if out is None:
-        out = xp.empty((queries, queries), dtype=xp.float32, device=_device(finest_map))
-    repeat = None if coarse is None else _repeat_index(xp, grid, finest, coarse)
-    for rows in row_blocks(queries, 4 * queries):
-        block = _mean_heads(finest_map[..., rows, :])
-        scale = _row_scale(block, share)
-        block = block * scale[:, None]
-        if coarse is not None and repeat is not None:
-            block += xp.take(coarse, repeat[rows], axis=0)
-        out[rows, :] = block
-    return xp.reshape(out, (height, width, height, width))
+    total: Array | None = None  # (queries of this level, h·w): the maps of this level and of all coarser ones
+    covered: tuple[int, int] = finest
+    for i in order:
+        queries = shapes[i][0] * shapes[i][1]
+        here = out if i == order[-1] else None
+        if here is None:
+            here = xp.empty((queries, height * width), dtype=xp.float32, device=_device(maps[i]))
+        parents = None if total is None else _repeat_index(xp, covered, shapes[i], total)
+        for rows in row_blocks(queries, 4 * height * width):
+            block = _normalised(_upsample_keys(_mean_heads(maps[i][..., rows, :]), shapes[i], finest), shares[i])
+            if total is not None and parents is not None:
+                block += xp.take(total, parents[rows], axis=0)
+            here[rows, :] = block
+        total, covered = here, shapes[i]
+    return xp.reshape(total, (height, width, height, width))
 
 
 def _grid(attention: Array, grid: tuple[int, int] | None) -> tuple[int, int]:
@@ -116,16 +109,18 @@ def _mean_heads(attention: Array) -> Array:
 
 def _upsample_keys(attention: Array, grid: tuple[int, int], target: tuple[int, int]) -> Array:
     """(q, h·w) on `grid` → (q, H·W) on `target`, bilinearly."""
+    if grid == target:
+        return attention
     xp = namespace(attention)
     queries = attention.shape[0]
     keys = xp.reshape(attention, (queries, *grid))
     keys = resize_last(keys, target[1])
     keys = xp.permute_dims(resize_last(xp.permute_dims(keys, (0, 2, 1)), target[0]), (0, 2, 1))
-    return xp.asarray(xp.reshape(keys, (queries, target[0] * target[1])), copy=True)
+    return xp.reshape(keys, (queries, target[0] * target[1]))
 
 
-def _row_scale(block: Array, share: float) -> Array:
-    """What each row of `block` is multiplied with to sum to `share`; rows that can't be are mended in place."""
+def _normalised(block: Array, share: float) -> Array:
+    """Rows of `block` (r, N) scaled to sum to `share`; entries that are no probability become 0, empty rows uniform."""
     xp = namespace(block)
     total = xp.sum(block, axis=1)
     # A negative or infinite entry shows in the sum only if it is not cancelled: the minimum settles it.
@@ -135,10 +130,9 @@ def _row_scale(block: Array, share: float) -> Array:
         mended = xp.where(xp.isfinite(block) & (block > 0), block, zero)
         sums = xp.sum(mended, axis=1)
         empty = sums <= 0
-        mended = xp.where(empty[:, None], xp.ones_like(block), mended)
-        block[...] = mended
+        block = xp.where(empty[:, None], xp.ones_like(block), mended)
         total = xp.sum(block, axis=1)
-    return share / total
+    return block * (share / total)[:, None]
 
 
 def _repeat_index(xp: Array, coarse: tuple[int, int], fine: tuple[int, int], like: Array) -> Array:

@@ -1,0 +1,46 @@
+import numpy as np
+import pytest
+from diffseg.engines import tensors
+from diffseg.engines.bundle import Bundle, seal
+from diffseg.engines.manifest import ENCODER, UNET, Graph, Manifest, Source
+from diffseg.runtime import Segmenter
+
+
+@pytest.fixture(scope="session")
+def segmenter():
+    return Segmenter.load("tiny", provider="cpu", batch=2)
+
+
+@pytest.fixture
+def photo():
+    """A picture with three plain regions, uint8 (120, 200, 3)."""
+    array = np.zeros((120, 200, 3), np.uint8)
+    array[:60] = (90, 150, 230)
+    array[60:] = (60, 140, 50)
+    array[30:100, 70:130] = (200, 60, 40)
+    return array
+
+
+@pytest.fixture
+def fake_bundle(tmp_path):
+    """A bundle whose graphs are bytes of no meaning: what can be checked without running it."""
+    folder = tmp_path / "fake"
+    folder.mkdir()
+    for name in ("vae_encoder.onnx", "unet.onnx", "unet.onnx.data"):
+        (folder / name).write_bytes(name.encode() * 100)
+    attention = (tensors.Attention("attention_8", (8, 8), 5, 8), tensors.Attention("attention_4", (4, 4), 1, 8))
+    manifest = Manifest(
+        name="fake",
+        source=Source("nowhere"),
+        image_size=(64, 64),
+        latent_scale=0.18215,
+        timestep=300,
+        precision="fp32",
+        graphs={
+            ENCODER: Graph("vae_encoder.onnx", (), tensors.encoder_tensors((64, 64), 4, 4), 18, 10, 20),
+            UNET: Graph("unet.onnx", ("unet.onnx.data",), tensors.unet_tensors((64, 64), 4, attention, 4), 18, 10, 20),
+        },
+        attention=attention,
+    )
+    seal(folder, manifest)
+    return Bundle.open(folder)

@@ -1,0 +1,51 @@
+"""Hub ids, from a hub cache on disk: nothing is downloaded."""
+
+import pytest
+from diffseg.engines.bundle import open_bundle
+from diffseg.engines.errors import BundleNotFoundError
+from diffseg.engines.hub import is_hub_id, snapshot
+
+huggingface_hub = pytest.importorskip("huggingface_hub")
+REVISION = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch, fake_bundle):
+    """The cache that huggingface-hub would have after a download: blobs, and links to them."""
+    repository = tmp_path / "hub" / "models--someone--bundle"
+    folder, blobs = repository / "snapshots" / REVISION, repository / "blobs"
+    folder.mkdir(parents=True)
+    blobs.mkdir()
+    for path in fake_bundle.folder.iterdir():
+        (blobs / path.name).write_bytes(path.read_bytes())
+        (folder / path.name).symlink_to(blobs / path.name)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(REVISION)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "answer"),
+    [("a/b", True), ("a-b/c.d@main", True), ("tiny", False), ("a/b/c", False), ("./a", False), ("../a", False), ("/a/b", False), ("~/a", False)],
+)
+def test_what_looks_like_a_hub_id(name, answer):
+    assert is_hub_id(name) is answer
+
+
+def test_a_cached_repository_needs_no_network(cache):
+    found = snapshot("someone/bundle")
+    assert found.revision == REVISION
+    assert found.folder.samefile(cache)
+    assert snapshot(f"someone/bundle@{REVISION}").folder.samefile(cache)
+
+
+def test_a_bundle_opens_by_hub_id(cache):
+    assert open_bundle("someone/bundle").manifest.name == "fake"
+
+
+def test_what_is_not_in_the_cache_is_one_clear_line(cache):
+    with pytest.raises(BundleNotFoundError, match="not in the hub's cache") as caught:
+        snapshot("someone/else")
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,101 @@
+"""The ONNX Runtime session, on the embedded model."""
+
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from diffseg.engines import open_bundle
+from diffseg.engines.bundle import Bundle
+from diffseg.engines.errors import BundleError, ProviderError
+from diffseg.engines.examples import example_images
+from diffseg.engines.ort import OrtNetwork
+from diffseg.engines.providers import load_network
+from PIL import Image
+
+
+@pytest.fixture(scope="module")
+def bundle():
+    return open_bundle("tiny")
+
+
+@pytest.fixture(scope="module")
+def network(bundle):
+    return OrtNetwork(bundle)
+
+
+@pytest.fixture(scope="module")
+def images(bundle):
+    height, width = bundle.manifest.image_size
+    return np.stack([np.asarray(Image.open(p).convert("RGB").resize((width, height))) for p in example_images()[:3]])
+
+
+def test_outputs_are_what_the_manifest_declares(bundle, network, images):
+    latent = network.encode(images[:1])
+    assert latent.shape == bundle.manifest.graphs["unet"].tensors.inputs[0].shape(1)
+    outputs = network.attend(latent)
+    assert [o.shape for o in outputs] == [(1, a.queries, a.queries) for a in bundle.manifest.attention]
+    for output in outputs:
+        assert output.dtype == np.float32
+        np.testing.assert_allclose(output.sum(-1), 1, atol=1e-4)
+        assert output.min() >= 0
+
+
+def test_a_batch_gives_what_its_images_give_alone(network, images):
+    together = network.attend(network.encode(images))
+    for i in range(len(images)):
+        alone = network.attend(network.encode(images[i : i + 1]))
+        for a, b in zip(alone, together, strict=True):
+            np.testing.assert_allclose(a[0], b[i], atol=1e-5)
+
+
+def test_lean_and_threads_change_no_number(bundle, network, images):
+    other = load_network(bundle, "cpu", threads=1, lean=True)
+    for a, b in zip(network.attend(network.encode(images[:1])), other.attend(other.encode(images[:1])), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_threads_may_share_a_network(network, images):
+    expected = [network.attend(network.encode(images[i : i + 1])) for i in range(3)]
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(lambda i: network.attend(network.encode(images[i % 3 : i % 3 + 1])), range(6)))
+    for i, outputs in enumerate(found):
+        for a, b in zip(outputs, expected[i % 3], strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+def test_auto_says_what_it_took(bundle, caplog):
+    with caplog.at_level("INFO", logger="diffseg"):
+        assert load_network(bundle, "auto").provider == "cpu"
+    assert "took cpu" in caplog.text
+
+
+@pytest.mark.parametrize("provider", ["cuda", "tensorrt", "ort-tensorrt", "tensorrt-rtx"])
+def test_a_provider_that_cannot_run_is_an_error(bundle, provider):
+    with pytest.raises(ProviderError, match=f"provider '{provider}' cannot run"):
+        load_network(bundle, provider)
+
+
+def test_an_unknown_provider_is_an_error(bundle):
+    with pytest.raises(ProviderError, match=r"unknown provider 'gpu'.*auto, cpu, cuda"):
+        load_network(bundle, "gpu")
+
+
+def test_bfloat16_is_refused_on_the_cpu(bundle):
+    with pytest.raises(ProviderError, match="--precision fp32"):
+        OrtNetwork(Bundle(bundle.folder, replace(bundle.manifest, precision="bf16")))
+
+
+def test_graphs_that_are_no_onnx_are_one_clear_line(fake_bundle):
+    with pytest.raises(BundleError, match="cannot load .*vae_encoder.onnx") as caught:
+        OrtNetwork(fake_bundle)
+    assert "\n" not in str(caught.value)
+
+
+def test_graphs_with_other_tensors_are_refused(bundle, tmp_path):
+    folder = tmp_path / "swapped"
+    shutil.copytree(bundle.folder, folder)
+    shutil.copy(bundle.folder / "vae_encoder.onnx", folder / "unet.onnx")
+    with pytest.raises(BundleError, match="the manifest says"):
+        OrtNetwork(Bundle(folder, bundle.manifest))

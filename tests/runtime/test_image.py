@@ -1,0 +1,163 @@
+"""Decoding: everything that people call an image, and everything that only looks like one."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from diffseg.engines.errors import ImageError
+from diffseg.runtime.image import fit_image, read_image
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+GREY = np.linspace(0, 255, 64 * 48).reshape(48, 64)
+
+
+def saved(tmp_path, image, name, **options):
+    path = tmp_path / name
+    image.save(path, **options)
+    return path
+
+
+def test_exif_orientation_is_applied(tmp_path):
+    image = Image.new("RGB", (40, 20))
+    image.paste((255, 0, 0), (0, 0, 10, 20))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn right: the left edge becomes the top
+    upright = read_image(saved(tmp_path, image, "turned.png", exif=exif))
+    assert upright.size == (20, 40)
+    assert upright.getpixel((10, 3)) == (255, 0, 0)
+    assert upright.getpixel((10, 30)) == (0, 0, 0)
+
+
+def test_cmyk(tmp_path):
+    image = read_image(saved(tmp_path, Image.new("RGB", (32, 32), (200, 30, 60)).convert("CMYK"), "a.jpg", quality=95))
+    assert image.mode == "RGB"
+    assert np.abs(np.asarray(image, int) - (200, 30, 60)).max() < 12
+
+
+def test_palette_and_its_transparency(tmp_path):
+    image = Image.new("P", (8, 8), 1)
+    image.putpalette([255, 0, 0, 0, 0, 255])
+    assert read_image(saved(tmp_path, image, "a.png")).getpixel((0, 0)) == (0, 0, 255)
+    assert read_image(saved(tmp_path, image, "b.png", transparency=1)).getpixel((0, 0)) == (255, 255, 255)
+    assert read_image(saved(tmp_path, image, "c.gif")).getpixel((0, 0)) == (0, 0, 255)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_transparency_is_laid_over_white(tmp_path, mode):
+    image = Image.new("RGBA", (8, 8), (0, 0, 0, 0)).convert(mode)
+    assert read_image(saved(tmp_path, image, "a.png")).getpixel((4, 4)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize("kind", ["I;16", "I", "F", "F of 0 to 1", "L", "1"])
+def test_greys_of_any_depth_keep_their_tones(tmp_path, kind):
+    match kind:
+        case "I;16":
+            path = saved(tmp_path, Image.fromarray((GREY * 257).astype(np.uint16)), "a.png")
+        case "I":
+            path = saved(tmp_path, Image.fromarray((GREY * 257).astype(np.int32)), "a.tif")
+        case "F":
+            path = saved(tmp_path, Image.fromarray(GREY.astype(np.float32)), "a.tif")
+        case "F of 0 to 1":
+            path = saved(tmp_path, Image.fromarray((GREY / 255).astype(np.float32)), "a.tif")
+        case "L":
+            path = saved(tmp_path, Image.fromarray(GREY.astype(np.uint8)), "a.png")
+        case "1":
+            image = read_image(saved(tmp_path, Image.fromarray(GREY > 127), "a.png"))
+            assert set(np.unique(image)) == {0, 255}
+            return
+    image = np.asarray(read_image(path), float)
+    assert image.shape == (48, 64, 3)
+    assert np.abs(image - GREY[..., None]).max() <= 1.5
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2000, 50), (50, 2000), (1, 400)])
+@pytest.mark.parametrize("fit", ["stretch", "crop", "pad"])
+def test_extreme_shapes_fit_and_map_back(size, fit):
+    pixels, placement = fit_image(Image.new("RGB", size, (9, 8, 7)), (64, 128), fit)
+    assert pixels.shape == (64, 128, 3)
+    assert pixels.dtype == np.uint8
+    rows, columns = placement.indices()
+    assert (len(columns), len(rows)) == size
+
+
+def test_a_photograph_of_100_megapixels_is_welcome(tmp_path):
+    path = saved(tmp_path, Image.new("L", (12_500, 8_000), 50), "huge.png", compress_level=1)
+    image = read_image(path)
+    assert image.size == (12_500, 8_000)
+    assert fit_image(image, (64, 64))[0].max() == 50
+
+
+def test_a_decompression_bomb_is_an_error_before_it_is_decoded(tmp_path):
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    path = tmp_path / "bomb.png"
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 1000)) + chunk(b"IEND", b""))
+    with pytest.raises(ImageError, match=r"bomb.png: .*3600000000 pixels.*scale it down"):
+        read_image(path)
+
+
+def jpeg():
+    stream = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (200, 200, 3), np.uint8)).save(stream, "JPEG")
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [(b"", "an empty file"), (b"hello, world\n" * 9, "not an image"), (jpeg()[:3000], "cannot be decoded .*truncated"), (jpeg()[:3], "not an image")],
+)
+def test_what_only_looks_like_an_image_is_one_clear_line(tmp_path, data, message):
+    path = tmp_path / "photo.jpg"
+    path.write_bytes(data)
+    with pytest.raises(ImageError, match=f"photo.jpg: {message}") as caught:
+        read_image(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_paths_that_are_no_files(tmp_path):
+    with pytest.raises(ImageError, match="no such file"):
+        read_image(tmp_path / "nope.jpg")
+    with pytest.raises(ImageError, match="cannot be decoded"):
+        read_image(tmp_path)
+
+
+@pytest.mark.parametrize("wrong", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.float32), np.zeros((0, 4, 3), np.uint8), 7, None])
+def test_what_is_no_image_in_memory(wrong):
+    with pytest.raises(ImageError, match="found"):
+        read_image(wrong)
+
+
+def test_images_and_arrays_in_memory(photo):
+    for source in (photo, Image.fromarray(photo), Image.fromarray(photo).convert("RGBA")):
+        np.testing.assert_array_equal(np.asarray(read_image(source)), photo)
+
+
+@settings(deadline=None)
+@given(st.integers(1, 300), st.integers(1, 300), st.sampled_from(["stretch", "crop", "pad"]))
+def test_every_picture_pixel_reads_the_model_pixel_that_shows_it(height, width, fit):
+    """A ramp goes in; read back through the placement, it must come out where it was."""
+    ramp = np.zeros((height, width, 3), np.uint8)
+    ramp[..., 0] = np.linspace(0, 250, width)[None]
+    ramp[..., 1] = np.linspace(0, 250, height)[:, None]
+    pixels, placement = fit_image(Image.fromarray(ramp), (256, 192), fit)
+    rows, columns = placement.indices()
+    back = pixels[rows[:, None], columns[None]].astype(int)
+    difference = np.abs(back - ramp)[..., :2]
+    if fit == "crop":
+        top, left = int(np.ceil(placement.top)), int(np.ceil(placement.left))
+        bottom, right = int(placement.top + placement.height), int(placement.left + placement.width)
+        difference = difference[top:bottom, left:right]
+    tolerance = 4 + 260 / min(height, width) + (260 / 50 if fit == "stretch" else 260 / 20)
+    if difference.size and min(height, width) > 20:
+        assert difference.max() <= tolerance
+
+
+def test_an_unknown_fit_is_refused(photo):
+    with pytest.raises(ValueError, match="fit must be"):
+        fit_image(Image.fromarray(photo), (64, 64), "cover")
