@@ -1,0 +1,172 @@
+"""What export refuses, and what it leaves behind when it does."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from diffseg.engines.errors import CheckpointError, ParityError
+from diffseg.engines.ort import import_onnxruntime
+from diffseg.export import ExportSettings, export_bundle, parity, parse_size
+from diffseg.export.checkpoint import load_checkpoint
+
+SMALL = ExportSettings((64, 64), max_batch=1)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(make_checkpoint, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("family") / "bk"
+    make_checkpoint("bk-sdm-tiny", folder, small=True)
+    return folder
+
+
+@pytest.fixture
+def damaged(checkpoint, tmp_path):
+    """A copy to damage."""
+    return shutil.copytree(checkpoint, tmp_path / "damaged")
+
+
+def edit(path, **changes):
+    value = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps(value))
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:1000])
+
+
+DAMAGE = {
+    "has no vae/, tokenizer/": lambda f: [shutil.rmtree(f / part) for part in ("vae", "tokenizer")],
+    "is a StableDiffusionXLPipeline, which is not supported": lambda f: edit(f / "model_index.json", _class_name="StableDiffusionXLPipeline"),
+    "is a FluxPipeline": lambda f: edit(f / "model_index.json", _class_name="FluxPipeline"),
+    "a DiT": lambda f: (f / "transformer").mkdir(),
+    "is a UNet3DConditionModel": lambda f: edit(f / "unet" / "config.json", _class_name="UNet3DConditionModel"),
+    "addition_embed_type=text_time": lambda f: edit(f / "unet" / "config.json", addition_embed_type="text_time"),
+    "blocks=\\['AttnDownBlock2D'\\]": lambda f: edit(f / "unet" / "config.json", down_block_types=["AttnDownBlock2D"] * 3),
+    "is a VQModel, expected AutoencoderKL or": lambda f: edit(f / "vae" / "config.json", _class_name="VQModel"),
+    "cannot load .*unet": lambda f: cut(f / "unet" / "diffusion_pytorch_model.safetensors"),
+    "cannot load .*text_encoder": lambda f: cut(f / "text_encoder" / "model.safetensors"),
+    "holds no weights": lambda f: (f / "vae" / "diffusion_pytorch_model.safetensors").unlink(),
+    "cannot read .*config.json": lambda f: (f / "vae" / "config.json").write_text("{"),
+}
+
+
+@pytest.mark.parametrize("message", DAMAGE)
+def test_an_unusable_checkpoint_is_one_clear_line(damaged, tmp_path, message):
+    DAMAGE[message](damaged)
+    before = set(tmp_path.iterdir())
+    with pytest.raises(CheckpointError, match=message) as caught:
+        export_bundle(damaged, tmp_path / "bundle", SMALL)
+    assert "\n" not in str(caught.value)
+    assert set(tmp_path.iterdir()) == before
+
+
+def test_a_checkpoint_that_is_not_there(tmp_path):
+    with pytest.raises(CheckpointError, match="neither a folder nor a hub id"):
+        load_checkpoint(tmp_path / "nope")
+    (tmp_path / "model.safetensors").touch()
+    with pytest.raises(CheckpointError, match="single-file"):
+        load_checkpoint(tmp_path / "model.safetensors")
+
+
+def test_an_inpainting_unet_is_refused(damaged):
+    from diffusers import UNet2DConditionModel
+
+    config = json.loads((damaged / "unet" / "config.json").read_text())
+    UNet2DConditionModel.from_config(config | {"in_channels": 9}).save_pretrained(damaged / "unet")
+    with pytest.raises(CheckpointError, match="takes 9 channels"):
+        load_checkpoint(damaged)
+
+
+def test_half_precision_weights_by_their_variant_name(damaged):
+    weights = damaged / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.rename(weights.with_name("diffusion_pytorch_model.fp16.safetensors"))
+    assert next(load_checkpoint(damaged).unet.parameters()).dtype == torch.float32
+
+
+def test_another_vae_can_be_named(checkpoint, make_checkpoint, tmp_path):
+    make_checkpoint("bk-sdm-tiny", tmp_path / "other", small=True, vae="tiny")
+    for folder in (tmp_path / "other", tmp_path / "other" / "vae"):
+        assert type(load_checkpoint(checkpoint, vae=folder).vae).__name__ == "AutoencoderTiny"
+
+
+def test_the_licence_of_a_model_card_is_kept(damaged):
+    assert load_checkpoint(damaged).source.licence is None
+    (damaged / "README.md").write_text("---\nlicense: creativeml-openrail-m\ntags: [x]\n---\n# Card\n")
+    assert load_checkpoint(damaged).source.licence == "creativeml-openrail-m"
+
+
+def test_an_export_that_fails_its_tolerance_leaves_nothing(checkpoint, tmp_path, monkeypatch):
+    """The weights that are checked are not those that were traced: the check must see it."""
+    honest = parity.reference
+
+    def other(module, value):
+        for parameter in module.parameters():
+            parameter.data.mul_(1.02)
+        result = honest(module, value)
+        for parameter in module.parameters():
+            parameter.data.div_(1.02)
+        return result
+
+    monkeypatch.setattr(parity, "reference", other)
+    with pytest.raises(ParityError, match="disagrees with torch: .*fp32 allows .*nothing was written"):
+        export_bundle(checkpoint, tmp_path / "bundle", SMALL)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1.0])
+def test_a_bad_figure_never_passes(value):
+    with pytest.raises(ParityError):
+        parity.check({"latent": {"latent_max_error": value}}, "fp32")
+    parity.check({"latent": {"latent_max_error": 1e-5}}, "fp32")
+
+
+def test_nan_in_an_output_shows_in_its_figures():
+    good = np.full((1, 4, 4), 0.25, np.float32)
+    bad = good.copy()
+    bad[0, 2, 1] = np.nan
+    for precision in ("fp32", "fp16", "bf16"):
+        with pytest.raises(ParityError):
+            parity.check({"attention_2": parity.measure_attention(good, bad)}, precision)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"size": (500, 512)}, "multiples of 64"),
+        ({"size": (0, 0)}, "multiples of 64"),
+        ({"timestep": 1000}, "timestep"),
+        ({"max_batch": 0}, "max_batch"),
+        ({"precision": "fp8"}, "precision"),
+    ],
+)
+def test_settings_that_no_unet_takes(settings, message):
+    with pytest.raises(ValueError, match=message):
+        ExportSettings(**settings)
+
+
+def test_sizes():
+    assert parse_size("512") == (512, 512)
+    assert parse_size("512x768") == (512, 768)
+    for text in ("", "axb", "1x2x3", "-64"):
+        with pytest.raises(ValueError, match="size must be"):
+            parse_size(text)
+
+
+def test_external_data_cannot_point_out_of_the_bundle(tmp_path):
+    """ONNX Runtime itself refuses this; should it ever stop, we want to know."""
+    onnx = pytest.importorskip("onnx")
+    weight = onnx.numpy_helper.from_array(np.ones((64, 64), np.float32), "w")
+    x, y = (onnx.helper.make_tensor_value_info(name, 1, [1, 64]) for name in "xy")
+    graph = onnx.helper.make_graph([onnx.helper.make_node("MatMul", ["x", "w"], ["y"])], "g", [x], [y], [weight])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=9)
+    (tmp_path / "bundle").mkdir()
+    onnx.save_model(model, tmp_path / "m.onnx", save_as_external_data=True, location="secret", size_threshold=0)
+    model = onnx.load(tmp_path / "m.onnx", load_external_data=False)
+    for entry in model.graph.initializer[0].external_data:
+        if entry.key == "location":
+            entry.value = "../secret"
+    (tmp_path / "bundle" / "m.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(Exception, match="escapes"):
+        import_onnxruntime().InferenceSession(str(tmp_path / "bundle" / "m.onnx"))
