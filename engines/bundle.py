@@ -39,7 +39,9 @@ class Bundle:
             if found is None:
                 raise BundleError(f"{folder}: {name} is missing; copy or export the bundle again")
             if found != file.bytes:
-                raise BundleError(f"{folder}: {name} has {found} bytes, expected {file.bytes}; copy or export the bundle again")
+                raise BundleError(
+                    f"{folder}: {name} has {found} bytes, expected {file.bytes}; copy or export the bundle again"
+                )
         return cls(folder, manifest)
 
     def graph_path(self, graph: str) -> Path:
@@ -94,11 +96,14 @@ def find_bundle(model: str | Path) -> Path:
     if (folder / MANIFEST).is_file():
         return folder
     if folder.exists():
-        raise BundleNotFoundError(f"{folder} is no bundle: it has no {MANIFEST}; `diffseg export` makes a bundle of a checkpoint")
+        raise BundleNotFoundError(
+            f"{folder} is no bundle: it has no {MANIFEST}; `diffseg export` makes a bundle of a checkpoint"
+        )
     if is_hub_id(name):
         return snapshot(name).folder
     raise BundleNotFoundError(
-        f"no bundle {name!r}: not a folder, not an embedded model ({', '.join(embedded_models())}), no hub id (owner/name)"
+        f"no bundle {name!r}: not a folder, not an embedded model ({', '.join(embedded_models())}), "
+        "no hub id (owner/name)"
     )
 
 
@@ -123,7 +128,11 @@ def sha256(path: Path) -> str:
 
 def seal(folder: Path, manifest: Manifest) -> Manifest:
     """Fingerprint every file of `folder` into the manifest and write it; the last step of making a bundle."""
-    files = {name: File(sha256(folder / name), (folder / name).stat().st_size) for name in _listing(folder) if name != MANIFEST}
+    files = {
+        name: File(sha256(folder / name), (folder / name).stat().st_size)
+        for name in _listing(folder)
+        if name != MANIFEST
+    }
     sealed = replace(manifest, files=files)
     (folder / MANIFEST).write_text(sealed.to_json(), encoding="utf-8")
     return read_manifest(folder)
@@ -136,13 +145,12 @@ def atomic_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
     Raises:
         BundleError: `target` exists and `overwrite` is not set, or is something other than a bundle.
     """
-    if target.exists():
-        # Only what we wrote may be replaced: `-o ~` must not be the end of a home folder.
-        if any(target.iterdir()) if target.is_dir() else True:
-            if not (target / MANIFEST).is_file():
-                raise BundleError(f"{target} exists and is no bundle; choose another folder with -o")
-            if not overwrite:
-                raise BundleError(f"{target} exists; choose another folder with -o, or overwrite it with --force")
+    # Only what we wrote may be replaced: `-o ~` must not be the end of a home folder.
+    taken = any(target.iterdir()) if target.is_dir() else target.exists()
+    if taken and not (target / MANIFEST).is_file():
+        raise BundleError(f"{target} exists and is no bundle; choose another folder with -o")
+    if taken and not overwrite:
+        raise BundleError(f"{target} exists; choose another folder with -o, or overwrite it with --force")
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
@@ -168,4 +176,6 @@ def _size(path: Path) -> int | None:
 def _listing(folder: Path) -> list[str]:
     """Files that belong to the bundle itself: no plans, and none of the hidden files that tools leave behind."""
     paths = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
-    return sorted(p.as_posix() for p in paths if p.parts[0] != PLANS and not any(part.startswith(".") for part in p.parts))
+    return sorted(
+        p.as_posix() for p in paths if p.parts[0] != PLANS and not any(part.startswith(".") for part in p.parts)
+    )

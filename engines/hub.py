@@ -30,10 +30,12 @@ def snapshot(name: str, patterns: list[str] | None = None) -> Snapshot:
         BundleNotFoundError: it is neither in the cache nor can it be downloaded.
     """
     try:
-        from huggingface_hub import snapshot_download  # noqa: PLC0415
-        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError  # noqa: PLC0415
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
     except ImportError:
-        raise MissingPackageError(f"{name!r} looks like a hub id, which needs huggingface-hub: pip install 'diffseg[hub]'") from None
+        raise MissingPackageError(
+            f"{name!r} looks like a hub id, which needs huggingface-hub: pip install 'diffseg[hub]'"
+        ) from None
     repository, _, revision = name.partition("@")
     options = {"repo_id": repository, "revision": revision or None, "allow_patterns": patterns}
     try:

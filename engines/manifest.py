@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import textwrap
 import types
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -110,11 +111,16 @@ class Manifest:
                 f"{where} has schema {schema!r}, this version reads {SCHEMA}; "
                 "export the bundle again, or install the diffseg that wrote it"
             )
-        manifest = _decode(cls, value, where)
-        manifest._check(where)
+        manifest: Manifest = _decode(cls, value, where)
+        manifest.check(where)
         return manifest
 
-    def _check(self, where: str) -> None:
+    def check(self, where: str = MANIFEST) -> None:
+        """Hold the fields against each other.
+
+        Raises:
+            BundleError: they disagree, or a file name points out of the bundle.
+        """
         if set(self.graphs) != {ENCODER, UNET}:
             raise BundleError(f"{where}: graphs must be {ENCODER} and {UNET}, found {sorted(self.graphs)}")
         names = [*self.files, *(name for graph in self.graphs.values() for name in graph.files)]
@@ -130,8 +136,14 @@ class Manifest:
             raise BundleError(f"{where}: an attention output is not (batch, n², n²); export the bundle again")
         image = self.graphs[ENCODER].tensors.inputs
         if len(image) != 1 or image[0].shape(1) != (1, *self.image_size, 3):
-            raise BundleError(f"{where}: the input of {ENCODER} is not (batch, *image_size, 3); export the bundle again")
-        if not self.defaults.thresholds or not all(t >= 0 for t in self.defaults.thresholds) or self.defaults.anchors < 1:
+            raise BundleError(
+                f"{where}: the input of {ENCODER} is not (batch, *image_size, 3); export the bundle again"
+            )
+        if (
+            not self.defaults.thresholds
+            or not all(t >= 0 for t in self.defaults.thresholds)
+            or self.defaults.anchors < 1
+        ):
             raise BundleError(f"{where}: 'defaults' need thresholds of at least 0 and at least one anchor")
 
 
@@ -160,7 +172,9 @@ def read_manifest(folder: Path) -> Manifest:
     except OSError as error:
         raise BundleError(f"cannot read {path}: {error.strerror}; a bundle is a folder with a {MANIFEST}") from None
     if len(data) > MAX_MANIFEST_BYTES:
-        raise BundleError(f"{path} is larger than {MAX_MANIFEST_BYTES} bytes, which no manifest is; export the bundle again")
+        raise BundleError(
+            f"{path} is larger than {MAX_MANIFEST_BYTES} bytes, which no manifest is; export the bundle again"
+        )
     try:
         return Manifest.from_json(data.decode(), str(path))
     except UnicodeDecodeError:
@@ -207,5 +221,5 @@ def _decode(kind: Any, value: Any, where: str) -> Any:  # noqa: ANN401, C901, PL
 
 
 def _mismatch(where: str, expected: str, found: object) -> BundleError:
-    text = repr(found)
-    return BundleError(f"{where} must be {expected}, found {text if len(text) < 60 else text[:57] + '…'}; export the bundle again")  # noqa: PLR2004
+    text = textwrap.shorten(repr(found), 60, placeholder="…")
+    return BundleError(f"{where} must be {expected}, found {text}; export the bundle again")

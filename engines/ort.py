@@ -6,15 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-
 from diffseg.engines.errors import BundleError, MissingPackageError, ProviderError
 from diffseg.engines.manifest import ENCODER, UNET
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from diffseg.engines.bundle import Bundle
     from diffseg.engines.tensors import GraphTensors
+    from numpy.typing import NDArray
 
 
 class OrtNetwork:
@@ -83,7 +81,7 @@ def session_options(*, threads: int | None = None, lean: bool = False) -> Any:  
 def import_onnxruntime() -> Any:  # noqa: ANN401 - untyped upstream
     """Import onnxruntime, or say how to install it."""
     try:
-        import onnxruntime  # noqa: PLC0415
+        import onnxruntime
     except ImportError:
         raise MissingPackageError("onnxruntime is not installed: pip install 'diffseg[cpu]'") from None
     return onnxruntime

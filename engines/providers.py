@@ -55,7 +55,9 @@ def load_network(bundle: Bundle, provider: str = "auto", *, threads: int | None 
     except ValueError:
         raise ProviderError(f"unknown provider {provider!r}; choose one of {', '.join(Provider)}") from None
     if wanted not in (Provider.AUTO, Provider.CPU):
-        raise ProviderError(f"provider {provider!r} cannot run: this version executes on the CPU only; use provider='cpu' or 'auto'")
+        raise ProviderError(
+            f"provider {provider!r} cannot run: this version executes on the CPU only; use provider='cpu' or 'auto'"
+        )
     network = OrtNetwork(bundle, threads=threads, lean=lean)
     if wanted is Provider.AUTO:
         logger.info("provider auto: took %s", network.provider)

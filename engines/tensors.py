@@ -93,7 +93,9 @@ def batch_axis(max_batch: int) -> Axis:
 def encoder_tensors(size: tuple[int, int], channels: int, max_batch: int) -> GraphTensors:
     """Declare graph 1: uint8 image (B, H, W, 3) → latent (B, C, H/8, W/8) float32."""
     batch = batch_axis(max_batch)
-    image = Tensor("image", "uint8", (batch, Axis.fixed("height", size[0]), Axis.fixed("width", size[1]), Axis.fixed("rgb", 3)))
+    image = Tensor(
+        "image", "uint8", (batch, Axis.fixed("height", size[0]), Axis.fixed("width", size[1]), Axis.fixed("rgb", 3))
+    )
     return GraphTensors((image,), (latent_tensor(size, channels, max_batch),))
 
 

@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
-from transformers import CLIPTextModel, CLIPTokenizer
-
 from diffseg.engines.errors import BundleNotFoundError, CheckpointError
 from diffseg.engines.hub import is_hub_id, snapshot
 from diffseg.engines.manifest import Source
 from diffseg.engines.tensors import LATENT_FACTOR
+from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
+from transformers import CLIPTextModel, CLIPTokenizer
 
 PARTS = ("unet", "vae", "text_encoder", "tokenizer")
 SUPPORTED = "supported are UNets of Stable Diffusion's shape: SD 1.x, SD 2.x, BK-SDM and alike"
@@ -50,19 +49,22 @@ def load_checkpoint(checkpoint: str | Path, *, vae: str | Path | None = None) ->
     _check_index(folder)
     missing = [part for part in PARTS if not (folder / part).is_dir() and not (part == "vae" and vae)]
     if missing:
-        raise CheckpointError(f"{folder} has no {', '.join(f'{part}/' for part in missing)}; pass a diffusers checkpoint ({SUPPORTED})")
+        raise CheckpointError(
+            f"{folder} has no {', '.join(f'{part}/' for part in missing)}; pass a diffusers checkpoint ({SUPPORTED})"
+        )
     unet = _load_unet(folder)
     encoder = _load_vae(_resolve_vae(vae) if vae else folder / "vae")
     if unet.config.in_channels != encoder.config.latent_channels:
         raise CheckpointError(
-            f"the UNet of {folder} takes {unet.config.in_channels} channels and its VAE gives {encoder.config.latent_channels}; "
+            f"the UNet of {folder} takes {unet.config.in_channels} channels "
+            f"and its VAE gives {encoder.config.latent_channels}; "
             f"inpainting, depth and image-editing checkpoints can't be used, {SUPPORTED}"
         )
     prompt = _embed_empty_prompt(folder)
     if prompt.shape[-1] != unet.config.cross_attention_dim:
         raise CheckpointError(
-            f"the text encoder of {folder} gives {prompt.shape[-1]} features and the UNet wants {unet.config.cross_attention_dim}; "
-            "the parts are not of one checkpoint"
+            f"the text encoder of {folder} gives {prompt.shape[-1]} features "
+            f"and the UNet wants {unet.config.cross_attention_dim}; the parts are not of one checkpoint"
         )
     # A folder is recorded by name: the path on the machine that exported it tells a user of the bundle nothing.
     name = str(checkpoint).partition("@")[0] if revision else folder.resolve().name
@@ -74,7 +76,9 @@ def _resolve(checkpoint: str | Path) -> tuple[Path, str | None]:
     if folder.is_dir():
         return folder, None
     if folder.exists():
-        raise CheckpointError(f"{folder} is a file; single-file checkpoints must be converted to a diffusers folder first")
+        raise CheckpointError(
+            f"{folder} is a file; single-file checkpoints must be converted to a diffusers folder first"
+        )
     if not is_hub_id(str(checkpoint)):
         raise CheckpointError(f"no checkpoint {str(checkpoint)!r}: neither a folder nor a hub id (owner/name)")
     try:
@@ -96,7 +100,9 @@ def _check_index(folder: Path) -> None:
     if name and (not name.startswith("StableDiffusion") or "XL" in name or name.startswith("StableDiffusion3")):
         raise CheckpointError(f"{folder} is a {name}, which is not supported; {SUPPORTED}")
     if (folder / "transformer").is_dir():
-        raise CheckpointError(f"{folder} has a transformer/ instead of a UNet (a DiT), which is not supported; {SUPPORTED}")
+        raise CheckpointError(
+            f"{folder} has a transformer/ instead of a UNet (a DiT), which is not supported; {SUPPORTED}"
+        )
 
 
 def _config(folder: Path, name: str, *, optional: bool = False) -> dict[str, Any]:
@@ -160,7 +166,9 @@ def _load_vae(folder: Path) -> AutoencoderKL | AutoencoderTiny:
     blocks = vae.config.block_out_channels if kind == "AutoencoderKL" else vae.config.encoder_block_out_channels
     factor = 2 ** (len(blocks) - 1)
     if factor != LATENT_FACTOR:
-        raise CheckpointError(f"the VAE in {folder} reduces images {factor}-fold, expected {LATENT_FACTOR}-fold; {SUPPORTED}")
+        raise CheckpointError(
+            f"the VAE in {folder} reduces images {factor}-fold, expected {LATENT_FACTOR}-fold; {SUPPORTED}"
+        )
     return vae
 
 
@@ -169,10 +177,13 @@ def _embed_empty_prompt(folder: Path) -> torch.Tensor:
     encoder = _load(CLIPTextModel, folder / "text_encoder")
     try:
         tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
-        tokens = tokenizer("", padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt")
+        tokens = tokenizer(
+            "", padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt"
+        )
     except Exception as error:  # each library under it raises its own  # noqa: BLE001
         raise CheckpointError(f"cannot load {folder / 'tokenizer'}: {error}; download the checkpoint again") from None
-    return encoder(tokens.input_ids)[0].clone()
+    embedding: torch.Tensor = encoder(tokens.input_ids)[0]
+    return embedding
 
 
 def _licence(folder: Path) -> str | None:

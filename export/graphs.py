@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import torch
+from diffseg.engines import tensors
 from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
-
-from diffseg.engines import tensors
 
 
 class Encoder(nn.Module):
@@ -29,7 +28,8 @@ class Encoder(nn.Module):
         moments = self.encoder(pixels.to(next(self.encoder.parameters()).dtype))
         if self.quant is not None:
             moments = self.quant(moments)
-        return moments[:, : self.channels].float() * self.scale  # the rest is the variance
+        latent: Tensor = moments[:, : self.channels].float() * self.scale  # the rest is the variance
+        return latent
 
 
 class AttentionUNet(nn.Module):
@@ -72,7 +72,9 @@ class AttentionUNet(nn.Module):
         """Run the UNet for its attention; its prediction is dropped."""
         batch = latent.shape[0]
         dtype = self.unet.conv_in.weight.dtype
-        prompt = torch.zeros(1, *self.prompt_shape[1:], dtype=dtype).expand(batch, -1, -1)  # a shape: its values are baked in
+        prompt = torch.zeros(1, *self.prompt_shape[1:], dtype=dtype).expand(
+            batch, -1, -1
+        )  # a shape: its values are baked in
         self.unet(latent.to(dtype), torch.zeros((), dtype=torch.long), encoder_hidden_states=prompt, return_dict=False)
         groups: dict[int, list[Tensor]] = {}
         for layer in self.layers:
@@ -92,6 +94,8 @@ class AttentionUNet(nn.Module):
 
 class Constant(nn.Module):
     """A layer whose input never changes."""
+
+    value: Tensor
 
     def __init__(self, value: Tensor) -> None:
         super().__init__()
@@ -135,15 +139,22 @@ class SelfAttention:
             hidden_states = hidden_states.transpose(1, 2).reshape(image_shape)
         if attn.residual_connection:
             hidden_states = hidden_states + residual
-        return hidden_states if attn.rescale_output_factor == 1 else hidden_states / attn.rescale_output_factor
+        if attn.rescale_output_factor != 1:
+            hidden_states = hidden_states / attn.rescale_output_factor
+        return hidden_states
 
 
 class CrossAttention(nn.Module):
     """Attention processor with the keys (scaled) and values of a prompt that never changes."""
 
+    key: Tensor
+    value: Tensor
+
     def __init__(self, attn: Attention, prompt: Tensor) -> None:
         super().__init__()
-        self.register_buffer("key", (split_heads(attn.to_k(prompt), attn.heads) * attn.scale).transpose(-1, -2).contiguous())
+        self.register_buffer(
+            "key", (split_heads(attn.to_k(prompt), attn.heads) * attn.scale).transpose(-1, -2).contiguous()
+        )
         self.register_buffer("value", split_heads(attn.to_v(prompt), attn.heads).contiguous())
 
     def forward(
@@ -162,9 +173,10 @@ class CrossAttention(nn.Module):
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
     """(B, N, heads·d) → (B, heads, N, d)."""
-    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+    return x.reshape(x.shape[0], x.shape[1], heads, -1).transpose(1, 2)
 
 
 def project_out(attn: Attention, x: Tensor) -> Tensor:
     """(B, heads, N, d) → (B, N, C): join the heads and project."""
-    return attn.to_out[0](x.transpose(1, 2).flatten(2))
+    joined: Tensor = attn.to_out[0](x.transpose(1, 2).flatten(2))
+    return joined

@@ -9,16 +9,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 import torch
-from PIL import Image
-
 from diffseg.engines.errors import ParityError
 from diffseg.engines.examples import example_images
 from diffseg.engines.ort import import_onnxruntime, session_options
+from PIL import Image
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from diffseg.engines.manifest import Precision
+    from numpy.typing import NDArray
 
 LIMITS: dict[str, dict[str, float]] = {
     "fp32": {"latent_max_error": 1e-4, "attention_max_error": 1e-5, "row_sum_max_error": 1e-5},
@@ -42,7 +40,7 @@ def sample_images(size: tuple[int, int], count: int = 2) -> NDArray[np.uint8]:
 def reference(module: torch.nn.Module, value: NDArray[Any]) -> list[NDArray[np.float32]]:
     """Outputs of a torch module, one image at a time to bound its memory."""
     rows = []
-    for item in torch.from_numpy(value).split(1):
+    for item in torch.from_numpy(value)[:, None]:
         result = module(item)
         rows.append([result] if isinstance(result, torch.Tensor) else list(result))
     return [torch.cat(column).numpy() for column in zip(*rows, strict=True)]
@@ -93,8 +91,9 @@ def check(figures: dict[str, dict[str, float]], precision: Precision) -> None:
             # Written so that a NaN fails as well.
             if not value <= limit:
                 raise ParityError(
-                    f"the exported {output} disagrees with torch: {measure} is {value:.3g}, {precision} allows {limit:g}; "
-                    "nothing was written. Try --precision fp32; if that fails too, please report the checkpoint"
+                    f"the exported {output} disagrees with torch: {measure} is {value:.3g}, "
+                    f"{precision} allows {limit:g}; nothing was written. "
+                    "Try --precision fp32; if that fails too, please report the checkpoint"
                 )
 
 
@@ -129,8 +128,18 @@ def _widen_bfloat16(source: Path, target: Path) -> Path:
                 continue
             output.dtype = wide
             consumers = list(output.uses())
-            rounded = ir.node("Cast", [output], {"to": narrow}, outputs=[ir.Value(name=f"{output.name}_narrow", type=ir.TensorType(narrow))])
-            restored = ir.node("Cast", rounded.outputs, {"to": wide}, outputs=[ir.Value(name=f"{output.name}_wide", type=ir.TensorType(wide))])
+            rounded = ir.node(
+                "Cast",
+                [output],
+                {"to": narrow},
+                outputs=[ir.Value(name=f"{output.name}_narrow", type=ir.TensorType(narrow))],
+            )
+            restored = ir.node(
+                "Cast",
+                rounded.outputs,
+                {"to": wide},
+                outputs=[ir.Value(name=f"{output.name}_wide", type=ir.TensorType(wide))],
+            )
             model.graph.insert_after(node, [rounded, restored])
             for user, index in consumers:
                 user.replace_input_with(index, restored.outputs[0])

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
-from diffusers import UNet2DConditionModel
-from torch.utils.flop_counter import FlopCounterMode
-
 from diffseg.engines import tensors
 from diffseg.engines.bundle import Bundle, atomic_folder, seal
 from diffseg.engines.manifest import ENCODER, UNET, Defaults, Graph, Manifest, Precision
@@ -19,6 +16,8 @@ from diffseg.export import parity
 from diffseg.export.checkpoint import Checkpoint, load_checkpoint
 from diffseg.export.graphs import AttentionUNet, Encoder
 from diffseg.export.trace import OPSET, trace
+from diffusers import UNet2DConditionModel
+from torch.utils.flop_counter import FlopCounterMode
 
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 SIZE_STEP = 64
@@ -38,7 +37,7 @@ class ExportSettings:
     precision: Precision = "fp32"
     timestep: int = 300
     max_batch: int = 4
-    defaults: Defaults = Defaults()
+    defaults: Defaults = field(default_factory=Defaults)
 
     def __post_init__(self) -> None:
         if any(n < SIZE_STEP or n % SIZE_STEP for n in self.size):
@@ -131,19 +130,30 @@ def _export(
         precision=precision,
         graphs={
             ENCODER: Graph(
-                traced_encoder.file, traced_encoder.external_data, encoder_tensors, OPSET,
-                traced_encoder.parameters, traced_encoder.flops, vae_parameters - traced_encoder.parameters,
+                file=traced_encoder.file,
+                external_data=traced_encoder.external_data,
+                tensors=encoder_tensors,
+                opset=OPSET,
+                parameters=traced_encoder.parameters,
+                flops=traced_encoder.flops,
+                parameters_dropped=vae_parameters - traced_encoder.parameters,
             ),
             UNET: Graph(
-                traced_unet.file, traced_unet.external_data, unet_tensors, OPSET, traced_unet.parameters, traced_unet.flops,
-                unet_parameters - traced_unet.parameters, unet_flops - traced_unet.flops,
+                file=traced_unet.file,
+                external_data=traced_unet.external_data,
+                tensors=unet_tensors,
+                opset=OPSET,
+                parameters=traced_unet.parameters,
+                flops=traced_unet.flops,
+                parameters_dropped=unet_parameters - traced_unet.parameters,
+                flops_dropped=unet_flops - traced_unet.flops,
             ),
         },
         attention=outputs,
         defaults=settings.defaults,
-        versions={"python": platform.python_version()} | {package: v for package in RECORDED if (v := _version(package))},
+        versions={"python": platform.python_version(), **{p: v for p in RECORDED if (v := _version(p))}},
         parity=figures,
-    )  # fmt: skip
+    )
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -178,5 +188,3 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
-
-

@@ -44,7 +44,9 @@ def trace(module: torch.nn.Module, tensors: GraphTensors, path: Path) -> Traced:
     batch_axis = tensors.inputs[0].axes[0]
     # Example sizes of 1 would be taken for constants.
     example = tuple(torch.zeros(t.shape(min(2, batch_axis.max)), dtype=getattr(torch, t.dtype)) for t in tensors.inputs)
-    dynamic = {0: torch.export.Dim(batch_axis.name, min=batch_axis.min, max=batch_axis.max)} if batch_axis.dynamic else {}
+    dynamic = (
+        {0: torch.export.Dim(batch_axis.name, min=batch_axis.min, max=batch_axis.max)} if batch_axis.dynamic else {}
+    )
     with _quiet():
         program = torch.onnx.export(
             module,
@@ -77,7 +79,11 @@ def _strip(model: Any) -> None:  # noqa: ANN401 - onnx_ir has no types
     for item in (model.graph, *model.graph, *model.functions.values()):
         item.metadata_props.clear()
         item.doc_string = None
-    for value in (*model.graph.inputs, *model.graph.initializers.values(), *(o for node in model.graph for o in node.outputs)):
+    for value in (
+        *model.graph.inputs,
+        *model.graph.initializers.values(),
+        *(o for node in model.graph for o in node.outputs),
+    ):
         value.metadata_props.clear()
         value.doc_string = None
 

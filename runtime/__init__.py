@@ -1,10 +1,10 @@
 """Images → masks, from a bundle, without PyTorch.
 
-    from diffseg.runtime import Segmenter
+from diffseg.runtime import Segmenter
 
-    segmenter = Segmenter.load("tiny")
-    result = segmenter("photo.jpg")
-    result.overlay().save("masks.png")
+segmenter = Segmenter.load("tiny")
+result = segmenter("photo.jpg")
+result.overlay().save("masks.png")
 """
 
 from diffseg.runtime.segmentation import MergeSettings, Segment, Segmentation

@@ -37,7 +37,7 @@ def aggregate_attention(
     """
     if not maps:
         raise ValueError("aggregate_attention: no attention maps given; pass one tensor for each resolution")
-    shapes = [_grid(m, g) for m, g in zip(maps, grids or [None] * len(maps), strict=True)]
+    shapes = [_grid(m, g) for m, g in zip(maps, grids if grids is not None else [None] * len(maps), strict=True)]
     shares = _shares(shapes, weights)
     xp = namespace(*maps)
     order = sorted(range(len(maps)), key=lambda i: shapes[i])  # coarse to fine

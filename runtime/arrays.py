@@ -41,9 +41,7 @@ def row_blocks(rows: int, row_bytes: int, block_bytes: int = BLOCK_BYTES) -> lis
     return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
 
 
-def lerp_indices(
-    size: int, target: int, like: Array
-) -> tuple[Array, Array, Array]:
+def lerp_indices(size: int, target: int, like: Array) -> tuple[Array, Array, Array]:
     """Neighbours and weight of a bilinear resize along one axis, with half-pixel centres.
 
     The convention of TensorFlow's `UpSampling2D` and of PyTorch's `align_corners=False`; the border repeats.

@@ -8,10 +8,9 @@ import sys
 import time
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
-
 from diffseg.engines.errors import DiffsegError, ImageError
 from diffseg.engines.providers import Provider
 
@@ -28,7 +27,8 @@ app = typer.Typer(
     add_completion=False,
 )
 
-FAILED, USAGE = 1, 2
+T = TypeVar("T")
+FAILED = 1
 OUTPUT_ENDINGS = (".labels.png", ".overlay.png")
 
 
@@ -110,7 +110,9 @@ def segment(
 
 @app.command()
 def export(
-    checkpoint: Annotated[str, typer.Argument(help="Diffusers checkpoint: a folder, or a hub id (owner/name[@revision]).")],
+    checkpoint: Annotated[
+        str, typer.Argument(help="Diffusers checkpoint: a folder, or a hub id (owner/name[@revision]).")
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Bundle folder to write.")],
     size: Annotated[str, typer.Option(help="Image size in pixels, N or HEIGHTxWIDTH, multiples of 64.")] = "512",
     precision: Annotated[PrecisionChoice, typer.Option(help="Number format.")] = PrecisionChoice.FP32,
@@ -145,8 +147,13 @@ def export(
             f"{graph}: {_si(details.parameters)} parameters, {_si(details.flops)}FLOP an image; left out: "
             f"{_si(details.parameters_dropped)} parameters, {_si(details.flops_dropped)}FLOP"
         )
-    worst = {measure: max(figures.get(measure, 0.0) for figures in manifest.parity.values()) for measure in PARITY_SHOWN}
-    console.print("parity with torch: " + ", ".join(f"{measure.replace('_', ' ')} {value:.1e}" for measure, value in worst.items()))
+    worst = {
+        measure: max(figures.get(measure, 0.0) for figures in manifest.parity.values()) for measure in PARITY_SHOWN
+    }
+    console.print(
+        "parity with torch: "
+        + ", ".join(f"{measure.replace('_', ' ')} {value:.1e}" for measure, value in worst.items())
+    )
     console.print(f"{output}: {sum(file.bytes for file in manifest.files.values()) / 1e6:.1f} MB")
 
 
@@ -177,16 +184,17 @@ def verify(bundle: Annotated[str, typer.Argument(help="Embedded model, bundle fo
 @app.command()
 def info(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """Show what this machine can run, and what is missing."""
-    from rich.table import Table
-
     from diffseg.runtime.info import gather
+    from rich.table import Table
 
     facts = gather()
     if as_json:
         typer.echo(json.dumps(facts, indent=1))
         return
     console, _ = _consoles()
-    console.print(f"diffseg {facts['version']}, Python {facts['python']}, {facts['platform']}, {facts['cores']} CPU cores")
+    console.print(
+        f"diffseg {facts['version']}, Python {facts['python']}, {facts['platform']}, {facts['cores']} CPU cores"
+    )
     for title, heading in (("providers", "runs here"), ("packages", "version")):
         table = Table(title, heading, "note", box=None, pad_edge=False)
         for name, (state, note) in facts[title].items():
@@ -211,7 +219,9 @@ def expand(images: Iterable[str]) -> list[Path]:
     for item in images:
         path = Path(item).expanduser()
         if path.is_dir():
-            found = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.endswith(OUTPUT_ENDINGS))
+            found = sorted(
+                p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.endswith(OUTPUT_ENDINGS)
+            )
         elif not path.exists() and glob.has_magic(item):
             found = sorted(Path(match) for match in glob.glob(str(path), recursive=True) if Path(match).is_file())  # noqa: PTH207 - absolute and ** patterns
         else:
@@ -244,7 +254,7 @@ def _consoles() -> tuple[Console, Console]:
     return Console(**options), Console(stderr=True, **options)  # type: ignore[arg-type]
 
 
-def _track(results: Iterable[object], total: int) -> Iterable[object]:
+def _track(results: Iterable[T], total: int) -> Iterable[T]:
     """Show a progress bar, on a terminal and for more than one image."""
     if total == 1 or not sys.stderr.isatty():
         return results

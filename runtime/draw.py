@@ -33,7 +33,9 @@ def colourise(labels: NDArray[np.uint16]) -> Image.Image:
     return image.convert("RGB")
 
 
-def overlay(image: Image.Image, labels: NDArray[np.uint16], opacity: float = 0.5, *, outline: bool = True) -> Image.Image:
+def overlay(
+    image: Image.Image, labels: NDArray[np.uint16], opacity: float = 0.5, *, outline: bool = True
+) -> Image.Image:
     """Lay coloured masks over a picture.
 
     Args:

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
-from PIL import Image, ImageOps
-
 from diffseg.engines.errors import ImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -41,7 +40,9 @@ def read_image(source: ImageSource) -> Image.Image:
     if isinstance(source, np.ndarray):
         return _from_array(source)
     if not isinstance(source, Image.Image | str | Path):
-        raise ImageError(f"an image must be a path, a PIL image or a uint8 array (H, W, 3), found {type(source).__name__}")
+        raise ImageError(
+            f"an image must be a path, a PIL image or a uint8 array (H, W, 3), found {type(source).__name__}"
+        )
     name = str(source) if isinstance(source, str | Path) else "image"
     try:
         if isinstance(source, Image.Image):
@@ -52,7 +53,7 @@ def read_image(source: ImageSource) -> Image.Image:
         raise ImageError(f"{name}: {error}; scale it down first") from None
     except FileNotFoundError:
         raise ImageError(f"{name}: no such file") from None
-    except Image.UnidentifiedImageError:
+    except UnidentifiedImageError:
         size = Path(name).stat().st_size
         raise ImageError(f"{name}: {'an empty file' if size == 0 else 'not an image that Pillow can read'}") from None
     except Exception as error:  # a damaged file makes a decoder raise anything  # noqa: BLE001
@@ -144,11 +145,11 @@ def fit_image(image: Image.Image, size: tuple[int, int], fit: Fit = "stretch") -
     if fit == "pad":
         scale = min(rows / height, columns / width)
         inner = max(1, round(height * scale)), max(1, round(width * scale))
-        top, left = (rows - inner[0]) // 2, (columns - inner[1]) // 2
+        above, before = (rows - inner[0]) // 2, (columns - inner[1]) // 2
         canvas = Image.new("RGB", (columns, rows), PAD_GREY)
-        canvas.paste(_resize(image, inner, (0, 0, width, height)), (left, top))
+        canvas.paste(_resize(image, inner, (0, 0, width, height)), (before, above))
         y, x = height / inner[0], width / inner[1]  # picture pixels a model pixel
-        placement = Placement((height, width), size, -top * y, -left * x, rows * y, columns * x)
+        placement = Placement((height, width), size, -above * y, -before * x, rows * y, columns * x)
         return np.asarray(canvas), placement
     if fit == "crop":
         box_height, box_width = min(height, width * rows / columns), min(width, height * columns / rows)

@@ -24,14 +24,18 @@ PACKAGES = {
 
 def gather() -> dict[str, Any]:
     """Facts for `diffseg info`: `(state, note)` for each package and provider."""
-    packages = {name: (found, "") if (found := _version(name)) else ("missing", note) for name, note in PACKAGES.items()}
+    packages = {
+        name: (found, "") if (found := _version(name)) else ("missing", note) for name, note in PACKAGES.items()
+    }
     return {
         "version": _version("diffseg"),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cores": os.cpu_count(),
         "packages": packages,
-        "providers": {provider.value: _provider(provider, packages) for provider in Provider if provider is not Provider.AUTO},
+        "providers": {
+            provider.value: _provider(provider, packages) for provider in Provider if provider is not Provider.AUTO
+        },
         "models": embedded_models(),
     }
 

@@ -6,16 +6,13 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-
 from diffseg.runtime.arrays import Array, from_host, namespace, row_blocks, to_host
 
 FLOOR = float(np.finfo(np.float32).tiny)
 """Least probability: zeros are lifted to it, where the reference code divides by them."""
 
 
-def merge_attention(
-    attention: Array, thresholds: Sequence[float] | float = (1.0,) * 3, anchors: int = 16
-) -> Array:
+def merge_attention(attention: Array, thresholds: Sequence[float] | float = (1.0,) * 3, anchors: int = 16) -> Array:
     """Merge self-attention maps into object proposals (DiffSeg, section 3.3, algorithm 1).
 
     The distance of two maps is half their symmetric KL divergence, ½ Σ (x - y)(log x - log y), in nats.

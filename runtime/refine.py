@@ -36,15 +36,15 @@ def kmeans_refine(attention: Array, proposals: Array, *, iterations: int = 300, 
     means = xp.astype(xp.reshape(proposals, (-1, count)), xp.float32, copy=False)
     centre = xp.mean(maps, axis=0)  # distances do not depend on it; taking it off keeps their digits
     limit = tolerance * _mean_variance(maps, centre)
-    labels, old = _assign(maps, means, centre)[0], None
+    labels, old = _assign(maps, means, centre), None
     for _ in range(iterations):
-        moved = _means(maps, labels, means, centre)
+        moved = _means(maps, labels, means)
         shift = float(xp.sum((moved - means) ** 2))
         means = moved
         if old is not None and bool(xp.all(labels == old)):
             break
         old = labels
-        labels = _assign(maps, means, centre)[0]
+        labels = _assign(maps, means, centre)
         if shift <= limit:
             break
     member = _membership(labels, means.shape[0])
@@ -59,18 +59,17 @@ def _mean_variance(maps: Array, centre: Array) -> float:
     total = 0.0
     for rows in row_blocks(maps.shape[0], 4 * maps.shape[1]):
         total += float(xp.sum((maps[rows, :] - centre) ** 2))
-    return total / (maps.shape[0] * maps.shape[1])
+    return total / float(maps.shape[0] * maps.shape[1])
 
 
-def _assign(maps: Array, means: Array, centre: Array) -> tuple[Array, Array]:
-    """Nearest mean of each map, and ‖mean‖² - 2 map·mean of the centred ones, (k, N)."""
+def _assign(maps: Array, means: Array, centre: Array) -> Array:
+    """Index of the nearest mean of each map: the least ‖mean‖² - 2 map·mean of the centred ones."""
     xp = namespace(maps)
     offsets = means - centre  # (k, N)
     norms = xp.vecdot(offsets, offsets)
     # (map - centre)·offset = map·offset - centre·offset: no centred copy of the maps is made
     cross = offsets @ maps.T - (offsets @ centre)[:, None]
-    scores = norms[:, None] - 2 * cross
-    return xp.argmin(scores, axis=0), scores
+    return xp.argmin(norms[:, None] - 2 * cross, axis=0)
 
 
 def _membership(labels: Array, count: int) -> Array:
@@ -78,14 +77,16 @@ def _membership(labels: Array, count: int) -> Array:
     return xp.astype(xp.arange(count, dtype=labels.dtype, device=labels.device)[:, None] == labels[None, :], xp.float32)
 
 
-def _means(maps: Array, labels: Array, means: Array, centre: Array) -> Array:
+def _means(maps: Array, labels: Array, means: Array) -> Array:
     """Mean of each cluster; an empty one takes the map farthest from its own mean, as scikit-learn does."""
     xp = namespace(maps)
     member = _membership(labels, means.shape[0])
     sizes = xp.sum(member, axis=1)
     empty = [int(i) for i in to_host(xp.nonzero(sizes == 0)[0])]
     if empty:
-        distance = xp.concat([_squared(maps, labels, means, rows) for rows in row_blocks(maps.shape[0], 4 * maps.shape[1])])
+        distance = xp.concat(
+            [_squared(maps, labels, means, rows) for rows in row_blocks(maps.shape[0], 4 * maps.shape[1])]
+        )
         farthest = to_host(xp.argsort(distance, descending=True, stable=True)[: len(empty)])
         for cluster, far in zip(empty, farthest, strict=True):
             member[:, int(far)] = 0

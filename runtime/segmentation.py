@@ -12,18 +12,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
-from PIL import Image
-
 from diffseg.runtime import draw
 from diffseg.runtime.arrays import Array, to_host
 from diffseg.runtime.merge import merge_attention
 from diffseg.runtime.refine import kmeans_refine
 from diffseg.runtime.suppress import non_max_suppression
+from PIL import Image
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from diffseg.runtime.image import Placement
+    from numpy.typing import NDArray
 
 Refine = Literal["none", "kmeans"]
 Threshold: TypeAlias = "float | Sequence[float]"
@@ -172,16 +170,16 @@ def make_masks(
         return place_labels(to_host(non_max_suppression(proposals, placement.size)), placement)
 
 
-def place_labels(
-    labels: NDArray[np.uint16], placement: Placement
-) -> tuple[NDArray[np.uint16], tuple[Segment, ...]]:
+def place_labels(labels: NDArray[np.uint16], placement: Placement) -> tuple[NDArray[np.uint16], tuple[Segment, ...]]:
     """Bring a label map of the network's size to the picture's, by nearest neighbour, with dense labels.
 
     Areas and boxes are counted on the small map, whose rows and columns are only repeated or dropped.
     """
     rows, columns = placement.indices()
     height, width = labels.shape
-    area = np.outer(np.bincount(rows, minlength=height), np.bincount(columns, minlength=width))  # pixels that each place becomes
+    area = np.outer(
+        np.bincount(rows, minlength=height), np.bincount(columns, minlength=width)
+    )  # pixels that each place becomes
     areas = np.bincount(labels.ravel(), weights=area.ravel()).astype(np.int64)
     kept = np.flatnonzero(areas)
     dense = np.zeros(len(areas), dtype=np.uint16)

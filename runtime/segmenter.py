@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
-
 from diffseg.engines.bundle import Bundle, open_bundle
 from diffseg.engines.errors import ImageError
 from diffseg.engines.providers import Network, load_network
@@ -72,12 +71,12 @@ class Segmenter:
     ) -> Segmentation: ...  # fmt: skip
     @overload
     def __call__(
-        self, image: Sequence[ImageSource], threshold: Threshold | None = ..., keep_attention: bool = ...,
+        self, image: list[Any] | tuple[Any, ...], threshold: Threshold | None = ..., keep_attention: bool = ...,
         *, anchors: int | None = ..., refine: Refine = ..., fit: Fit = ...,
     ) -> list[Segmentation]: ...  # fmt: skip
     def __call__(
         self,
-        image: ImageSource | Sequence[ImageSource],
+        image: ImageSource | list[Any] | tuple[Any, ...],
         threshold: Threshold | None = None,
         keep_attention: bool = False,
         *,
@@ -100,12 +99,10 @@ class Segmenter:
             ImageError: an image can't be read; `stream` goes on with the others.
             ValueError: a setting is out of range.
         """
-        many = isinstance(image, Sequence) and not isinstance(image, str)
-        sources: list[ImageSource] = list(image) if many else [image]  # type: ignore[arg-type, list-item]
+        many = isinstance(image, list | tuple)
+        sources: list[ImageSource] = list(image) if isinstance(image, list | tuple) else [image]
         results = []
-        for _, result in self.stream(
-            sources, threshold, keep_attention, anchors=anchors, refine=refine, fit=fit
-        ):
+        for _, result in self.stream(sources, threshold, keep_attention, anchors=anchors, refine=refine, fit=fit):
             if isinstance(result, ImageError):
                 raise result
             results.append(result)
@@ -145,7 +142,9 @@ class Segmenter:
             pixels, placement = fit_image(picture, self.bundle.manifest.image_size, fit)
         return _Opened(picture, pixels, placement, timings)
 
-    def _segment(self, images: list[_Opened], settings: MergeSettings, *, keep_attention: bool) -> Iterator[Segmentation]:
+    def _segment(
+        self, images: list[_Opened], settings: MergeSettings, *, keep_attention: bool
+    ) -> Iterator[Segmentation]:
         if not images:
             return
         shared: dict[str, float] = {}

@@ -105,7 +105,12 @@ def main() -> None:
     seconds = {name: statistics.median(values) for name, values in measure(steps, arguments.repeats).items()}
     record = {
         "date": date.today().isoformat(),  # noqa: DTZ011 - the day here
-        "machine": {"processor": _processor(), "cores": os.cpu_count(), "python": platform.python_version(), "numpy": np.__version__},
+        "machine": {
+            "processor": _processor(),
+            "cores": os.cpu_count(),
+            "python": platform.python_version(),
+            "numpy": np.__version__,
+        },
         "grid": arguments.grid,
         "proposals": len(proposals),
         "repeats": arguments.repeats,
@@ -119,7 +124,10 @@ def main() -> None:
     for name, s in seconds.items():
         peak = record["peak_megabytes"].get(name)
         print(f"{name:22}{s:10.3f}{s / seconds['gemm']:10.2f}{'' if peak is None else f'{peak:10.0f}'}")
-    print(f"gemm: {record['gemm_gflops']:.0f} GFLOP/s; aggregate's peak includes its {4 * arguments.grid**4 / 1e6:.0f} MB result")
+    print(
+        f"gemm: {record['gemm_gflops']:.0f} GFLOP/s; "
+        f"aggregate's peak includes its {4 * arguments.grid**4 / 1e6:.0f} MB result"
+    )
     if arguments.out:
         arguments.out.write_text(json.dumps(record, indent=1) + "\n")
 

@@ -28,17 +28,30 @@ FOUR_LEVELS: dict[str, Any] = {
 UNETS: dict[str, dict[str, Any]] = {
     "sd15": {**FOUR_LEVELS, "layers_per_block": 2, "attention_head_dim": 8, "cross_attention_dim": 768},
     "sd21": {
-        **FOUR_LEVELS, "layers_per_block": 2, "attention_head_dim": (5, 10, 20, 20), "cross_attention_dim": 1024,
-        "use_linear_projection": True, "upcast_attention": True,
+        **FOUR_LEVELS,
+        "layers_per_block": 2,
+        "attention_head_dim": (5, 10, 20, 20),
+        "cross_attention_dim": 1024,
+        "use_linear_projection": True,
+        "upcast_attention": True,
     },
     "bk-sdm-small": {
-        **FOUR_LEVELS, "layers_per_block": 1, "attention_head_dim": 8, "cross_attention_dim": 768, "mid_block_type": None,
+        **FOUR_LEVELS,
+        "layers_per_block": 1,
+        "attention_head_dim": 8,
+        "cross_attention_dim": 768,
+        "mid_block_type": None,
     },
     "bk-sdm-tiny": {
-        "down_block_types": ATTENTION_DOWN, "up_block_types": ATTENTION_UP, "block_out_channels": (320, 640, 1280),
-        "layers_per_block": 1, "attention_head_dim": 8, "cross_attention_dim": 768, "mid_block_type": None,
+        "down_block_types": ATTENTION_DOWN,
+        "up_block_types": ATTENTION_UP,
+        "block_out_channels": (320, 640, 1280),
+        "layers_per_block": 1,
+        "attention_head_dim": 8,
+        "cross_attention_dim": 768,
+        "mid_block_type": None,
     },
-}  # fmt: skip
+}
 SHARPNESS = 8.0
 
 
@@ -55,7 +68,7 @@ def make_unet(family: str, *, small: bool) -> UNet2DConditionModel:
     with torch.no_grad():
         for name, parameter in unet.named_parameters():
             if name.endswith("attn1.to_q.weight"):
-                parameter *= SHARPNESS
+                parameter.mul_(SHARPNESS)
     return unet
 
 
@@ -66,9 +79,15 @@ def make_vae(kind: str, *, small: bool) -> AutoencoderKL | AutoencoderTiny:
         return AutoencoderTiny(encoder_block_out_channels=width, decoder_block_out_channels=width[::-1])
     channels, layers = ((16, 16, 32, 32), 1) if small else ((128, 256, 512, 512), 2)
     return AutoencoderKL(
-        down_block_types=["DownEncoderBlock2D"] * 4, up_block_types=["UpDecoderBlock2D"] * 4, block_out_channels=channels,
-        layers_per_block=layers, latent_channels=4, norm_num_groups=8 if small else 32, sample_size=512, scaling_factor=0.18215,
-    )  # fmt: skip
+        down_block_types=["DownEncoderBlock2D"] * 4,
+        up_block_types=["UpDecoderBlock2D"] * 4,
+        block_out_channels=channels,
+        layers_per_block=layers,
+        latent_channels=4,
+        norm_num_groups=8 if small else 32,
+        sample_size=512,
+        scaling_factor=0.18215,
+    )
 
 
 def make_text_encoder(family: str, width: int, *, small: bool) -> CLIPTextModel:
@@ -76,11 +95,18 @@ def make_text_encoder(family: str, width: int, *, small: bool) -> CLIPTextModel:
     layers, heads = (2, 2) if small else ((23, 16) if family == "sd21" else (12, 12))
     return CLIPTextModel(
         CLIPTextConfig(
-            vocab_size=514, hidden_size=width, intermediate_size=4 * width, num_hidden_layers=layers, num_attention_heads=heads,
-            hidden_act="gelu" if family == "sd21" else "quick_gelu", projection_dim=width,
-            bos_token_id=512, eos_token_id=513, pad_token_id=513,
+            vocab_size=514,
+            hidden_size=width,
+            intermediate_size=4 * width,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            hidden_act="gelu" if family == "sd21" else "quick_gelu",
+            projection_dim=width,
+            bos_token_id=512,
+            eos_token_id=513,
+            pad_token_id=513,
         )
-    )  # fmt: skip
+    )
 
 
 def write_tokenizer(folder: Path) -> None:

@@ -111,7 +111,11 @@ def test_what_is_no_manifest_is_refused(tmp_path, data, message):
         read_manifest(tmp_path)
 
 
-@given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(), lambda c: st.lists(c) | st.dictionaries(st.text(), c)))
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.text(), lambda c: st.lists(c) | st.dictionaries(st.text(), c)
+    )
+)
 def test_no_json_makes_the_reader_crash(value):
     with pytest.raises(BundleError):
         Manifest.from_json(json.dumps({"schema": 1, "name": "x", "graphs": value, "files": value}))
@@ -138,9 +142,14 @@ def test_a_bundle_is_found_by_embedded_name_or_folder(fake_bundle, tmp_path):
 
 def test_a_folder_appears_whole_or_not_at_all(tmp_path):
     target = tmp_path / "deep" / "bundle"
-    with pytest.raises(RuntimeError, match="halfway"), atomic_folder(target) as folder:
-        (folder / "half").touch()
-        raise RuntimeError("halfway")
+
+    def fail_halfway():
+        with atomic_folder(target) as folder:
+            (folder / "half").touch()
+            raise RuntimeError("halfway")
+
+    with pytest.raises(RuntimeError, match="halfway"):
+        fail_halfway()
     assert list((tmp_path / "deep").iterdir()) == []
     with atomic_folder(target) as folder:
         (folder / MANIFEST).write_text("{}")

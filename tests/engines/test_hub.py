@@ -28,7 +28,16 @@ def cache(tmp_path, monkeypatch, fake_bundle):
 
 @pytest.mark.parametrize(
     ("name", "answer"),
-    [("a/b", True), ("a-b/c.d@main", True), ("tiny", False), ("a/b/c", False), ("./a", False), ("../a", False), ("/a/b", False), ("~/a", False)],
+    [
+        ("a/b", True),
+        ("a-b/c.d@main", True),
+        ("tiny", False),
+        ("a/b/c", False),
+        ("./a", False),
+        ("../a", False),
+        ("/a/b", False),
+        ("~/a", False),
+    ],
 )
 def test_what_looks_like_a_hub_id(name, answer):
     assert is_hub_id(name) is answer
@@ -41,11 +50,13 @@ def test_a_cached_repository_needs_no_network(cache):
     assert snapshot(f"someone/bundle@{REVISION}").folder.samefile(cache)
 
 
-def test_a_bundle_opens_by_hub_id(cache):
+@pytest.mark.usefixtures("cache")
+def test_a_bundle_opens_by_hub_id():
     assert open_bundle("someone/bundle").manifest.name == "fake"
 
 
-def test_what_is_not_in_the_cache_is_one_clear_line(cache):
+@pytest.mark.usefixtures("cache")
+def test_what_is_not_in_the_cache_is_one_clear_line():
     with pytest.raises(BundleNotFoundError, match="not in the hub's cache") as caught:
         snapshot("someone/else")
     assert "\n" not in str(caught.value)

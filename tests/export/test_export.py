@@ -38,12 +38,16 @@ def cut(path):
 
 DAMAGE = {
     "has no vae/, tokenizer/": lambda f: [shutil.rmtree(f / part) for part in ("vae", "tokenizer")],
-    "is a StableDiffusionXLPipeline, which is not supported": lambda f: edit(f / "model_index.json", _class_name="StableDiffusionXLPipeline"),
+    "is a StableDiffusionXLPipeline, which is not supported": lambda f: edit(
+        f / "model_index.json", _class_name="StableDiffusionXLPipeline"
+    ),
     "is a FluxPipeline": lambda f: edit(f / "model_index.json", _class_name="FluxPipeline"),
     "a DiT": lambda f: (f / "transformer").mkdir(),
     "is a UNet3DConditionModel": lambda f: edit(f / "unet" / "config.json", _class_name="UNet3DConditionModel"),
     "addition_embed_type=text_time": lambda f: edit(f / "unet" / "config.json", addition_embed_type="text_time"),
-    "blocks=\\['AttnDownBlock2D'\\]": lambda f: edit(f / "unet" / "config.json", down_block_types=["AttnDownBlock2D"] * 3),
+    "blocks=\\['AttnDownBlock2D'\\]": lambda f: edit(
+        f / "unet" / "config.json", down_block_types=["AttnDownBlock2D"] * 3
+    ),
     "is a VQModel, expected AutoencoderKL or": lambda f: edit(f / "vae" / "config.json", _class_name="VQModel"),
     "cannot load .*unet": lambda f: cut(f / "unet" / "diffusion_pytorch_model.safetensors"),
     "cannot load .*text_encoder": lambda f: cut(f / "text_encoder" / "model.safetensors"),

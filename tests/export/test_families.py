@@ -56,7 +56,9 @@ def stock(folder, images, timestep):
     loaded = load_checkpoint(folder)
     pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
     encoded = loaded.vae.encode(pixels)
-    latent = (encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mean) * loaded.vae.config.scaling_factor
+    latent = (
+        encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mean
+    ) * loaded.vae.config.scaling_factor
     recorded = {}
     loaded.unet.set_attn_processor(AttnProcessor())
     for name, module in loaded.unet.named_modules():
@@ -117,7 +119,9 @@ def test_the_manifest_describes_the_graphs(case):
     assert manifest.source.checkpoint == "checkpoint"
     assert tuple(a.layers for a in manifest.attention) == LAYERS[case.family]
     assert tuple(a.heads for a in manifest.attention) == HEADS[case.family]
-    assert [a.grid for a in manifest.attention] == [(case.size[0] >> s, case.size[1] >> s) for s in range(3, 3 + len(manifest.attention))]
+    assert [a.grid for a in manifest.attention] == [
+        (case.size[0] >> s, case.size[1] >> s) for s in range(3, 3 + len(manifest.attention))
+    ]
     assert manifest.attention[0].name == ("attention_16" if case.size == (128, 128) else manifest.attention[0].name)
     unet = manifest.graphs["unet"]
     assert unet.parameters_dropped > 0
@@ -137,7 +141,9 @@ def test_a_bundle_says_nothing_of_the_machine_that_made_it(case):
 def test_a_segmenter_runs_the_bundle(case, photo):
     if case.precision == "bf16":
         pytest.skip("ONNX Runtime has no bfloat16 kernels for the CPU")
-    results = Segmenter.load(case.bundle.folder, batch=3)([photo, photo[:, :77], photo[:31]], threshold=0.2, keep_attention=True)
+    results = Segmenter.load(case.bundle.folder, batch=3)(
+        [photo, photo[:, :77], photo[:31]], threshold=0.2, keep_attention=True
+    )
     for result, shape in zip(results, ((120, 200), (120, 77), (31, 200)), strict=True):
         assert result.labels.shape == shape
         grid = case.bundle.manifest.attention[0].grid

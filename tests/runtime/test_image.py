@@ -97,7 +97,12 @@ def test_a_decompression_bomb_is_an_error_before_it_is_decoded(tmp_path):
 
     header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
     path = tmp_path / "bomb.png"
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 1000)) + chunk(b"IEND", b""))
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(b"\0" * 1000))
+        + chunk(b"IEND", b"")
+    )
     with pytest.raises(ImageError, match=r"bomb.png: .*3600000000 pixels.*scale it down"):
         read_image(path)
 
@@ -110,7 +115,12 @@ def jpeg():
 
 @pytest.mark.parametrize(
     ("data", "message"),
-    [(b"", "an empty file"), (b"hello, world\n" * 9, "not an image"), (jpeg()[:3000], "cannot be decoded .*truncated"), (jpeg()[:3], "not an image")],
+    [
+        (b"", "an empty file"),
+        (b"hello, world\n" * 9, "not an image"),
+        (jpeg()[:3000], "cannot be decoded .*truncated"),
+        (jpeg()[:3], "not an image"),
+    ],
 )
 def test_what_only_looks_like_an_image_is_one_clear_line(tmp_path, data, message):
     path = tmp_path / "photo.jpg"
@@ -127,7 +137,9 @@ def test_paths_that_are_no_files(tmp_path):
         read_image(tmp_path)
 
 
-@pytest.mark.parametrize("wrong", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.float32), np.zeros((0, 4, 3), np.uint8), 7, None])
+@pytest.mark.parametrize(
+    "wrong", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.float32), np.zeros((0, 4, 3), np.uint8), 7, None]
+)
 def test_what_is_no_image_in_memory(wrong):
     with pytest.raises(ImageError, match="found"):
         read_image(wrong)

@@ -67,7 +67,10 @@ def test_aggregate_of_an_image_that_is_not_square():
     np.testing.assert_allclose(result.sum((2, 3)), 1, atol=1e-5)
     fine, coarse = (m / m.sum(-1, keepdims=True) for m in maps)
     keys = coarse.reshape(6, 2, 3).repeat(1, 0)
-    weights = [np.maximum(0, 1 - abs(np.clip((np.arange(2 * m) + 0.5) / 2 - 0.5, 0, m - 1)[:, None] - np.arange(m))) for m in (2, 3)]
+    weights = [
+        np.maximum(0, 1 - abs(np.clip((np.arange(2 * m) + 0.5) / 2 - 0.5, 0, m - 1)[:, None] - np.arange(m)))
+        for m in (2, 3)
+    ]
     keys = np.einsum("yi,qij,xj->qyx", weights[0], keys, weights[1])
     keys /= keys.sum((1, 2), keepdims=True)
     expected = (4 * fine.reshape(4, 6, 4, 6) + 2 * keys.reshape(2, 3, 4, 6).repeat(2, 0).repeat(2, 1)) / 6
@@ -117,7 +120,9 @@ def test_anchors_of_the_paper():
     assert anchor_indices(2, 3, 16).tolist() == list(range(6))
 
 
-@pytest.mark.parametrize("poison", ["zeros", "nan map", "nan entry", "all nan", "constant", "inf", "negative", "one hot"])
+@pytest.mark.parametrize(
+    "poison", ["zeros", "nan map", "nan entry", "all nan", "constant", "inf", "negative", "one hot"]
+)
 @pytest.mark.parametrize("thresholds", [(1.0, 1.0, 1.0), (1.0,), (0.0, 0.0)])
 @pytest.mark.parametrize("anchors", [1, 4])
 def test_degenerate_attention_neither_crashes_nor_is_empty(poison, thresholds, anchors):
