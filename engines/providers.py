@@ -56,7 +56,7 @@ def load_network(bundle: Bundle, provider: str = "auto", *, threads: int | None 
         raise ProviderError(f"unknown provider {provider!r}; choose one of {', '.join(Provider)}") from None
     if wanted not in (Provider.AUTO, Provider.CPU):
         raise ProviderError(
-            f"provider {provider!r} cannot run: this version executes on the CPU only; use provider='cpu' or 'auto'"
+            f"provider {wanted.value!r} cannot run: this version executes on the CPU only; use provider='cpu' or 'auto'"
         )
     network = OrtNetwork(bundle, threads=threads, lean=lean)
     if wanted is Provider.AUTO:

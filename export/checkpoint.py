@@ -13,7 +13,9 @@ from diffseg.engines.hub import is_hub_id, snapshot
 from diffseg.engines.manifest import Source
 from diffseg.engines.tensors import LATENT_FACTOR
 from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
+from diffusers.utils import logging as diffusers_logging
 from transformers import CLIPTextModel, CLIPTokenizer
+from transformers.utils import logging as transformers_logging
 
 PARTS = ("unet", "vae", "text_encoder", "tokenizer")
 SUPPORTED = "supported are UNets of Stable Diffusion's shape: SD 1.x, SD 2.x, BK-SDM and alike"
@@ -28,11 +30,7 @@ class Checkpoint:
     vae: AutoencoderKL | AutoencoderTiny
     prompt: torch.Tensor  # (1, tokens, width): the embedding of the empty prompt
     source: Source
-
-    @property
-    def name(self) -> str:
-        """Last part of the checkpoint's folder or hub id."""
-        return self.source.checkpoint.rstrip("/").rsplit("/", 1)[-1]
+    card: Path | None  # its README.md, which states origin and licence
 
 
 def load_checkpoint(checkpoint: str | Path, *, vae: str | Path | None = None) -> Checkpoint:
@@ -45,6 +43,8 @@ def load_checkpoint(checkpoint: str | Path, *, vae: str | Path | None = None) ->
     Raises:
         CheckpointError: not found, parts missing or unreadable, or an architecture that is not supported.
     """
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    diffusers_logging.disable_progress_bar()
     folder, revision = _resolve(checkpoint)
     _check_index(folder)
     missing = [part for part in PARTS if not (folder / part).is_dir() and not (part == "vae" and vae)]
@@ -68,7 +68,9 @@ def load_checkpoint(checkpoint: str | Path, *, vae: str | Path | None = None) ->
         )
     # A folder is recorded by name: the path on the machine that exported it tells a user of the bundle nothing.
     name = str(checkpoint).partition("@")[0] if revision else folder.resolve().name
-    return Checkpoint(unet, encoder, prompt, Source(name, revision, _licence(folder)))
+    card = folder / "README.md"
+    source = Source(name, revision, _licence(card))
+    return Checkpoint(unet, encoder, prompt, source, card if card.is_file() else None)
 
 
 def _resolve(checkpoint: str | Path) -> tuple[Path, str | None]:
@@ -186,9 +188,8 @@ def _embed_empty_prompt(folder: Path) -> torch.Tensor:
     return embedding
 
 
-def _licence(folder: Path) -> str | None:
+def _licence(card: Path) -> str | None:
     """The licence that a hub model card states in its front matter."""
-    card = folder / "README.md"
     if not card.is_file():
         return None
     lines = card.read_text(encoding="utf-8", errors="replace").splitlines()[:50]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -82,6 +83,8 @@ def export_bundle(
         progress("load the checkpoint")
         loaded = load_checkpoint(checkpoint, vae=vae)
         manifest = _export(loaded, folder, settings, name or target.name, progress)
+        if loaded.card is not None:
+            shutil.copyfile(loaded.card, folder / loaded.card.name)  # the licence goes where the weights go
         progress("hash the files")
         seal(folder, manifest)
     return Bundle.open(target)

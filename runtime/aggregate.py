@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from diffseg.runtime.arrays import Array, namespace, resize_last, row_blocks
+from diffseg.runtime.arrays import Array, device, namespace, resize_last, row_blocks
 
 
 def aggregate_attention(
@@ -49,7 +49,7 @@ def aggregate_attention(
         queries = shapes[i][0] * shapes[i][1]
         here = out if i == order[-1] else None
         if here is None:
-            here = xp.empty((queries, height * width), dtype=xp.float32, device=_device(maps[i]))
+            here = xp.empty((queries, height * width), dtype=xp.float32, device=device(maps[i]))
         parents = None if total is None else _repeat_index(xp, covered, shapes[i], total)
         for rows in row_blocks(queries, 4 * height * width):
             block = _normalised(_upsample_keys(_mean_heads(maps[i][..., rows, :]), shapes[i], finest), shares[i])
@@ -89,10 +89,6 @@ def _shares(shapes: list[tuple[int, int]], weights: Sequence[float] | None) -> l
     if not all(math.isfinite(w) and w >= 0 for w in shares) or sum(shares) <= 0:
         raise ValueError(f"weights must be finite, not negative and not all zero, found {shares}")
     return [w / sum(shares) for w in shares]
-
-
-def _device(array: Array) -> object:
-    return array.device if hasattr(array, "device") and not isinstance(array.device, str) else None
 
 
 def _mean_heads(attention: Array) -> Array:
@@ -137,7 +133,6 @@ def _normalised(block: Array, share: float) -> Array:
 
 def _repeat_index(xp: Array, coarse: tuple[int, int], fine: tuple[int, int], like: Array) -> Array:
     """For each query of `fine`, row-major, the query of `coarse` that covers it."""
-    device = _device(like)
-    rows = xp.arange(fine[0], device=device) // (fine[0] // coarse[0])
-    columns = xp.arange(fine[1], device=device) // (fine[1] // coarse[1])
+    rows = xp.arange(fine[0], device=device(like)) // (fine[0] // coarse[0])
+    columns = xp.arange(fine[1], device=device(like)) // (fine[1] // coarse[1])
     return xp.reshape(rows[:, None] * coarse[1] + columns[None, :], (-1,))

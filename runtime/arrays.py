@@ -19,6 +19,11 @@ def namespace(*arrays: Array) -> Any:  # noqa: ANN401 - a module, typed by nobod
     return array_api_compat.array_namespace(*arrays)
 
 
+def device(array: Array) -> Any:  # noqa: ANN401 - each library has its own
+    """Return the device of `array`, as `device=` takes it."""
+    return array_api_compat.device(array)
+
+
 def to_host(array: Array) -> np.ndarray[Any, Any]:
     """Return `array` as a NumPy array; copies only when it lives on another device."""
     if isinstance(array, np.ndarray):
@@ -32,7 +37,7 @@ def from_host(array: np.ndarray[Any, Any], like: Array) -> Array:
     """Return `array` in the library and on the device of `like`."""
     if isinstance(like, np.ndarray):
         return array
-    return namespace(like).asarray(array, device=array_api_compat.device(like))
+    return namespace(like).asarray(array, device=device(like))
 
 
 def row_blocks(rows: int, row_bytes: int, block_bytes: int = BLOCK_BYTES) -> list[slice]:

@@ -138,7 +138,8 @@ def export(
     start = time.perf_counter()
 
     def progress(step: str) -> None:
-        console.print(f"{time.perf_counter() - start:6.1f} s  {step}")
+        if console.is_terminal:
+            console.print(f"{time.perf_counter() - start:6.1f} s  {step}", style="dim")
 
     bundle = export_bundle(checkpoint, output, settings, name=name, vae=vae, overwrite=force, progress=progress)
     manifest = bundle.manifest

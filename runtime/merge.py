@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from diffseg.runtime.arrays import Array, from_host, namespace, row_blocks, to_host
+from diffseg.runtime.arrays import Array, device, from_host, namespace, row_blocks, to_host
 
 FLOOR = float(np.finfo(np.float32).tiny)
 """Least probability: zeros are lifted to it, where the reference code divides by them."""
@@ -96,7 +96,7 @@ def _merge_anchors(maps: Array, indices: np.ndarray[tuple[int], np.dtype[np.int6
     centre_terms = _entropy_terms(centres, centre_logs)
     total = xp.zeros_like(centres)
     count = xp.zeros_like(centre_terms)
-    column = xp.arange(maps.shape[0], dtype=where.dtype, device=where.device)
+    column = xp.arange(maps.shape[0], dtype=where.dtype, device=device(where))
     for rows in row_blocks(maps.shape[0], 4 * maps.shape[1]):
         block = xp.astype(maps[rows, :], xp.float32, copy=False)
         logs = _log(block)
@@ -105,13 +105,14 @@ def _merge_anchors(maps: Array, indices: np.ndarray[tuple[int], np.dtype[np.int6
             block = _clean(block)
             logs = _log(block)
             terms = _entropy_terms(block, logs)
-        distance = centre_terms[:, None] + terms[None, :]
-        distance -= centres @ logs.T
-        distance -= centre_logs @ block.T
-        near = (distance < 2 * threshold) | (where[:, None] == column[None, rows])  # an anchor is near itself
+        # (r, anchors): tall times narrow is the faster orientation of these products
+        distance = terms[:, None] + centre_terms[None, :]
+        distance -= logs @ centres.T
+        distance -= block @ centre_logs.T
+        near = (distance < 2 * threshold) | (column[rows][:, None] == where[None, :])  # an anchor is near itself
         near = xp.astype(near, xp.float32)
-        total += near @ block
-        count += xp.sum(near, axis=1)
+        total += near.T @ block
+        count += xp.sum(near, axis=0)
     total /= count[:, None]
     return total
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from diffseg.runtime.arrays import Array, namespace, row_blocks, to_host
+from diffseg.runtime.arrays import Array, device, namespace, row_blocks, to_host
 
 
 def kmeans_refine(attention: Array, proposals: Array, *, iterations: int = 300, tolerance: float = 1e-4) -> Array:
@@ -74,7 +74,7 @@ def _assign(maps: Array, means: Array, centre: Array) -> Array:
 
 def _membership(labels: Array, count: int) -> Array:
     xp = namespace(labels)
-    return xp.astype(xp.arange(count, dtype=labels.dtype, device=labels.device)[:, None] == labels[None, :], xp.float32)
+    return xp.astype(xp.arange(count, dtype=labels.dtype, device=device(labels))[:, None] == labels[None, :], xp.float32)
 
 
 def _means(maps: Array, labels: Array, means: Array) -> Array:

@@ -12,7 +12,8 @@ from diffseg.engines.errors import BundleError, ProviderError
 from diffseg.engines.examples import example_images
 from diffseg.engines.ort import OrtNetwork
 from diffseg.engines.providers import load_network
-from PIL import Image
+
+from tests.pictures import pixels
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +29,7 @@ def network(bundle):
 @pytest.fixture(scope="module")
 def images(bundle):
     height, width = bundle.manifest.image_size
-    return np.stack([np.asarray(Image.open(p).convert("RGB").resize((width, height))) for p in example_images()[:3]])
+    return np.stack([pixels(path, "RGB", (width, height)) for path in example_images()[:3]])
 
 
 def test_outputs_are_what_the_manifest_declares(bundle, network, images):

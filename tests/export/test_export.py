@@ -98,7 +98,9 @@ def test_another_vae_can_be_named(checkpoint, make_checkpoint, tmp_path):
 def test_the_licence_of_a_model_card_is_kept(damaged):
     assert load_checkpoint(damaged).source.licence is None
     (damaged / "README.md").write_text("---\nlicense: creativeml-openrail-m\ntags: [x]\n---\n# Card\n")
-    assert load_checkpoint(damaged).source.licence == "creativeml-openrail-m"
+    loaded = load_checkpoint(damaged)
+    assert loaded.source.licence == "creativeml-openrail-m"
+    assert loaded.card == damaged / "README.md"
 
 
 def test_an_export_that_fails_its_tolerance_leaves_nothing(checkpoint, tmp_path, monkeypatch):

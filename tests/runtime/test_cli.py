@@ -11,7 +11,8 @@ import pytest
 from diffseg.engines.bundle import MODELS
 from diffseg.engines.examples import example_images
 from diffseg.runtime.cli import expand, output_names
-from PIL import Image
+
+from tests.pictures import pixels
 
 
 def diffseg(*arguments, cwd=None):
@@ -44,7 +45,7 @@ def test_segment_writes_three_files_an_image(pictures, tmp_path):
     assert "provider cpu" in done.stdout
     for i in range(2):
         record = json.loads((tmp_path / "out" / f"photo{i}.json").read_text())
-        labels = np.asarray(Image.open(tmp_path / "out" / f"photo{i}.labels.png"))
+        labels = pixels(tmp_path / "out" / f"photo{i}.labels.png")
         assert labels.shape == (record["height"], record["width"])
         assert {s["label"] for s in record["segments"]} == set(np.unique(labels).tolist())
         assert f"{len(record['segments'])} segment" in done.stdout.splitlines()[1 + i]

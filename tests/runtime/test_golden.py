@@ -4,13 +4,13 @@ import importlib.util
 from functools import cache
 from pathlib import Path
 
-import numpy as np
 import pytest
 from diffseg.runtime.aggregate import aggregate_attention
 from diffseg.runtime.merge import merge_attention
 from diffseg.runtime.refine import kmeans_refine
 from diffseg.runtime.suppress import non_max_suppression
-from PIL import Image
+
+from tests.pictures import pixels
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 SEEDS = sorted({int(p.name[4]) for p in GOLDEN.glob("seed*.png")})
@@ -31,7 +31,7 @@ def case(request):
 
 
 def agreement(labels, name):
-    expected = np.asarray(Image.open(GOLDEN / name))
+    expected = pixels(GOLDEN / name)
     return float((labels == expected).mean())
 
 

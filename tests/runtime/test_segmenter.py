@@ -15,6 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from tests.pictures import pixels
+
 STAGES = {"decode", "resize", "encode", "attend", "aggregate", "merge", "suppress"}
 
 
@@ -49,11 +51,11 @@ def test_an_example_photograph_falls_into_a_few_regions(segmenter):
 
 def test_path_image_and_array_give_the_same_masks(segmenter):
     path = example_images()[0]
-    image = Image.open(path)
-    results = [segmenter(source) for source in (path, str(path), image, np.asarray(image))]
+    array = pixels(path)
+    results = [segmenter(source) for source in (path, str(path), Image.fromarray(array), array)]
     for result in results:
         assert isinstance(result, Segmentation)
-        check(result, (image.height, image.width))
+        check(result, array.shape[:2])
         np.testing.assert_array_equal(result.labels, results[0].labels)
         assert set(result.timings) == STAGES
         assert result.attention is None
@@ -63,7 +65,7 @@ def test_a_list_of_mixed_sizes_gives_a_list_in_order(segmenter, photo):
     sources = [photo, photo[:50], example_images()[1], photo[:1, :1], np.repeat(photo, 4, 1)[:20]]
     results = segmenter(sources)
     for source, result in zip(sources, results, strict=True):
-        check(result, source.shape[:2] if isinstance(source, np.ndarray) else Image.open(source).size[::-1])
+        check(result, (source if isinstance(source, np.ndarray) else pixels(source)).shape[:2])
     assert segmenter([]) == []
     assert len(segmenter((photo,))) == 1
 
@@ -162,11 +164,10 @@ def test_pictures_and_files(segmenter, tmp_path):
     path = example_images()[0]
     result = segmenter(path)
     overlay = result.overlay()
-    assert overlay.size == Image.open(path).size
-    assert np.abs(np.asarray(overlay, int) - np.asarray(Image.open(path), int)).mean() > 10
+    assert np.abs(np.asarray(overlay, int) - pixels(path).astype(int)).mean() > 10
     files = result.save(tmp_path / "new" / "folder", "boot")
     assert [f.name for f in files] == ["boot.labels.png", "boot.overlay.png", "boot.json"]
-    np.testing.assert_array_equal(np.asarray(Image.open(files[0])), result.labels)
+    np.testing.assert_array_equal(pixels(files[0]), result.labels)
     assert {p.name for p in files[0].parent.iterdir()} == {f.name for f in files}
 
 
@@ -177,7 +178,7 @@ def test_more_than_256_labels_are_written_with_16_bits(segmenter, tmp_path):
     from dataclasses import replace
 
     result = replace(result, labels=many, segments=segments, image=Image.new("RGB", (2, 300)))
-    written = np.asarray(Image.open(result.save(tmp_path, "many")[0]))
+    written = pixels(result.save(tmp_path, "many")[0])
     np.testing.assert_array_equal(written, labels)
 
 

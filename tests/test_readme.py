@@ -1,0 +1,75 @@
+"""Every command and every line of Python in the README runs as it is written."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from diffseg.engines.examples import example_images
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+ELSEWHERE = {"scripts/demo": "CI runs it", "scripts/test": "is this run", "pip install": "needs the network; scripts/demo installs"}
+
+
+def blocks(language):
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+
+
+COMMANDS = [
+    line.partition("#")[0].strip()
+    for block in blocks("sh")
+    for line in block.replace("\\\n", " ").splitlines()
+    if line.partition("#")[0].strip()
+]
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A folder with what the README speaks of: photo.jpg, photos/, and a checkpoint where one is exported."""
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photo.jpg").write_bytes(example_images()[0].read_bytes())
+    (tmp_path / "photos" / "other.jpg").write_bytes(example_images()[1].read_bytes())
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if not c.startswith(tuple(ELSEWHERE))])
+def test_command(command, place):
+    program, *arguments = command.split()
+    if program == "diffseg":
+        run = [sys.executable, "-m", "diffseg.runtime", *arguments]
+        if arguments[0] == "export":
+            pytest.importorskip("torch", reason="needs the extra 'export'")
+            maker = [sys.executable, ROOT / "scripts" / "make_checkpoint.py", "bk-sdm-tiny", arguments[1], "--small"]
+            subprocess.run(maker, check=True, capture_output=True, cwd=place)
+            run += ["--size", "64"]  # the README's size would take minutes
+    else:
+        assert program == "python", f"nothing runs {command!r}"
+        script, *rest = arguments
+        assert (ROOT / script).is_file()
+        run = [sys.executable, ROOT / script, *rest]
+        if script != "scripts/make_checkpoint.py":
+            run = [sys.executable, ROOT / script, "--help"]  # a measurement: that it starts is all that is checked
+        else:
+            run.append("--small")
+    done = subprocess.run(run, capture_output=True, text=True, check=False, cwd=place, env=os.environ | {"COLUMNS": "200"})
+    assert done.returncode == 0, done.stderr
+
+
+def test_python(place):
+    assert blocks("python")
+    for block in blocks("python"):
+        exec(compile(block, "README.md", "exec"), {})  # noqa: S102 - our own README
+    assert (place / "masks.png").is_file()
+
+
+def test_the_set_up_is_two_commands():
+    assert {"scripts/demo", "scripts/test"} <= set(COMMANDS)
+
+
+def test_links_lead_somewhere():
+    for target in re.findall(r"\]\(([^)#:]+)\)", README):
+        assert (ROOT / target).exists(), target
