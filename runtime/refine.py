@@ -74,7 +74,9 @@ def _assign(maps: Array, means: Array, centre: Array) -> Array:
 
 def _membership(labels: Array, count: int) -> Array:
     xp = namespace(labels)
-    return xp.astype(xp.arange(count, dtype=labels.dtype, device=device(labels))[:, None] == labels[None, :], xp.float32)
+    return xp.astype(
+        xp.arange(count, dtype=labels.dtype, device=device(labels))[:, None] == labels[None, :], xp.float32
+    )
 
 
 def _means(maps: Array, labels: Array, means: Array) -> Array:

@@ -47,7 +47,12 @@ def describe(folder: Path) -> dict[str, Any]:
     }
     graphs[UNET]["flops_dropped"] = manifest.graphs[UNET].flops_dropped
     size = sum(file.bytes for file in manifest.files.values())
-    return {"gigabytes": round(size / 1e9, 3), "graphs": graphs, "parity": manifest.parity, "versions": manifest.versions}
+    return {
+        "gigabytes": round(size / 1e9, 3),
+        "graphs": graphs,
+        "parity": manifest.parity,
+        "versions": manifest.versions,
+    }
 
 
 def main() -> None:

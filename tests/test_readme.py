@@ -11,7 +11,11 @@ from diffseg.engines.examples import example_images
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-ELSEWHERE = {"scripts/demo": "CI runs it", "scripts/test": "is this run", "pip install": "needs the network; scripts/demo installs"}
+ELSEWHERE = {
+    "scripts/demo": "CI runs it",
+    "scripts/test": "is this run",
+    "pip install": "needs the network; scripts/demo installs",
+}
 
 
 def blocks(language):
@@ -55,7 +59,9 @@ def test_command(command, place):
             run = [sys.executable, ROOT / script, "--help"]  # a measurement: that it starts is all that is checked
         else:
             run.append("--small")
-    done = subprocess.run(run, capture_output=True, text=True, check=False, cwd=place, env=os.environ | {"COLUMNS": "200"})
+    done = subprocess.run(
+        run, capture_output=True, text=True, check=False, cwd=place, env=os.environ | {"COLUMNS": "200"}
+    )
     assert done.returncode == 0, done.stderr
 
 
