@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeAlias, TypeVar
 
 import array_api_compat
 import numpy as np
@@ -10,6 +13,8 @@ import numpy as np
 Array: TypeAlias = Any
 """An array of whichever library the caller's arrays come from; results stay in that library."""
 
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 BLOCK_BYTES = 8 << 20
 """Size of the row blocks that the passes over attention work in: small enough for a CPU's last-level cache."""
 
@@ -44,6 +49,21 @@ def row_blocks(rows: int, row_bytes: int, block_bytes: int = BLOCK_BYTES) -> lis
     """Cut `rows` rows of `row_bytes` bytes into slices of at most about `block_bytes`."""
     step = max(1, block_bytes // max(1, row_bytes))
     return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
+
+
+def prefetched(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
+    """Yield `function(item)` in order, computed at most `workers` items ahead by as many threads; 0: when asked."""
+    if not workers:
+        yield from map(function, items)
+        return
+    with ThreadPoolExecutor(workers) as pool:
+        ahead: deque[Future[Result]] = deque()
+        for item in items:
+            ahead.append(pool.submit(function, item))
+            if len(ahead) > workers:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
 
 
 def lerp_indices(size: int, target: int, like: Array) -> tuple[Array, Array, Array]:

@@ -47,6 +47,20 @@ def make_maps(grid: int, seed: int = 0) -> list[NDArray[np.float32]]:
     return maps
 
 
+def aggregate_whole(maps: list[NDArray[np.float32]]) -> NDArray[np.float32]:
+    """Aggregation on whole arrays: the prototype, for the ratio."""
+    n = round(maps[0].shape[0] ** 0.5)
+    total = np.zeros((n, n, n, n), np.float32)
+    for attention in maps:
+        side = round(attention.shape[0] ** 0.5)
+        position = np.clip((np.arange(n) + 0.5) * side / n - 0.5, 0, side - 1)
+        hat = np.maximum(0, 1 - np.abs(position[:, None] - np.arange(side))).astype(np.float32)  # (n, side)
+        keys = hat @ attention.reshape(side, side, side, side) @ hat.T if side < n else attention.reshape(n, n, n, n)
+        keys = keys / keys.sum((2, 3), keepdims=True)
+        total += keys.repeat(n // side, 0).repeat(n // side, 1) * np.float32(side)
+    return total / sum(round(m.shape[0] ** 0.5) for m in maps)
+
+
 def merge_whole(attention: NDArray[np.float32], threshold: float, anchors: int = 16) -> NDArray[np.float32]:
     """Round 1 on whole arrays: the prototype, for the ratio."""
     n = attention.shape[0]
@@ -92,14 +106,17 @@ def main() -> None:
     maps, t = make_maps(arguments.grid), arguments.threshold
     attention = aggregate_attention(maps)
     proposals = merge_attention(attention, t)
+    scratch = [m.copy() for m in maps]
     size = (8 * arguments.grid, 8 * arguments.grid)
     left, right = (np.random.default_rng(i).random((GEMM, GEMM), np.float32) for i in (1, 2))
     steps: dict[str, Callable[[], object]] = {
         "gemm": lambda: left @ right,
         "aggregate": lambda: aggregate_attention(maps),
+        "aggregate in place": lambda: aggregate_attention(scratch, out=scratch[0]),
         "merge": lambda: merge_attention(attention, t),
         "suppress": lambda: non_max_suppression(proposals, size),
         "refine": lambda: kmeans_refine(attention, proposals),
+        "plain numpy aggregate": lambda: aggregate_whole(maps),
         "plain numpy round 1": lambda: merge_whole(attention, t),
     }
     seconds = {name: statistics.median(values) for name, values in measure(steps, arguments.repeats).items()}
