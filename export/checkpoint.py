@@ -43,7 +43,7 @@ def load_checkpoint(checkpoint: str | Path, *, vae: str | Path | None = None) ->
     Raises:
         CheckpointError: not found, parts missing or unreadable, or an architecture that is not supported.
     """
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    transformers_logging.disable_progress_bar()
     diffusers_logging.disable_progress_bar()
     folder, revision = _resolve(checkpoint)
     _check_index(folder)
