@@ -100,11 +100,18 @@ def find_bundle(model: str | Path) -> Path:
             f"{folder} is no bundle: it has no {MANIFEST}; `diffseg export` makes a bundle of a checkpoint"
         )
     if is_hub_id(name):
-        return snapshot(name).folder
+        return _download(name)
     raise BundleNotFoundError(
         f"no bundle {name!r}: not a folder, not an embedded model ({', '.join(embedded_models())}), "
         "no hub id (owner/name)"
     )
+
+
+def _download(name: str) -> Path:
+    """Fetch the manifest first: a repository that is no bundle may hold anything."""
+    folder = snapshot(name, [MANIFEST], required=[MANIFEST]).folder
+    files = sorted(read_manifest(folder).files)
+    return snapshot(name, [MANIFEST, *files], required=files).folder
 
 
 def embedded_models() -> list[str]:
@@ -145,6 +152,7 @@ def atomic_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
     Raises:
         BundleError: `target` exists and `overwrite` is not set, or is something other than a bundle.
     """
+    target = target.expanduser().resolve()  # `-o .` has no parent of its own, and a link is not to be replaced
     # Only what we wrote may be replaced: `-o ~` must not be the end of a home folder.
     taken = any(target.iterdir()) if target.is_dir() else target.exists()
     if taken and not (target / MANIFEST).is_file():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,8 +23,13 @@ def is_hub_id(name: str) -> bool:
     return re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*(@[\w./-]+)?", name) is not None
 
 
-def snapshot(name: str, patterns: list[str] | None = None) -> Snapshot:
+def snapshot(name: str, patterns: list[str], *, required: Sequence[str] = ()) -> Snapshot:
     """Return the local folder of `owner/name[@revision]`, downloaded if it is not in the hub's cache.
+
+    Args:
+        name: repository, with an optional revision.
+        patterns: files to fetch.
+        required: files without which a folder in the cache is what an interrupted download left.
 
     Raises:
         MissingPackageError: huggingface-hub is not installed.
@@ -31,20 +37,28 @@ def snapshot(name: str, patterns: list[str] | None = None) -> Snapshot:
     """
     try:
         from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+        from huggingface_hub.errors import LocalEntryNotFoundError
     except ImportError:
         raise MissingPackageError(
             f"{name!r} looks like a hub id, which needs huggingface-hub: pip install 'diffseg[hub]'"
         ) from None
     repository, _, revision = name.partition("@")
-    options = {"repo_id": repository, "revision": revision or None, "allow_patterns": patterns}
+    options = {
+        "repo_id": repository,
+        "revision": revision or None,
+        "allow_patterns": patterns,
+        "ignore_patterns": ["*non_ema*"],
+    }
     try:
         try:
             folder = Path(snapshot_download(**options, local_files_only=True))
+            complete = all((folder / file).exists() for file in required)
         except LocalEntryNotFoundError:
+            complete = False
+        if not complete:
             folder = Path(snapshot_download(**options))
-    except (OSError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except Exception as error:  # the hub's client lets its transport's own errors through  # noqa: BLE001
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise BundleNotFoundError(
             f"{name!r} is no local folder, not in the hub's cache and could not be downloaded ({reason}); "
             "check the name and the network, or pass a folder"

@@ -43,7 +43,7 @@ class Graph:
     parameters: int
     flops: int  # multiply and add counted apart, at batch 1
     parameters_dropped: int = 0
-    flops_dropped: int = 0
+    flops_dropped: int = 0  # counted for the UNet only
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -134,6 +134,8 @@ class Manifest:
             raise BundleError(f"{where}: 'attention' and the outputs of {UNET} differ; export the bundle again")
         if any(o.shape(1) != (1, a.queries, a.queries) for a, o in zip(self.attention, outputs, strict=True)):
             raise BundleError(f"{where}: an attention output is not (batch, n², n²); export the bundle again")
+        if [a.queries for a in self.attention] != sorted((a.queries for a in self.attention), reverse=True):
+            raise BundleError(f"{where}: 'attention' must have the finest grid first; export the bundle again")
         image = self.graphs[ENCODER].tensors.inputs
         if len(image) != 1 or image[0].shape(1) != (1, *self.image_size, 3):
             raise BundleError(

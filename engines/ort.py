@@ -96,9 +96,10 @@ def _session(path: Path, tensors: GraphTensors, threads: int | None, *, lean: bo
     except Exception as error:  # onnxruntime raises a type of its own for each status code  # noqa: BLE001
         reason = str(error).strip().splitlines()[0]
         raise BundleError(f"onnxruntime {ort.__version__} cannot load {path}: {reason}; run `diffseg verify`") from None
-    found = [(v.name, v.type) for v in (*session.get_inputs(), *session.get_outputs())]
     kinds = {"uint8": "tensor(uint8)", "float16": "tensor(float16)", "float32": "tensor(float)"}
-    expected = [(t.name, kinds[t.dtype]) for t in (*tensors.inputs, *tensors.outputs)]
+    actual, declared = (*session.get_inputs(), *session.get_outputs()), (*tensors.inputs, *tensors.outputs)
+    found = [(v.name, v.type, [d if isinstance(d, int) else -1 for d in v.shape]) for v in actual]  # -1: dynamic
+    expected = [(t.name, kinds[t.dtype], [-1 if axis.dynamic else axis.opt for axis in t.axes]) for t in declared]
     if found != expected:
         raise BundleError(f"{path} has tensors {found}, the manifest says {expected}; export the bundle again")
     return session

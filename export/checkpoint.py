@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,8 +84,12 @@ def _resolve(checkpoint: str | Path) -> tuple[Path, str | None]:
         )
     if not is_hub_id(str(checkpoint)):
         raise CheckpointError(f"no checkpoint {str(checkpoint)!r}: neither a folder nor a hub id (owner/name)")
+    small = ["*.json", "*.txt", "README.md"]
+    configs = ["unet/config.json", "vae/config.json", "text_encoder/config.json"]
     try:
-        found = snapshot(str(checkpoint), ["*.json", "*.txt", "README.md", *(f"{part}/*" for part in PARTS)])
+        found = snapshot(str(checkpoint), [*small, *(f"{part}/*.safetensors" for part in PARTS)], required=configs)
+        if not any((found.folder / "unet").glob("*.safetensors")):
+            found = snapshot(str(checkpoint), [*small, *(f"{part}/*.bin" for part in PARTS)], required=configs)
     except BundleNotFoundError as error:
         raise CheckpointError(str(error)) from None
     return found.folder, found.revision
@@ -99,7 +104,7 @@ def _check_index(folder: Path) -> None:
     """Refuse pipelines that are known to be something else before gigabytes of them are read."""
     index = _config(folder, "model_index.json", optional=True)
     name = str(index.get("_class_name", ""))
-    if name and (not name.startswith("StableDiffusion") or "XL" in name or name.startswith("StableDiffusion3")):
+    if re.search(r"XL|StableDiffusion3|Flux|PixArt|Kandinsky|Cascade|Video|Inpaint|Upscale", name):
         raise CheckpointError(f"{folder} is a {name}, which is not supported; {SUPPORTED}")
     if (folder / "transformer").is_dir():
         raise CheckpointError(

@@ -46,8 +46,8 @@ def reference(module: torch.nn.Module, value: NDArray[Any]) -> list[NDArray[np.f
     return [torch.cat(column).numpy() for column in zip(*rows, strict=True)]
 
 
-def execute(path: Path, value: NDArray[Any], precision: Precision) -> list[NDArray[np.float32]]:
-    """Outputs of an ONNX file on the CPU, as one batch.
+def execute(path: Path, value: NDArray[Any], precision: Precision, max_batch: int) -> list[NDArray[np.float32]]:
+    """Outputs of an ONNX file on the CPU, in batches of up to `max_batch`.
 
     ONNX Runtime has no CPU kernels for bfloat16: such a graph is run in float32 with every value rounded to
     bfloat16, which shows the precision's error, though not the kernels of the device that will run it.
@@ -58,8 +58,9 @@ def execute(path: Path, value: NDArray[Any], precision: Precision) -> list[NDArr
         session = import_onnxruntime().InferenceSession(
             str(path), session_options(lean=True), providers=["CPUExecutionProvider"]
         )
-        results: list[NDArray[np.float32]] = session.run(None, {session.get_inputs()[0].name: value})
-        return results
+        name = session.get_inputs()[0].name
+        parts = [session.run(None, {name: value[i : i + max_batch]}) for i in range(0, len(value), max_batch)]
+        return [np.concatenate(column) for column in zip(*parts, strict=True)]
 
 
 def measure_latent(expected: NDArray[np.float32], found: NDArray[np.float32]) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 import shutil
 from collections.abc import Callable
@@ -49,6 +50,11 @@ class ExportSettings:
             raise ValueError(f"timestep must be 0 to {TIMESTEPS - 1}, found {self.timestep}")
         if self.max_batch < 1:
             raise ValueError(f"max_batch must be at least 1, found {self.max_batch}")
+        thresholds, anchors = self.defaults.thresholds, self.defaults.anchors
+        if not thresholds or not all(0 <= t < math.inf for t in thresholds) or anchors < 1:
+            raise ValueError(
+                f"defaults need finite thresholds of at least 0 and at least one anchor, found {self.defaults}"
+            )
 
 
 def export_bundle(
@@ -78,7 +84,7 @@ def export_bundle(
         BundleError: `target` is in the way.
     """
     settings = settings or ExportSettings()
-    target = Path(target)
+    target = Path(target).expanduser().resolve()
     with atomic_folder(target, overwrite=overwrite) as folder:
         progress("load the checkpoint")
         loaded = load_checkpoint(checkpoint, vae=vae)
@@ -103,7 +109,7 @@ def _export(
     channels = encoder.channels
 
     progress("run it in torch")
-    images = parity.sample_images(size, min(2, max_batch))
+    images = parity.sample_images(size)
     latent = parity.reference(encoder, images)[0]
     attention = parity.reference(unet, latent)
     outputs = unet.outputs()
@@ -117,9 +123,9 @@ def _export(
     del checkpoint, encoder, unet  # ONNX Runtime needs the room
 
     progress("compare with torch")
-    found_latent = parity.execute(folder / traced_encoder.file, images, precision)[0]
+    found_latent = parity.execute(folder / traced_encoder.file, images, precision, max_batch)[0]
     figures = {"latent": parity.measure_latent(latent, found_latent)}
-    found = parity.execute(folder / traced_unet.file, latent, precision)
+    found = parity.execute(folder / traced_unet.file, latent, precision, max_batch)
     for output, expected, actual in zip(outputs, attention, found, strict=True):
         figures[output.name] = parity.measure_attention(expected, actual)
     parity.check(figures, precision)

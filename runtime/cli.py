@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import io
 import json
 import sys
 import time
@@ -146,7 +147,8 @@ def export(
     for graph, details in manifest.graphs.items():
         console.print(
             f"{graph}: {_si(details.parameters)} parameters, {_si(details.flops)}FLOP an image; left out: "
-            f"{_si(details.parameters_dropped)} parameters, {_si(details.flops_dropped)}FLOP"
+            f"{_si(details.parameters_dropped)} parameters"
+            + (f", {_si(details.flops_dropped)}FLOP" if details.flops_dropped else "")
         )
     worst = {
         measure: max(figures.get(measure, 0.0) for figures in manifest.parity.values()) for measure in PARITY_SHOWN
@@ -206,6 +208,9 @@ def info(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = 
 
 def main() -> None:
     """Run the command line: 0 all worked, 1 something failed, 2 wrong usage."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # an arrow that the console cannot show is no reason to stop
     try:
         app()
     except DiffsegError as error:
@@ -216,15 +221,16 @@ def expand(images: Iterable[str]) -> list[Path]:
     """Turn arguments into paths: folders become the images in them, globs what they match; each path once."""
     from diffseg.runtime.image import SUFFIXES
 
+    def wanted(path: Path) -> bool:
+        return path.is_file() and not path.name.endswith(OUTPUT_ENDINGS)
+
     paths: dict[Path, None] = {}
     for item in images:
         path = Path(item).expanduser()
         if path.is_dir():
-            found = sorted(
-                p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.endswith(OUTPUT_ENDINGS)
-            )
+            found = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and wanted(p))
         elif not path.exists() and glob.has_magic(item):
-            found = sorted(Path(match) for match in glob.glob(str(path), recursive=True) if Path(match).is_file())  # noqa: PTH207 - absolute and ** patterns
+            found = sorted(p for p in map(Path, glob.glob(str(path), recursive=True)) if wanted(p))  # noqa: PTH207 - absolute and ** patterns
         else:
             found = [path]
         paths.update(dict.fromkeys(found))

@@ -49,6 +49,8 @@ def read_image(source: ImageSource) -> Image.Image:
             return _to_rgb(source)
         with _open(Path(source)) as image:
             return _to_rgb(image)
+    except ImageError:
+        raise
     except Image.DecompressionBombError as error:
         raise ImageError(f"{name}: {error}; scale it down first") from None
     except FileNotFoundError:
@@ -75,9 +77,11 @@ def _from_array(array: NDArray[Any]) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
+    if 0 in image.size:
+        raise ImageError(f"an image must have pixels, found {image.size[0]} × {image.size[1]}")
     image.load()
     upright = ImageOps.exif_transpose(image)
-    if upright.mode == "RGB":
+    if upright.mode == "RGB" and "transparency" not in upright.info:
         return upright
     if upright.mode.startswith(("I", "F")):
         return _grey_to_8_bit(upright).convert("RGB")

@@ -38,17 +38,18 @@ def merge_attention(attention: Array, thresholds: Sequence[float] | float = (1.0
     shape = tuple(attention.shape)
     if len(shape) != 4 or shape[:2] != shape[2:] or 0 in shape:  # noqa: PLR2004
         raise ValueError(f"attention must be (h, w, h, w), found {shape}; see aggregate_attention")
-    if isinstance(thresholds, int | float):
-        thresholds = (thresholds,) * 3
-    if not thresholds or not all(t >= 0 for t in thresholds):
-        raise ValueError(f"thresholds must be numbers of at least 0, one a round, found {list(thresholds)}")
+    rounds = [float(t) for t in np.atleast_1d(np.asarray(thresholds, dtype=np.float64))]
+    if np.ndim(thresholds) == 0:
+        rounds *= 3
+    if not rounds or not all(t >= 0 for t in rounds):
+        raise ValueError(f"thresholds must be numbers of at least 0, one a round, found {rounds}")
     if anchors < 1:
         raise ValueError(f"anchors must be at least 1 a side, found {anchors}")
     xp = namespace(attention)
     height, width = shape[:2]
     maps = xp.reshape(attention, (height * width, height * width))
-    merged = _merge_anchors(maps, anchor_indices(height, width, anchors), thresholds[0])
-    for threshold in thresholds[1:]:
+    merged = _merge_anchors(maps, anchor_indices(height, width, anchors), rounds[0])
+    for threshold in rounds[1:]:
         merged = _merge_greedily(merged, threshold)
     return xp.reshape(merged, (-1, height, width))
 
@@ -105,7 +106,7 @@ def _merge_anchors(maps: Array, indices: np.ndarray[tuple[int], np.dtype[np.int6
         block = xp.astype(maps[rows, :], xp.float32, copy=False)
         logs = _log(block)
         terms = _entropy_terms(block, logs)
-        if not bool(xp.isfinite(xp.sum(terms))):  # a NaN anywhere: rare, so looked for only now
+        if not bool(xp.isfinite(xp.sum(terms))) or bool(xp.any(terms == 0)):  # NaN, or zeros: rare, so looked for now
             block = _clean(block)
             logs = _log(block)
             terms = _entropy_terms(block, logs)

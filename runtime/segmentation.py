@@ -54,8 +54,10 @@ class MergeSettings:
         """Copy with what is not None; a single threshold is taken for every round."""
         thresholds = self.thresholds
         if threshold is not None:
-            many = isinstance(threshold, Sequence)
-            thresholds = tuple(float(t) for t in threshold) if many else (float(threshold),) * len(self.thresholds)  # type: ignore[arg-type, union-attr]
+            many = np.ndim(threshold) > 0
+            thresholds = tuple(float(t) for t in np.atleast_1d(np.asarray(threshold, dtype=np.float64)))
+            if not many:
+                thresholds *= len(self.thresholds)
         return MergeSettings(thresholds, self.anchors if anchors is None else anchors, refine or self.refine)
 
 

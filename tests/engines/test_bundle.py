@@ -1,6 +1,7 @@
 """The bundle: read, written, verified; what is wrong with it is said."""
 
 import json
+from pathlib import Path
 
 import pytest
 from diffseg.engines.bundle import Bundle, atomic_folder, embedded_models, find_bundle, open_bundle, seal
@@ -78,6 +79,9 @@ CHANGES = {
     "the outputs of unet differ": lambda m: m["attention"].pop(),
     "not \\(batch, n², n²\\)": lambda m: m["attention"][0].update(grid=[8, 9]),
     "input of vae_encoder": lambda m: m.update(image_size=[64, 128]),
+    "finest grid first": lambda m: (
+        [m[k].reverse() for k in ("attention",)] and m["graphs"]["unet"]["tensors"]["outputs"].reverse()
+    ),
     "at least one anchor": lambda m: m["defaults"].update(anchors=0),
     "has no size and hash": lambda m: m["files"].pop("unet.onnx"),
     "'../unet.onnx' is no path inside": lambda m: m["graphs"]["unet"].update(file="../unet.onnx"),
@@ -160,6 +164,19 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path):
     with atomic_folder(target, overwrite=True) as folder:
         (folder / "new").touch()
     assert (target / "new").exists()
+
+
+def test_the_current_folder_and_a_link_can_be_written_to(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "here")
+    monkeypatch.chdir(tmp_path / "here")
+    with atomic_folder(Path()) as folder:
+        (folder / MANIFEST).write_text("first")
+    assert (tmp_path / "here" / MANIFEST).read_text() == "first"
+    with atomic_folder(tmp_path / "link", overwrite=True) as folder:
+        (folder / MANIFEST).write_text("second")
+    assert (tmp_path / "here" / MANIFEST).read_text() == "second"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["here", "link"]
 
 
 def test_only_a_bundle_is_ever_overwritten(tmp_path):

@@ -12,6 +12,7 @@ from diffseg.engines.errors import BundleError, ProviderError
 from diffseg.engines.examples import example_images
 from diffseg.engines.ort import OrtNetwork
 from diffseg.engines.providers import load_network
+from diffseg.engines.tensors import encoder_tensors, unet_tensors
 
 from tests.pictures import pixels
 
@@ -92,6 +93,16 @@ def test_graphs_that_are_no_onnx_are_one_clear_line(fake_bundle):
     with pytest.raises(BundleError, match="cannot load .*vae_encoder.onnx") as caught:
         OrtNetwork(fake_bundle)
     assert "\n" not in str(caught.value)
+
+
+def test_graphs_of_another_size_are_refused(bundle):
+    size = (256, 256)
+    attention = tuple(replace(a, grid=(a.grid[0] // 2, a.grid[1] // 2)) for a in bundle.manifest.attention)
+    tensors = {"vae_encoder": encoder_tensors(size, 4, 4), "unet": unet_tensors(size, 4, attention, 4)}
+    graphs = {name: replace(graph, tensors=tensors[name]) for name, graph in bundle.manifest.graphs.items()}
+    manifest = replace(bundle.manifest, image_size=size, attention=attention, graphs=graphs)
+    with pytest.raises(BundleError, match="the manifest says"):
+        OrtNetwork(Bundle(bundle.folder, manifest))
 
 
 def test_graphs_with_other_tensors_are_refused(bundle, tmp_path):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from diffseg.engines.errors import CheckpointError, ParityError
+from diffseg.engines.manifest import Defaults
 from diffseg.engines.ort import import_onnxruntime
 from diffseg.export import ExportSettings, export_bundle, parity, parse_size
 from diffseg.export.checkpoint import load_checkpoint
@@ -128,6 +129,17 @@ def test_a_bad_figure_never_passes(value):
     parity.check({"latent": {"latent_max_error": 1e-5}}, "fp32")
 
 
+def test_every_export_is_checked_on_noise_and_on_a_photograph(checkpoint, tmp_path, monkeypatch):
+    seen = []
+    honest = parity.execute
+    monkeypatch.setattr(parity, "execute", lambda path, value, *rest: seen.append(value) or honest(path, value, *rest))
+    export_bundle(checkpoint, tmp_path / "bundle", SMALL)
+    images = seen[0]
+    assert len(images) == 2
+    roughness = np.abs(np.diff(images.astype(float), axis=1)).mean((1, 2, 3))
+    assert roughness[0] > 3 * roughness[1]
+
+
 def test_nan_in_an_output_shows_in_its_figures():
     good = np.full((1, 4, 4), 0.25, np.float32)
     bad = good.copy()
@@ -145,6 +157,8 @@ def test_nan_in_an_output_shows_in_its_figures():
         ({"timestep": 1000}, "timestep"),
         ({"max_batch": 0}, "max_batch"),
         ({"precision": "fp8"}, "precision"),
+        ({"defaults": Defaults((float("inf"),))}, "finite thresholds"),
+        ({"defaults": Defaults(anchors=0)}, "one anchor"),
     ],
 )
 def test_settings_that_no_unet_takes(settings, message):

@@ -92,6 +92,14 @@ def test_a_folder_that_cannot_be_written(pictures, tmp_path):
     assert "Traceback" not in done.stderr
 
 
+def test_a_console_without_an_arrow(pictures, tmp_path):
+    run = [sys.executable, "-m", "diffseg.runtime", "segment", pictures, "-o", tmp_path / "out"]
+    environment = os.environ | {"PYTHONIOENCODING": "cp1252", "PYTHONUTF8": "0"}
+    done = subprocess.run(run, capture_output=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "out").glob("*.json"))) == 2
+
+
 def test_verify(tmp_path):
     done = diffseg("verify", "tiny")
     assert done.returncode == 0
@@ -133,6 +141,9 @@ def test_folders_globs_and_files_expand_once_and_without_our_own_output(tmp_path
         "b.JPG",
         "a.png",
     ]
+    assert [p.name for p in expand([str(tmp_path / "*.png")])] == ["a.png"]
+    (tmp_path / "folder.png").mkdir()
+    assert [p.name for p in expand([str(tmp_path)])] == ["a.png", "b.JPG"]
     (tmp_path / "odd[1].png").touch()
     assert [p.name for p in expand([str(tmp_path / "odd[1].png")])] == ["odd[1].png"]
     assert expand(["nope.jpg"]) == [Path("nope.jpg")]

@@ -145,6 +145,16 @@ def test_what_is_no_image_in_memory(wrong):
         read_image(wrong)
 
 
+def test_a_picture_without_pixels():
+    with pytest.raises(ImageError, match="must have pixels"):
+        read_image(Image.new("RGB", (0, 5)))
+
+
+def test_a_transparent_colour_is_laid_over_white(tmp_path):
+    path = saved(tmp_path, Image.new("RGB", (8, 8), (255, 0, 0)), "key.png", transparency=(255, 0, 0))
+    assert read_image(path).getpixel((0, 0)) == (255, 255, 255)
+
+
 def test_images_and_arrays_in_memory(photo):
     for source in (photo, Image.fromarray(photo), Image.fromarray(photo).convert("RGBA")):
         np.testing.assert_array_equal(np.asarray(read_image(source)), photo)

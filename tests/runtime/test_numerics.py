@@ -154,6 +154,20 @@ def test_degenerate_attention_neither_crashes_nor_is_empty(poison, thresholds, a
         assert np.isfinite(refined).all()
 
 
+def test_thresholds_may_be_numpys():
+    aggregated = aggregate_attention([attention(1, 8)])
+    expected = merge_attention(aggregated, (0.5, 0.5, 0.5), 4)
+    for thresholds in (0.5, np.float32(0.5), np.full(3, 0.5), [0.5] * 3):
+        np.testing.assert_array_equal(merge_attention(aggregated, thresholds, 4), expected)
+
+
+def test_a_map_of_zeros_becomes_uniform():
+    maps = attention(3, 8)[0].copy()
+    maps[9] = 0
+    proposals = merge_attention(maps.reshape(8, 8, 8, 8), (0.0,), 8)
+    np.testing.assert_allclose(proposals.sum((1, 2)), 1, atol=1e-4)
+
+
 def test_an_image_of_one_region_gives_one_mask():
     labels = non_max_suppression(merge_attention(np.full((16,) * 4, 1 / 256, np.float32)), (64, 64))
     assert labels.shape == (64, 64)
