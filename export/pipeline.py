@@ -15,7 +15,7 @@ from diffseg.engines import tensors
 from diffseg.engines.bundle import Bundle, atomic_folder, seal
 from diffseg.engines.manifest import ENCODER, UNET, Defaults, Graph, Manifest, Precision
 from diffseg.export import parity
-from diffseg.export.checkpoint import Checkpoint, load_checkpoint
+from diffseg.export.checkpoint import load_checkpoint
 from diffseg.export.graphs import AttentionUNet, Encoder
 from diffseg.export.trace import OPSET, trace
 from diffusers import UNet2DConditionModel
@@ -86,11 +86,7 @@ def export_bundle(
     settings = settings or ExportSettings()
     target = Path(target).expanduser().resolve()
     with atomic_folder(target, overwrite=overwrite) as folder:
-        progress("load the checkpoint")
-        loaded = load_checkpoint(checkpoint, vae=vae)
-        manifest = _export(loaded, folder, settings, name or target.name, progress)
-        if loaded.card is not None:
-            shutil.copyfile(loaded.card, folder / loaded.card.name)  # the licence goes where the weights go
+        manifest = _export(checkpoint, vae, folder, settings, name or target.name, progress)
         progress("hash the files")
         seal(folder, manifest)
     return Bundle.open(target)
@@ -98,14 +94,23 @@ def export_bundle(
 
 @torch.no_grad()
 def _export(
-    checkpoint: Checkpoint, folder: Path, settings: ExportSettings, name: str, progress: Callable[[str], None]
+    checkpoint: str | Path,
+    vae: str | Path | None,
+    folder: Path,
+    settings: ExportSettings,
+    name: str,
+    progress: Callable[[str], None],
 ) -> Manifest:
+    progress("load the checkpoint")
+    loaded = load_checkpoint(checkpoint, vae=vae)
+    if loaded.card is not None:
+        shutil.copyfile(loaded.card, folder / loaded.card.name)  # the licence goes where the weights go
     size, precision, max_batch = settings.size, settings.precision, settings.max_batch
     dtype = DTYPES[precision]
-    unet_parameters, unet_flops = _parameters(checkpoint.unet), _flops(checkpoint.unet, size, checkpoint.prompt)
-    vae_parameters = _parameters(checkpoint.vae)
-    source, scale = checkpoint.source, float(checkpoint.vae.config.scaling_factor)
-    encoder, unet = Encoder(checkpoint.vae), AttentionUNet(checkpoint.unet, checkpoint.prompt, settings.timestep, size)
+    unet_parameters, unet_flops = _parameters(loaded.unet), _flops(loaded.unet, size, loaded.prompt)
+    vae_parameters = _parameters(loaded.vae)
+    source, scale = loaded.source, float(loaded.vae.config.scaling_factor)
+    encoder, unet = Encoder(loaded.vae), AttentionUNet(loaded.unet, loaded.prompt, settings.timestep, size)
     channels = encoder.channels
 
     progress("run it in torch")
@@ -120,7 +125,7 @@ def _export(
     traced_encoder = trace(encoder.to(dtype), encoder_tensors, folder / f"{ENCODER}.onnx")
     progress(f"trace the UNet in {precision}")
     traced_unet = trace(unet.to(dtype), unet_tensors, folder / f"{UNET}.onnx")
-    del checkpoint, encoder, unet  # ONNX Runtime needs the room
+    del loaded, encoder, unet  # the only references: ONNX Runtime needs the room
 
     progress("compare with torch")
     found_latent = parity.execute(folder / traced_encoder.file, images, precision, max_batch)[0]
