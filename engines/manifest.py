@@ -44,6 +44,8 @@ class Graph:
     flops: int  # multiply and add counted apart, at batch 1
     parameters_dropped: int = 0
     flops_dropped: int = 0  # counted for the UNet only
+    layers: dict[str, dict[str, int]] = field(default_factory=dict)  # kind: number format: how many nodes
+    activation_bytes: int = 0  # of the intermediate results that live at once, at batch 1; 0: not recorded
 
     @property
     def files(self) -> tuple[str, ...]:
