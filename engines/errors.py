@@ -7,6 +7,7 @@
     ├── ImageError (ValueError)             one image can't be read; the others go on
     ├── MissingPackageError (ImportError)   an extra is not installed
     ├── ParityError (RuntimeError)          an exported graph disagrees with its source
+    ├── PlanError (RuntimeError)            a plan can't be built, is damaged, or was built for something else
     └── ProviderError (RuntimeError)        the asked provider can't run here
 
 Each message says what is wrong, what was found and how to fix it, on one line.
@@ -41,6 +42,10 @@ class MissingPackageError(DiffsegError, ImportError):
 
 class ParityError(DiffsegError, RuntimeError):
     """An exported graph gives other numbers than the model it was traced from."""
+
+
+class PlanError(DiffsegError, RuntimeError):
+    """An engine plan that can't be built, that is damaged or altered, or that was built for something else."""
 
 
 class ProviderError(DiffsegError, RuntimeError):
