@@ -81,39 +81,44 @@ def read_program(data: bytes | mmap.mmap) -> EngineLayers | None:
 
 
 def _read_text(text: str) -> EngineLayers | None:
-    types: dict[str, str] = {}
-    ranks: dict[str, int] = {}
-    aliases: dict[str, str] = {}
-    for match in _TENSOR.finditer(text):
-        fields = match[1]
-        name, kind = _quoted(fields, "name"), re.search(r" type=(\w+)", fields)
-        shape = re.search(r"dims=\{([^}]*)\}", fields)
-        if name is None:
-            continue
-        ranks[name] = len(shape[1].split()) if shape else 0
-        if kind:
-            types[name] = kind[1]
-        elif base := _quoted(fields, "base"):
-            aliases[name] = base  # a view has the type of what it looks at
+    types, ranks = _tensors(text)
     counts: dict[str, Counter[str]] = {}
     for match in _OPERATION.finditer(text):
-        kind = match[1]
+        kind, fields = match[1], match[2]
         if kind == "runtime_fusion":
             backbone = re.search(r"backbone=(\w+)", text[match.start() : text.find("\n  ", match.end())])
             kind = backbone[1] if backbone else ""
-        operands = re.search(r"input(?:_args)?=\{([^}]*)\}", match[2])
+        operands = re.search(r"input(?:_args)?=\{([^}]*)\}", fields)
         if kind not in HEAVY or operands is None:
             continue
         names = re.findall(r'"([^"]*)"', operands[1])
-        matrices = [n for n in names if ranks.get(n, 0) > 1 and types.get(aliases.get(n, n)) in TYPES]
-        formats = [TYPES[types[aliases.get(n, n)]] for n in matrices]
-        if match[1] != "runtime_fusion":  # else they stand in any order, with what is added afterwards
+        formats = [TYPES[types[n]] for n in names if ranks.get(n, 0) > 1 and types.get(n) in TYPES]
+        if match[1] != "runtime_fusion":  # there the operands come first; else in any order, with what is added later
             formats = formats[:2]
         counts.setdefault(HEAVY[kind], Counter())[_common(formats)] += 1
     if not counts:
         return None
     memory = sum(int(match[1]) for match in _REGION.finditer(text))
     return EngineLayers({kind: dict(formats) for kind, formats in sorted(counts.items())}, memory)
+
+
+def _tensors(text: str) -> tuple[dict[str, str], dict[str, int]]:
+    """Type and rank of every tensor of a program, by name."""
+    types: dict[str, str] = {}
+    ranks: dict[str, int] = {}
+    views: dict[str, str] = {}
+    for match in _TENSOR.finditer(text):
+        fields = match[1]
+        name, base = _quoted(fields, "name"), _quoted(fields, "base")
+        kind, shape = re.search(r" type=(\w+)", fields), re.search(r"dims=\{([^}]*)\}", fields)
+        if name is None:
+            continue
+        ranks[name] = len(shape[1].split()) if shape else 0
+        if kind:
+            types[name] = kind[1]
+        elif base:
+            views[name] = base  # it has the type of what it looks at
+    return types | {name: types[base] for name, base in views.items() if base in types}, ranks
 
 
 def _common(formats: list[str]) -> str:

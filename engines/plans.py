@@ -20,7 +20,7 @@ from diffseg.engines.bundle import sha256
 from diffseg.engines.decode import DecodeError, read_json
 from diffseg.engines.errors import PlanError
 from diffseg.engines.layers import EngineLayers
-from diffseg.engines.manifest import File, Precision
+from diffseg.engines.manifest import ENCODER, UNET, File, Precision
 
 Engine = Literal["tensorrt", "tensorrt-rtx"]
 HardwareCompatibility = Literal["none", "ampere-plus", "same-compute-capability"]
@@ -124,12 +124,15 @@ class Plan:
         """Read the record of a plan folder.
 
         Raises:
-            PlanError: it has no record, or one that this version can't read.
+            PlanError: it has no record, one that this version can't read, or one that was altered.
         """
         try:
-            return cls(folder, read_json(folder / RECORD, PlanRecord, SCHEMA))
+            record = read_json(folder / RECORD, PlanRecord, SCHEMA)
         except DecodeError as error:
             raise PlanError(f"{error}; delete {folder} and build the plan again") from None
+        if record.spec.key != folder.name or set(record.files) != {ENCODER, UNET}:
+            raise PlanError(f"{folder} holds the record of another plan; delete it and build the plan again")
+        return cls(folder, record)
 
     def path(self, graph: str) -> Path:
         """File of a graph's engine."""

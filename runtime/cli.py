@@ -208,14 +208,14 @@ def build(
     from diffseg.engines.bundle import open_bundle
     from diffseg.engines.plans import BuildOptions
 
-    options = BuildOptions(optimization_level, version_compatible, hardware_compatibility.value, strip_weights)  # type: ignore[arg-type]
+    options = BuildOptions(optimization_level, version_compatible, hardware_compatibility.value, strip_weights)
     opened = open_bundle(bundle)
     console, errors = _consoles()
     console.print(f"building {opened.manifest.name} ({opened.manifest.precision}) with {engine.value}", style="dim")
     with _build_progress(errors) as report:
         plan = build_plan(
             opened,
-            engine.value,  # type: ignore[arg-type]
+            engine.value,
             compute_capabilities=compute_capability or (),
             options=options,
             report=report,

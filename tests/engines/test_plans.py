@@ -227,7 +227,7 @@ RECORDS = {
     "is not JSON": "{",
     "has schema 9": '{"schema": 9}',
     "'spec' is missing": '{"schema": 1}',
-    "engine must be one of tensorrt, tensorrt-rtx": None,  # else whole
+    "engine must be one of tensorrt, tensorrt-rtx": None,
 }
 
 
@@ -241,6 +241,23 @@ def test_an_unreadable_record_is_refused(fake_bundle, spec, message):
     with pytest.raises(PlanError, match=message):
         find_plan(fake_bundle, "tensorrt-rtx", HERE)
     assert [message in str(problem) for _, problem in verify_plans(fake_bundle)] == [True]
+
+
+def test_a_record_that_was_altered_is_refused(fake_bundle, spec):
+    """It would let a plan be used that was built for another GPU."""
+    folder = put(spec, fake_bundle.folder / "plans")
+    (folder / RECORD).write_text((folder / RECORD).read_text().replace('"8.6"', '"12.0"'))
+    with pytest.raises(PlanError, match="holds the record of another plan"):
+        Plan.open(folder)
+
+
+def test_a_record_names_the_two_graphs_alone(fake_bundle, spec):
+    folder = put(spec, fake_bundle.folder / "plans")
+    record = json.loads((folder / RECORD).read_text())
+    record["files"]["../../secret"] = record["files"]["unet"]
+    (folder / RECORD).write_text(json.dumps(record))
+    with pytest.raises(PlanError, match="holds the record of another plan"):
+        Plan.open(folder)
 
 
 def test_options_out_of_range_are_refused():
