@@ -7,6 +7,7 @@
     ├── ImageError (ValueError)             one image can't be read; the others go on
     ├── MissingPackageError (ImportError)   an extra is not installed
     ├── ParityError (RuntimeError)          an exported graph disagrees with its source
+    ├── ProfileError (ValueError)           a profile that can't be taken, read or compared
     └── ProviderError (RuntimeError)        the asked provider can't run here
 
 Each message says what is wrong, what was found and how to fix it, on one line.
@@ -41,6 +42,10 @@ class MissingPackageError(DiffsegError, ImportError):
 
 class ParityError(DiffsegError, RuntimeError):
     """An exported graph gives other numbers than the model it was traced from."""
+
+
+class ProfileError(DiffsegError, ValueError):
+    """A profile that can't be taken, or a record of one that can't be read or compared."""
 
 
 class ProviderError(DiffsegError, RuntimeError):
