@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 from diffseg.engines.errors import DiffsegError, ImageError
 from diffseg.engines.providers import Provider
+from diffseg.runtime.profiling.command import profile
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -85,7 +86,7 @@ def segment(
         raise
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
-    console, errors = _consoles()
+    console, errors = consoles()
     console.print(f"model {segmenter.bundle.manifest.name}, provider {segmenter.provider}", style="dim")
     failed = 0
     results = segmenter.stream(paths, threshold, anchors=anchors, fit=fit.value, refine=refine.value)
@@ -135,7 +136,7 @@ def export(
         settings = ExportSettings(parse_size(size), precision.value, timestep, max_batch, Defaults((threshold,) * 3))
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
-    console, _ = _consoles()
+    console, _ = consoles()
     start = time.perf_counter()
 
     def progress(step: str) -> None:
@@ -170,7 +171,7 @@ def verify(bundle: Annotated[str, typer.Argument(help="Embedded model, bundle fo
     from diffseg.engines.manifest import read_manifest
 
     folder = find_bundle(bundle)
-    console, errors = _consoles()
+    console, errors = consoles()
     failed = 0
     for name, problem in Bundle(folder, read_manifest(folder)).verify():
         if problem is None:
@@ -194,7 +195,7 @@ def info(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = 
     if as_json:
         typer.echo(json.dumps(facts, indent=1))
         return
-    console, _ = _consoles()
+    console, _ = consoles()
     console.print(
         f"diffseg {facts['version']}, Python {facts['python']}, {facts['platform']}, {facts['cores']} CPU cores"
     )
@@ -204,6 +205,9 @@ def info(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = 
             table.add_row(name, state, note)
         console.print(table)
     console.print(f"embedded models: {', '.join(facts['models'])}")
+
+
+app.command()(profile)
 
 
 def main() -> None:
@@ -253,7 +257,8 @@ def output_names(paths: list[Path]) -> list[str]:
     return names
 
 
-def _consoles() -> tuple[Console, Console]:
+def consoles() -> tuple[Console, Console]:
+    """Console of results, and of what went wrong."""
     from rich.console import Console
 
     # A path is no markup, and a pipe should get each line whole.
@@ -267,7 +272,7 @@ def _track(results: Iterable[T], total: int) -> Iterable[T]:
         return results
     from rich.progress import track
 
-    return track(results, "segmenting", total, console=_consoles()[1], transient=True)
+    return track(results, "segmenting", total, console=consoles()[1], transient=True)
 
 
 def _si(value: float) -> str:
