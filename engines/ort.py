@@ -107,9 +107,10 @@ def session_options(*, threads: int | None = None, lean: bool = False) -> Any:  
     options.log_severity_level = 3
     options.intra_op_num_threads = threads or 0
     options.inter_op_num_threads = 1
+    # A pattern makes the second run allocate everything once more, in one block, beside what the first one left.
+    options.enable_mem_pattern = False
     if lean:
         options.enable_cpu_mem_arena = False
-        options.enable_mem_pattern = False
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return options
 
