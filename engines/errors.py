@@ -8,6 +8,7 @@
     ├── MissingPackageError (ImportError)   an extra is not installed
     ├── ParityError (RuntimeError)          an exported graph disagrees with its source
     ├── PlanError (RuntimeError)            a plan can't be built, is damaged, or was built for something else
+    ├── ProfileError (ValueError)           a profile that can't be taken, read or compared
     └── ProviderError (RuntimeError)        the asked provider can't run here
 
 Each message says what is wrong, what was found and how to fix it, on one line.
@@ -46,6 +47,10 @@ class ParityError(DiffsegError, RuntimeError):
 
 class PlanError(DiffsegError, RuntimeError):
     """An engine plan that can't be built, that is damaged or altered, or that was built for something else."""
+
+
+class ProfileError(DiffsegError, ValueError):
+    """A profile that can't be taken, or a record of one that can't be read or compared."""
 
 
 class ProviderError(DiffsegError, RuntimeError):

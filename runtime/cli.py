@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 from diffseg.engines.errors import DiffsegError, ImageError
 from diffseg.engines.providers import Provider
+from diffseg.runtime.profiling.command import profile
 from diffseg.runtime.tables import formats, si
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ def segment(
         raise
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
-    console, errors = _consoles()
+    console, errors = consoles()
     console.print(f"model {segmenter.bundle.manifest.name}, provider {segmenter.provider}", style="dim")
     failed = 0
     results = segmenter.stream(paths, threshold, anchors=anchors, fit=fit.value, refine=refine.value)
@@ -155,7 +156,7 @@ def export(
         settings = ExportSettings(parse_size(size), precision.value, timestep, max_batch, Defaults((threshold,) * 3))
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
-    console, _ = _consoles()
+    console, _ = consoles()
     start = time.perf_counter()
 
     def progress(step: str) -> None:
@@ -210,7 +211,7 @@ def build(
 
     options = BuildOptions(optimization_level, version_compatible, hardware_compatibility.value, strip_weights)
     opened = open_bundle(bundle)
-    console, errors = _consoles()
+    console, errors = consoles()
     console.print(f"building {opened.manifest.name} ({opened.manifest.precision}) with {engine.value}", style="dim")
     with _build_progress(errors) as report:
         plan = build_plan(
@@ -244,7 +245,7 @@ def inspect(
         return
     from diffseg.runtime.tables import bundle_tables
 
-    console, _ = _consoles()
+    console, _ = consoles()
     for item in bundle_tables(facts):
         console.print(item)
 
@@ -257,7 +258,7 @@ def verify(bundle: Annotated[str, typer.Argument(help="Embedded model, bundle fo
     from diffseg.engines.manifest import read_manifest
 
     folder = find_bundle(bundle)
-    console, errors = _consoles()
+    console, errors = consoles()
     failed = 0
     opened = Bundle(folder, read_manifest(folder))
     for name, problem in (*opened.verify(), *verify_plans(opened)):
@@ -286,9 +287,12 @@ def info(
         return
     from diffseg.runtime.tables import machine_tables
 
-    console, _ = _consoles()
+    console, _ = consoles()
     for item in machine_tables(facts):
         console.print(item)
+
+
+app.command()(profile)
 
 
 def main() -> None:
@@ -338,7 +342,8 @@ def output_names(paths: list[Path]) -> list[str]:
     return names
 
 
-def _consoles() -> tuple[Console, Console]:
+def consoles() -> tuple[Console, Console]:
+    """Console of results, and of what went wrong."""
     from rich.console import Console
 
     # A path is no markup, and a pipe should get each line whole.
@@ -353,7 +358,7 @@ def _track(results: Iterable[T], total: int) -> Iterable[T]:
         return results
     from rich.progress import track
 
-    return track(results, "segmenting", total, console=_consoles()[1], transient=True)
+    return track(results, "segmenting", total, console=consoles()[1], transient=True)
 
 
 @contextmanager

@@ -14,7 +14,8 @@ from diffseg.engines.errors import ImageError
 from diffseg.engines.providers import Network, load_network
 from diffseg.runtime.aggregate import aggregate_attention
 from diffseg.runtime.image import Fit, ImageSource, Placement, fit_image, read_image
-from diffseg.runtime.segmentation import MergeSettings, Refine, Segmentation, Threshold, make_masks, timed
+from diffseg.runtime.segmentation import MergeSettings, Refine, Segmentation, Threshold, make_masks
+from diffseg.runtime.stages import timed
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
