@@ -10,6 +10,7 @@
     ├── PlanError (RuntimeError)            a plan can't be built, is damaged, or was built for something else
     ├── ProfileError (ValueError)           a profile that can't be taken, read or compared
     └── ProviderError (RuntimeError)        the asked provider can't run here
+        └── DeviceMemoryError (MemoryError) the GPU's memory is full; fewer images at once may fit
 
 Each message says what is wrong, what was found and how to fix it, on one line.
 """
@@ -55,3 +56,7 @@ class ProfileError(DiffsegError, ValueError):
 
 class ProviderError(DiffsegError, RuntimeError):
     """The execution provider that was asked for can't run on this machine."""
+
+
+class DeviceMemoryError(ProviderError, MemoryError):
+    """The GPU's memory is full. Fewer images at once may fit."""

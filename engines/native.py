@@ -26,6 +26,7 @@ from diffseg.engines.trt import import_engine, make_logger, write
 
 if TYPE_CHECKING:
     from diffseg.engines.bundle import Bundle
+    from diffseg.engines.tensors import GraphTensors, Tensor
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +46,7 @@ class NativeNetwork:
     """
 
     overlaps = True
+    lends = True
 
     def __init__(self, bundle: Bundle, plan: Plan, *, capture: bool = True) -> None:
         spec = plan.record.spec
@@ -83,7 +85,8 @@ class NativeNetwork:
         expected = {tensor.name for tensor in (*declared.inputs, *declared.outputs)}
         if found != expected:
             raise PlanError(
-                f"{self.plan.path(graph)} has tensors {sorted(found)}, the manifest says {sorted(expected)}; build it again"
+                f"{self.plan.path(graph)} has tensors {sorted(found)}, the manifest says {sorted(expected)}; "
+                "build it again"
             )
         return engine
 
@@ -94,6 +97,18 @@ class NativeNetwork:
         if os.access(self.plan.folder, os.W_OK):
             return self.plan.folder / name
         return cache_folder() / "plans" / self.plan.folder.name / name
+
+
+def chained_tensors(graphs: dict[str, GraphTensors]) -> list[Tensor]:
+    """Every tensor of both graphs, once: the encoder's latent is the UNet's.
+
+    Raises:
+        PlanError: the latent that leaves the encoder is not the one that the UNet takes.
+    """
+    encoder, unet = graphs[ENCODER], graphs[UNET]
+    if encoder.outputs != unet.inputs:
+        raise PlanError(f"the encoder gives {encoder.outputs}, the UNet takes {unet.inputs}; export the bundle again")
+    return [*encoder.inputs, *unet.inputs, *unet.outputs]
 
 
 @dataclass
@@ -153,10 +168,9 @@ class NativeSession:
     def _buffers(self, batch: int) -> dict[str, Any]:
         """Arrays of every tensor at a batch size. The latent is one array: an output here, an input there."""
         if batch not in self._memory.buffers:
-            both = self.network.tensors[ENCODER], self.network.tensors[UNET]
-            declared = {t.name: t for tensors in both for t in (*tensors.inputs, *tensors.outputs)}
             self._memory.buffers[batch] = {
-                name: self.cupy.empty(tensor.shape(batch), tensor.dtype) for name, tensor in declared.items()
+                tensor.name: self.cupy.empty(tensor.shape(batch), tensor.dtype)
+                for tensor in chained_tensors(self.network.tensors)
             }
         return self._memory.buffers[batch]
 

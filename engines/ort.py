@@ -37,6 +37,8 @@ class OrtNetwork:
     """
 
     provider = "cpu"
+    overlaps = False
+    lends = False
 
     def __init__(self, bundle: Bundle, *, threads: int | None = None, lean: bool = False) -> None:
         manifest = bundle.manifest
@@ -62,6 +64,14 @@ class OrtNetwork:
     def attend(self, latent: NDArray[np.float32]) -> list[NDArray[np.float32]]:
         """Latent → one (B, n², n²) float32 attention a resolution, finest first; the arrays are the caller's."""
         return self._run(UNET, latent)
+
+    @contextmanager
+    def session(self) -> Iterator[OrtNetwork]:
+        """Take a session: all threads may have the same, since nothing of a pass stays in it."""
+        yield self
+
+    def wait(self) -> None:
+        """Return at once: `encode` and `attend` don't return before they are done."""
 
     @contextmanager
     def record_operators(self) -> Iterator[list[Operator]]:
@@ -168,10 +178,19 @@ def _session(path: Path, tensors: GraphTensors, threads: int | None, *, lean: bo
     except Exception as error:  # onnxruntime raises a type of its own for each status code  # noqa: BLE001
         reason = str(error).strip().splitlines()[0]
         raise BundleError(f"onnxruntime {ort.__version__} cannot load {path}: {reason}; run `diffseg verify`") from None
+    check_tensors(session, tensors, path)
+    return session
+
+
+def check_tensors(session: Any, tensors: GraphTensors, path: Path) -> None:  # noqa: ANN401 - untyped upstream
+    """Hold the inputs and outputs of a session against the manifest's.
+
+    Raises:
+        BundleError: they differ.
+    """
     kinds = {"uint8": "tensor(uint8)", "float16": "tensor(float16)", "float32": "tensor(float)"}
     actual, declared = (*session.get_inputs(), *session.get_outputs()), (*tensors.inputs, *tensors.outputs)
     found = [(v.name, v.type, [d if isinstance(d, int) else -1 for d in v.shape]) for v in actual]  # -1: dynamic
     expected = [(t.name, kinds[t.dtype], [-1 if axis.dynamic else axis.opt for axis in t.axes]) for t in declared]
     if found != expected:
         raise BundleError(f"{path} has tensors {found}, the manifest says {expected}; export the bundle again")
-    return session

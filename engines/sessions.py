@@ -30,6 +30,8 @@ class Network(Protocol):
     provider: str
     overlaps: bool
     """Whether the host is free while the network works, so that decoding and writing can go on beside it."""
+    lends: bool
+    """Whether the arrays of a session are its own memory, to be copied by who keeps them."""
 
     def session(self) -> AbstractContextManager[Session]:
         """Take a session for one batch; nobody else has it meanwhile."""

@@ -24,7 +24,7 @@ from diffseg.engines.plans import Engine, PlanSpec
 logger = logging.getLogger(__name__)
 
 MODULES: dict[Engine, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
-EXTRAS: dict[Engine, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "rtx"}
+EXTRAS: dict[Engine, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "rtx"}  # `rtx-build` is enough for building
 
 Report = Callable[[str, str, int, int], None]
 """Called with graph, phase, step and number of steps, from the builder's thread."""
@@ -76,7 +76,7 @@ def build_graph(
         PlanError: the graph can't be read, has other tensors than declared, or can't be built.
         KeyboardInterrupt: once the builder has ended its step; at once when interrupted again.
     """
-    log = _logger(module)
+    log = make_logger(module)
     builder = module.Builder(log)
     network = builder.create_network(1 << int(module.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = module.OnnxParser(network, log)
@@ -154,7 +154,9 @@ def _interruptible(work: Callable[[], Any], cancel: Callable[[], None]) -> Any: 
     return results[0] if results else None
 
 
-def _logger(module: Any) -> Any:  # noqa: ANN401 - a class of the module's own
+def make_logger(module: Any) -> Any:  # noqa: ANN401 - a class of the module's own
+    """Return a logger for builders, parsers and runtimes that remembers what went wrong."""
+
     class Log(module.ILogger):  # type: ignore[misc]
         """Keeps the errors, hands the rest to Python's logging."""
 
@@ -204,7 +206,7 @@ def read_layers(module: Any, spec: PlanSpec, path: Path) -> EngineLayers | None:
     if spec.engine == "tensorrt-rtx":
         with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
             return read_program(data)
-    log = _logger(module)  # the runtime does not keep it alive
+    log = make_logger(module)  # the runtime does not keep it alive
     engine = module.Runtime(log).deserialize_cuda_engine(path.read_bytes())
     if engine is None:
         raise PlanError(f"tensorrt {spec.version} cannot load what it built: {log.first_error()}")

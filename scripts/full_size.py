@@ -2,7 +2,7 @@
 
     python scripts/full_size.py /tmp/full --family sd15 --out scripts/results/full_size_cpu.json
 
-With `--build 8.6 8.9 12.0` each bundle is also built by TensorRT-RTX, for which no GPU is needed (extra `rtx`).
+With `--build 8.6 8.9 12.0` each bundle is also built by TensorRT-RTX, for which no GPU is needed (extra `rtx-build`).
 
 Needs the extra `export`, about 12 GB of disk and 20 GB of memory. Each step is a process of its own; its peak memory is
 the largest resident set that the operating system saw. Steps whose result is there already are not run again.

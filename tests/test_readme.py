@@ -53,14 +53,14 @@ def test_command(command, place):
     if program == "diffseg":
         run = [sys.executable, "-m", "diffseg.runtime", *arguments]
         if arguments[0] == "build":
-            pytest.importorskip("tensorrt_rtx", reason="needs the extra 'rtx'")
+            pytest.importorskip("tensorrt_rtx", reason="needs the extra 'rtx-build'")
         if arguments[0] == "export":
             pytest.importorskip("torch", reason="needs the extra 'export'")
             maker = [sys.executable, ROOT / "scripts" / "make_checkpoint.py", "bk-sdm-tiny", arguments[1], "--small"]
             subprocess.run(maker, check=True, capture_output=True, cwd=place)
             run += ["--size", "64"]  # the README's size would take minutes
     elif program == "polygraphy":
-        pytest.importorskip("tensorrt_rtx", reason="needs the extra 'rtx'")
+        pytest.importorskip("tensorrt_rtx", reason="needs the extra 'rtx-build'")
         shutil.copytree(ROOT / "engines" / "models" / "tiny", place / "bundle")
         run = [Path(sys.executable).with_name(program), *arguments]
     else:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("tensorrt_rtx", reason="needs the extra 'rtx'")
+pytest.importorskip("tensorrt_rtx", reason="needs the extra 'rtx-build'")
 pytest.importorskip("onnx", reason="needs the extra 'export', for the toy bundle")
 from diffseg.engines import build as build_module
 from diffseg.engines.build import build_plan

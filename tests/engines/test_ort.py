@@ -94,7 +94,7 @@ def test_auto_says_what_it_took(bundle, caplog):
 
 @pytest.mark.parametrize("provider", ["cuda", "tensorrt", "ort-tensorrt", "tensorrt-rtx"])
 def test_a_provider_that_cannot_run_is_an_error(bundle, provider):
-    with pytest.raises(ProviderError, match=f"provider '{provider}' cannot run"):
+    with pytest.raises(ProviderError, match=f"provider '{provider}' needs an NVIDIA GPU"):
         load_network(bundle, provider)
 
 

@@ -149,7 +149,7 @@ def test_a_bundle_says_nothing_of_the_machine_that_made_it(case):
 
 def test_tensorrt_rtx_builds_the_bundle(case, tmp_path, monkeypatch):
     """For three kinds of GPU, without one; the engine's own layers are in the bundle's precision."""
-    pytest.importorskip("tensorrt_rtx", reason="needs the extra 'rtx'")
+    pytest.importorskip("tensorrt_rtx", reason="needs the extra 'rtx-build'")
     monkeypatch.setenv("DIFFSEG_CACHE", str(tmp_path))
     capabilities = ("8.6", "8.9", "12.0")
     plan = build_plan(case.bundle, "tensorrt-rtx", compute_capabilities=capabilities, gpus=Gpus((), "in this test"))

@@ -204,9 +204,8 @@ def test_settings_out_of_range(field):
 
 def test_a_network_that_records_no_operators_is_profiled_without_them(segmenter, monkeypatch):
     class Plain:
-        provider = "plain"
-        encode = staticmethod(segmenter.network.encode)
-        attend = staticmethod(segmenter.network.attend)
+        provider, overlaps, lends = "plain", False, False
+        session = staticmethod(segmenter.network.session)
 
     monkeypatch.setattr(Segmenter, "load", lambda *_, **__: Segmenter(segmenter.bundle, Plain()))
     steps = []
