@@ -3,8 +3,8 @@
     python scripts/gpu_check.py [--work gpu] [--family sd15] [--out scripts/results/gpu_<name>.json] [--parts …]
 
 Part by part: the GPU's matrix products, merging by CuPy, the embedded model and a full-size checkpoint with random
-weights in every provider that runs here, and PyTorch in eager mode as the baseline. A part that can't run says why in one
-line and the rest goes on. The record is written after each part, so a run that is cut off keeps what it had.
+weights in every provider that runs here, and PyTorch in eager mode as the baseline. A part that can't run says why in
+one line and the rest goes on. The record is written after each part, so a run that is cut off keeps what it had.
 
 Latency is from uint8 on the host to labels on the host. Shares of the GPU's peak are of the rate of its own fp16
 product.
