@@ -17,8 +17,8 @@ PACKAGES = ("diffseg", "numpy", "pillow", "onnxruntime", "onnxruntime-gpu", "ope
 CGROUPS = (Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/cpu"), Path("/sys/fs/cgroup/memory"))
 
 
-def gather(bundle: Bundle, provider: str) -> dict[str, Any]:
-    """Machine, versions, provider and bundle; what the system doesn't tell is None."""
+def gather(bundle: Bundle) -> dict[str, Any]:
+    """Machine, versions and bundle; what the system doesn't tell is None."""
     manifest = bundle.manifest
     return {
         "cpu": {
@@ -33,7 +33,6 @@ def gather(bundle: Bundle, provider: str) -> dict[str, Any]:
         "system": platform.platform(),
         "python": platform.python_version(),
         "packages": {name: found for name in PACKAGES if (found := _version(name)) is not None},
-        "provider": provider,
         "bundle": {
             "name": manifest.name,
             "precision": manifest.precision,

@@ -112,7 +112,7 @@ def take_profile(
         ValueError: a larger batch than the bundle's.
     """
     facts = [_image_facts(path) for path in images]
-    bundle = open_bundle(model)  # before anything that takes time
+    environment = gather(open_bundle(model))  # before anything that takes time, and raises the load average
     options: dict[str, Any] = {"provider": provider, "threads": threads, "lean": lean}
     starts = None
     if settings.starts:
@@ -127,7 +127,7 @@ def take_profile(
     segmenter = Segmenter.load(model, batch=settings.batch, **options)
     load_seconds = (time.perf_counter_ns() - start) / 1e9
     peaks = {"after_load": peak_resident()}
-    environment = gather(bundle, segmenter.provider)
+    environment["provider"] = segmenter.provider
     recorder = Recorder()
     with tempfile.TemporaryDirectory(prefix="diffseg-") as folder, observing(recorder):
         runner = _Runner(segmenter, images, settings.batch, Path(folder), recorder)

@@ -11,6 +11,7 @@ from rich.table import Table
 
 STATISTICS = ("min", "mean", "median", "p90", "p95", "p99")
 TOP = 8
+BUSY = 0.75  # of the cores: what makes all times longer than they need be
 
 
 def profile_tables(record: dict[str, Any]) -> Iterator[Table | str]:
@@ -71,8 +72,18 @@ def drift_line(drift: dict[str, Any]) -> str:
     if drift["drifting"]:
         return f"the runs drift ({found}): close other programs, or take more --warmup"
     if drift["probability"] >= SIGNIFICANCE:
-        return f"the runs are steady (no trend beyond chance, p = {drift['probability']:.2g})"
-    return f"the runs are nearly steady ({found})"
+        return f"no trend beyond chance from first to last (p = {drift['probability']:.2g})"
+    return f"a trend too small to matter ({found})"
+
+
+def warnings(record: dict[str, Any]) -> list[str]:
+    """Say why the figures should not be trusted."""
+    found = [drift_line(record["drift"])] if record["drift"]["drifting"] else []
+    cpu = record["environment"]["cpu"]
+    load, cores = cpu["load_average"], cpu["usable_cores"] or cpu["logical_cores"]
+    if load is not None and cores and load > BUSY * cores:
+        found.append(f"the machine was busy before this began: load average {load:.1f} on {cores} cores")
+    return found
 
 
 def start_lines(record: dict[str, Any]) -> Iterator[str]:
