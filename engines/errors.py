@@ -7,6 +7,7 @@
     ├── ImageError (ValueError)             one image can't be read; the others go on
     ├── MissingPackageError (ImportError)   an extra is not installed
     ├── ParityError (RuntimeError)          an exported graph disagrees with its source
+    ├── PlanError (RuntimeError)            a plan can't be built, is damaged, or was built for something else
     ├── ProfileError (ValueError)           a profile that can't be taken, read or compared
     └── ProviderError (RuntimeError)        the asked provider can't run here
 
@@ -42,6 +43,10 @@ class MissingPackageError(DiffsegError, ImportError):
 
 class ParityError(DiffsegError, RuntimeError):
     """An exported graph gives other numbers than the model it was traced from."""
+
+
+class PlanError(DiffsegError, RuntimeError):
+    """An engine plan that can't be built, that is damaged or altered, or that was built for something else."""
 
 
 class ProfileError(DiffsegError, ValueError):

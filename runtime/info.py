@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from diffseg.engines.bundle import embedded_models
+from diffseg.engines.bundle import embedded_models, open_bundle
+from diffseg.engines.errors import PlanError
+from diffseg.engines.gpu import Gpus, find_gpus
+from diffseg.engines.lookup import Here, list_plans, mismatches
 from diffseg.engines.providers import Provider
+from diffseg.engines.trt import EXTRAS, engine_version
 
 PACKAGES = {
     "numpy": "",
@@ -22,22 +27,57 @@ PACKAGES = {
 }
 
 
-def gather() -> dict[str, Any]:
-    """Facts for `diffseg info`: `(state, note)` for each package and provider."""
+def gather(bundle: str | None = None) -> dict[str, Any]:
+    """Facts for `diffseg info`: `(state, note)` for each package, builder and provider; the plans of a bundle.
+
+    Raises:
+        BundleError: `bundle` is none, or damaged.
+    """
     packages = {
         name: (found, "") if (found := _version(name)) else ("missing", note) for name, note in PACKAGES.items()
     }
+    versions = {engine: engine_version(engine) for engine in EXTRAS}
+    gpus = find_gpus()
     return {
         "version": _version("diffseg"),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cores": os.cpu_count(),
+        "gpus": [dataclasses.asdict(gpu) for gpu in gpus.gpus],
+        "no_gpu": gpus.reason,
         "packages": packages,
+        "builders": {
+            engine: (found, _builder_note(engine, gpus))
+            if found
+            else ("missing", f"pip install 'diffseg[{EXTRAS[engine]}]'")
+            for engine, found in versions.items()
+        },
         "providers": {
             provider.value: _provider(provider, packages) for provider in Provider if provider is not Provider.AUTO
         },
         "models": embedded_models(),
+        "bundle": bundle,
+        "plans": [] if bundle is None else _plans(bundle, versions, gpus),
     }
+
+
+def _plans(bundle: str, versions: dict[Any, str | None], gpus: Gpus) -> list[dict[str, str]]:
+    opened, found = open_bundle(bundle), []
+    for folder, plan in list_plans(opened):
+        if isinstance(plan, PlanError):
+            found.append({"folder": str(folder), "purpose": "unknown", "here": f"cannot run here: {plan}"})
+            continue
+        spec = plan.record.spec
+        problems = list(mismatches(spec, opened, Here(versions[spec.engine] or "no version", gpus.first)))
+        here = f"cannot run here: it {'; it '.join(problems)}" if problems else "fits this machine"
+        found.append({"folder": str(folder), "purpose": spec.purpose, "here": here})
+    return found
+
+
+def _builder_note(engine: str, gpus: Gpus) -> str:
+    if engine == "tensorrt" and gpus.first is None:
+        return "cannot build here: it needs the GPU"
+    return "" if gpus.first else "builds ahead of time, without a GPU"
 
 
 def _provider(provider: Provider, packages: dict[str, tuple[str, str]]) -> tuple[str, str]:

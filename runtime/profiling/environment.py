@@ -6,9 +6,12 @@ import os
 import platform
 import re
 import sys
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from diffseg.engines.gpu import find_gpus
 
 if TYPE_CHECKING:
     from diffseg.engines.bundle import Bundle
@@ -29,7 +32,7 @@ def gather(bundle: Bundle) -> dict[str, Any]:
             "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         },
         "memory": {"bytes": memory_bytes(), "cgroup_bytes": cgroup_bytes(CGROUPS)},
-        "gpu": None,  # this version executes on CPUs only
+        "gpu": gpu(),
         "system": platform.platform(),
         "python": platform.python_version(),
         "packages": {name: found for name in PACKAGES if (found := _version(name)) is not None},
@@ -41,6 +44,12 @@ def gather(bundle: Bundle) -> dict[str, Any]:
             "content_hash": {graph: bundle.content_hash(graph) for graph in manifest.graphs},
         },
     }
+
+
+def gpu() -> dict[str, Any] | None:
+    """Return what the driver says of the GPU that everything here uses."""
+    first = find_gpus().first
+    return None if first is None else asdict(first)
 
 
 def processor() -> str:
