@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from diffseg.engines.bundle import Bundle
 
 PACKAGES = ("diffseg", "numpy", "pillow", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-rtx")
+BUSY = 0.75  # of the cores
 CGROUPS = (Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/cpu"), Path("/sys/fs/cgroup/memory"))
 
 
@@ -50,6 +51,14 @@ def gpu() -> dict[str, Any] | None:
     """Return what the driver says of the GPU that everything here uses."""
     first = find_gpus().first
     return None if first is None else asdict(first)
+
+
+def busy_line(cpu: dict[str, Any]) -> str | None:
+    """Say that other programs took part of the cores when a profile began, so that its times are too long."""
+    load, cores = cpu["load_average"], cpu["usable_cores"] or cpu["logical_cores"]
+    if load is None or not cores or load <= BUSY * cores:
+        return None
+    return f"the machine was busy before this began: load average {load:.1f} on {cores} cores"
 
 
 def processor() -> str:

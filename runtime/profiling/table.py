@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from typing import Any
 
 from diffseg.runtime.profiling.compare import Comparison
+from diffseg.runtime.profiling.environment import busy_line
 from diffseg.runtime.profiling.statistics import SIGNIFICANCE
 from rich.table import Table
 
 STATISTICS = ("min", "mean", "median", "p90", "p95", "p99")
 TOP = 8
-BUSY = 0.75  # of the cores: what makes all times longer than they need be
 
 
 def profile_tables(record: dict[str, Any]) -> Iterator[Table | str]:
@@ -79,11 +79,8 @@ def drift_line(drift: dict[str, Any]) -> str:
 def warnings(record: dict[str, Any]) -> list[str]:
     """Say why the figures should not be trusted."""
     found = [drift_line(record["drift"])] if record["drift"]["drifting"] else []
-    cpu = record["environment"]["cpu"]
-    load, cores = cpu["load_average"], cpu["usable_cores"] or cpu["logical_cores"]
-    if load is not None and cores and load > BUSY * cores:
-        found.append(f"the machine was busy before this began: load average {load:.1f} on {cores} cores")
-    return found
+    busy = busy_line(record["environment"]["cpu"])
+    return found if busy is None else [*found, busy]
 
 
 def start_lines(record: dict[str, Any]) -> Iterator[str]:
