@@ -59,6 +59,8 @@ def test_command(command, place):
             maker = [sys.executable, ROOT / "scripts" / "make_checkpoint.py", "bk-sdm-tiny", arguments[1], "--small"]
             subprocess.run(maker, check=True, capture_output=True, cwd=place)
             run += ["--size", "64"]  # the README's size would take minutes
+        elif arguments[0] == "profile":
+            run += ["--runs", "1", "--warmup", "0", "--starts", "0"]
     elif program == "polygraphy":
         pytest.importorskip("tensorrt_rtx", reason="needs the extra 'rtx-build'")
         shutil.copytree(ROOT / "engines" / "models" / "tiny", place / "bundle")

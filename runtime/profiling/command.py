@@ -84,15 +84,15 @@ def profile(  # noqa: C901 - one branch an option
 
 
 def _show(record: dict[str, Any], console: Console, errors: Console, *, as_json: bool) -> None:
-    from diffseg.runtime.profiling.table import drift_line, profile_tables
+    from diffseg.runtime.profiling.table import profile_tables, warnings
 
     if as_json:
         typer.echo(json.dumps(record, indent=1))
     else:
         for item in profile_tables(record):
             console.print(item)
-    if record["drift"]["drifting"]:
-        errors.print(f"warning: {drift_line(record['drift'])}", style="yellow")
+    for warning in warnings(record):
+        errors.print(f"warning: {warning}", style="yellow")
 
 
 def _compare(a: Path, b: Path, fail_above: float | None) -> None:
