@@ -166,7 +166,7 @@ class Evaluation:
         for column in columns:
             start = time.perf_counter()
             labels = self._masks(column, picture, result, classes)
-            yield column, resize_nearest(labels, truth.shape), time.perf_counter() - start
+            yield column, resize_nearest(labels, truth.shape), round(time.perf_counter() - start, 4)
 
     def _masks(
         self, column: Column, picture: Image.Image, result: Segmentation | None, classes: int

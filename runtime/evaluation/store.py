@@ -41,7 +41,7 @@ class Record:
             "classes": list(self.overlap.classes),
             "table": self.overlap.table.tolist(),
             "boundary": [found.found, found.found_right, found.true, found.true_found],
-            "seconds": round(self.seconds, 4),
+            "seconds": self.seconds,
         }
 
     @classmethod
