@@ -18,16 +18,8 @@ from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[1]
 FORBIDDEN = (
-    "torch",
-    "diffusers",
-    "transformers",
-    "onnx",
-    "onnxscript",
-    "cupy",
-    "tensorrt",
-    "sklearn",
-    "scipy",
-    "skimage",
+    *("torch", "diffusers", "transformers", "onnx", "onnxscript", "cupy", "tensorrt"),
+    *("sklearn", "scipy", "skimage", "threadpoolctl"),
 )
 
 

@@ -35,7 +35,7 @@ COMMANDS = [
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    """A folder with what the README speaks of: photo.jpg, photos/, labelled/, and a checkpoint where one is exported."""
+    """A folder with what the README speaks of: photo.jpg, photos/, labelled/, and a checkpoint to export."""
     (tmp_path / "photos").mkdir()
     (tmp_path / "photo.jpg").write_bytes(example_images()[0].read_bytes())
     (tmp_path / "photos" / "other.jpg").write_bytes(example_images()[1].read_bytes())

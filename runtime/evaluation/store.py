@@ -93,6 +93,9 @@ class Store:
         """Keep a record, in memory and as one line of the file."""
         line = json.dumps({"content": content, **record.to_dict()}, separators=(",", ":")) + "\n"
         with self._lock:
-            with self.path.open("a", encoding="utf-8") as stream:
-                stream.write(line)
+            try:
+                with self.path.open("a", encoding="utf-8") as stream:
+                    stream.write(line)
+            except OSError as error:
+                raise DatasetError(f"{self.path}: results cannot be kept there ({error.strerror})") from None
             self._records[content] = record

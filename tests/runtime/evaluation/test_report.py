@@ -34,6 +34,11 @@ def report_and_run(segmenter, tmp_path_factory):
     return make_report(run), run
 
 
+@pytest.fixture(scope="module")
+def page(report_and_run):
+    return make_page(*report_and_run)
+
+
 def test_scores_by_hand():
     # Image 1: mask 0 is class 0 but for 10 of its 40 pixels; image 2: one mask over both classes.
     records = [
@@ -65,8 +70,7 @@ def test_json(report_and_run, tmp_path):
     assert [p.name for p in (tmp_path / "deep").iterdir()] == ["report.json"]
 
 
-def test_the_page_needs_nothing_else(report_and_run):
-    page = make_page(*report_and_run)
+def test_the_page_needs_nothing_else(page):
     assert not re.search(r"https?:|//|@import|url\(|<link|<script|<iframe", re.sub(r"base64,[\w+/=]+", "", page))
     sources = re.findall(r'src="([^"]*)"', page)
     assert len(sources) == 9  # three images: best, median, worst; each with labels and masks
@@ -79,8 +83,7 @@ def test_the_page_needs_nothing_else(report_and_run):
     assert "&lt;script&gt;" in page
 
 
-def test_the_page_says_what_is_published(report_and_run):
-    page = make_page(*report_and_run)
+def test_the_page_says_what_is_published(page):
     published = page.index("<div class=published>")
     assert "not measured here" in page[published:]
     for name, _, miou in PUBLISHED:
