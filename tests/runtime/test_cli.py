@@ -127,7 +127,8 @@ def test_info():
 
 
 def test_every_command_explains_itself():
-    for command in ([], ["segment"], ["export"], ["verify"], ["info"], ["profile"]):
+    commands = "segment export build inspect verify info evaluate profile"
+    for command in ([], *([name] for name in commands.split())):
         done = diffseg(*command, "--help")
         assert done.returncode == 0
         assert "Usage: diffseg" in done.stdout or "Usage: python -m diffseg.runtime" in done.stdout
