@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from diffseg.engines.bundle import MODELS
 from diffseg.engines.examples import example_images
-from diffseg.runtime.cli import expand, output_names
+from diffseg.runtime.commands.segment import expand, output_names
 
 from tests.pictures import pixels
 
