@@ -14,7 +14,7 @@ from diffseg.runtime.evaluation.metrics import (
     image_iou,
     match_classes,
 )
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from sklearn.metrics import adjusted_rand_score
@@ -33,7 +33,6 @@ def maps(draw, masks=4, classes=COUNT - 1):
     return truth, labels
 
 
-@settings(deadline=None)
 @given(maps())
 def test_overlap_counts_pixels(pair):
     truth, labels = pair
@@ -45,7 +44,6 @@ def test_overlap_counts_pixels(pair):
     assert overlap.masks == len(np.unique(labels[truth != VOID]))
 
 
-@settings(deadline=None)
 @given(maps())
 def test_matching_finds_the_best_of_all_assignments(pair):
     overlap = Overlap.of(*pair)
@@ -90,7 +88,6 @@ def test_iou_sums_over_images_and_leaves_out_classes_that_never_come_up():
     assert np.isnan(Matches.none(2).accuracy())
 
 
-@settings(deadline=None)
 @given(maps())
 def test_covering_by_its_definition(pair):
     truth, labels = pair
@@ -103,7 +100,6 @@ def test_covering_by_its_definition(pair):
     assert covering(Overlap.of(truth, labels)) == pytest.approx(total / known.sum())
 
 
-@settings(deadline=None)
 @given(maps())
 def test_image_iou_is_the_best_of_all_assignments(pair):
     truth, labels = pair
@@ -117,7 +113,6 @@ def test_image_iou_is_the_best_of_all_assignments(pair):
     assert image_iou(overlap) == pytest.approx(best / len(overlap.classes))
 
 
-@settings(deadline=None)
 @given(maps())
 def test_adjusted_rand_is_scikit_learns(pair):
     truth, labels = pair
@@ -125,7 +120,6 @@ def test_adjusted_rand_is_scikit_learns(pair):
     assert adjusted_rand(Overlap.of(truth, labels)) == pytest.approx(adjusted_rand_score(truth[known], labels[known]))
 
 
-@settings(deadline=None)
 @given(maps(), st.randoms(use_true_random=False))
 def test_what_is_free_of_order(pair, random):
     truth, labels = pair
@@ -148,7 +142,6 @@ def edge_pixels(labels):
     }
 
 
-@settings(deadline=None)
 @given(maps())
 def test_boundaries_by_distances_of_all_pairs(pair):
     truth, labels = pair

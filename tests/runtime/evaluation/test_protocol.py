@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 from diffseg.runtime.evaluation.protocol import Protocol, centre_square, prepare, resize_bilinear, resize_nearest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -23,7 +23,6 @@ def test_images_are_resized_as_half_pixel_bilinear_without_antialiasing(shape):
     np.testing.assert_allclose(found, expected.permute(1, 2, 0).numpy(), atol=0.501)  # rounding, and nothing else
 
 
-@settings(deadline=None)
 @given(st.integers(1, 700), st.integers(1, 700))
 def test_labels_take_the_pixel_under_their_centre(size, target):
     labels = np.arange(size, dtype=np.uint16)[:, None]
