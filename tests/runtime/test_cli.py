@@ -72,7 +72,7 @@ def test_failed_images_are_listed_and_the_others_written(pictures, tmp_path):
         (["segment", "x.jpg", "--batch", "99"], 2, "batch must be 1 to"),
         (["segment", "*.nothing"], 2, "no images in"),
         (["segment", "x.jpg", "--model", "nope"], 1, "error: no bundle 'nope'"),
-        (["segment", "x.jpg", "--provider", "cuda"], 1, "error: provider 'cuda' cannot run"),
+        (["segment", "x.jpg", "--provider", "cuda"], 1, "error: provider 'cuda' needs an NVIDIA GPU"),
         (["verify", "nope"], 1, "error: no bundle 'nope'"),
         (["nonsense"], 2, "No such command"),
     ],
@@ -103,7 +103,7 @@ def test_a_console_without_an_arrow(pictures, tmp_path):
 def test_verify(tmp_path):
     done = diffseg("verify", "tiny")
     assert done.returncode == 0
-    assert "every file is as it was exported" in done.stdout
+    assert "every file is as it was made" in done.stdout
     folder = tmp_path / "copy"
     folder.mkdir()
     for path in (MODELS / "tiny").iterdir():

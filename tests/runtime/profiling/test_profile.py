@@ -268,7 +268,7 @@ def test_a_batch_a_run(tmp_path):
         (["tiny", "--concurrency", "1,x"], 2, "no list of numbers"),
         (["tiny", "--concurrency", "0"], 2, "concurrency must be numbers of at least 1"),
         (["tiny", "--batch", "99", "--starts", "0"], 2, "batch must be 1 to"),
-        (["tiny", "--provider", "cuda"], 1, "error: provider 'cuda' cannot run"),
+        (["tiny", "--provider", "cuda"], 1, "error: provider 'cuda' needs an NVIDIA GPU"),
         (["tiny", "--html", "no/where.html"], 2, "is no folder"),
         (["tiny", "--fail-above", "1.1"], 2, "--compare only"),
     ],
