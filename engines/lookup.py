@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import shlex
+import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -72,20 +73,24 @@ def list_plans(bundle: Bundle) -> Iterator[tuple[Path, Plan | PlanError]]:
 
 
 def find_plan(bundle: Bundle, engine: Engine, here: Here) -> Plan:
-    """Find a plan that may run here; nothing but records is read.
+    """Find a plan that may run here, of several the most specific one; nothing but records is read.
 
     Raises:
         PlanError: there is none; says what each one was built for, and how to build one.
     """
-    reasons = []
+    reasons: list[str] = []
+    fitting: list[Plan] = []
     for folder, plan in list_plans(bundle):
         if isinstance(plan, PlanError):
             reasons.append(str(plan))
         elif plan.record.spec.engine == engine:
             problems = list(mismatches(plan.record.spec, bundle, here))
-            if not problems:
-                return plan
-            reasons.append(f"{folder.name} {problems[0]}")
+            if problems:
+                reasons.append(f"{folder.name} {problems[0]}")
+            else:
+                fitting.append(plan)
+    if fitting:
+        return min(fitting, key=lambda plan: _generality(plan.record.spec))
     rebuild = build_command(bundle, engine)
     if not reasons:
         raise PlanError(f"bundle {bundle.manifest.name!r} has no {engine} plan; build one: {rebuild}")
@@ -143,6 +148,11 @@ def profile(tensors: GraphTensors) -> Profile:
         tensor.name: {bound: tuple(getattr(axis, bound) for axis in tensor.axes) for bound in ("min", "opt", "max")}
         for tensor in tensors.inputs
     }
+
+
+def _generality(spec: PlanSpec) -> tuple[int, int]:
+    """For how many kinds of GPU a plan was built, and how little it was optimised: less is better."""
+    return len(spec.target.compute_capabilities) or sys.maxsize, -spec.options.optimization_level
 
 
 def _runs_version(spec: PlanSpec, installed: str) -> bool:

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import shlex
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -196,6 +197,23 @@ def test_among_many_plans_the_one_that_fits_is_found(fake_bundle, spec):
         replace(spec, target=replace(spec.target, compute_capabilities=("8.9",))), fake_bundle.folder / "plans"
     )
     assert find_plan(fake_bundle, "tensorrt-rtx", HERE).folder == wanted
+
+
+def test_of_several_plans_that_fit_the_most_specific_is_taken(fake_bundle, spec):
+    def put_one(capabilities, level=3):
+        target, options = replace(spec.target, compute_capabilities=capabilities), BuildOptions(level)
+        return put(replace(spec, target=target, options=options), fake_bundle.folder / "plans")
+
+    order = [
+        put_one(()),
+        put_one(("8.6", "8.9", "12.0")),
+        put_one(("8.6", "8.9")),
+        put_one(("8.9",)),
+        put_one(("8.9",), 5),
+    ]
+    while order:
+        assert find_plan(fake_bundle, "tensorrt-rtx", HERE).folder == order[-1]
+        shutil.rmtree(order.pop())
 
 
 def test_no_plan_at_all_says_how_to_build_one(fake_bundle, spec):
