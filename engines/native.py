@@ -50,7 +50,7 @@ class NativeNetwork:
 
     def __init__(self, bundle: Bundle, plan: Plan, *, capture: bool = True) -> None:
         spec = plan.record.spec
-        self.provider = spec.engine
+        self.provider: str = spec.engine
         self.plan = plan
         self.capture = capture
         self.module, self.cupy = import_engine(spec.engine), import_cupy()
