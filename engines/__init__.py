@@ -9,6 +9,7 @@ from diffseg.engines.errors import (
     ImageError,
     MissingPackageError,
     ParityError,
+    ProfileError,
     ProviderError,
 )
 from diffseg.engines.examples import example_images
@@ -25,6 +26,7 @@ __all__ = [
     "Manifest",
     "MissingPackageError",
     "ParityError",
+    "ProfileError",
     "Provider",
     "ProviderError",
     "embedded_models",

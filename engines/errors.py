@@ -7,7 +7,10 @@
     ├── ImageError (ValueError)             one image can't be read; the others go on
     ├── MissingPackageError (ImportError)   an extra is not installed
     ├── ParityError (RuntimeError)          an exported graph disagrees with its source
+    ├── PlanError (RuntimeError)            a plan can't be built, is damaged, or was built for something else
+    ├── ProfileError (ValueError)           a profile that can't be taken, read or compared
     └── ProviderError (RuntimeError)        the asked provider can't run here
+        └── DeviceMemoryError (MemoryError) the GPU's memory is full; fewer images at once may fit
 
 Each message says what is wrong, what was found and how to fix it, on one line.
 """
@@ -43,5 +46,17 @@ class ParityError(DiffsegError, RuntimeError):
     """An exported graph gives other numbers than the model it was traced from."""
 
 
+class PlanError(DiffsegError, RuntimeError):
+    """An engine plan that can't be built, that is damaged or altered, or that was built for something else."""
+
+
+class ProfileError(DiffsegError, ValueError):
+    """A profile that can't be taken, or a record of one that can't be read or compared."""
+
+
 class ProviderError(DiffsegError, RuntimeError):
     """The execution provider that was asked for can't run on this machine."""
+
+
+class DeviceMemoryError(ProviderError, MemoryError):
+    """The GPU's memory is full. Fewer images at once may fit."""

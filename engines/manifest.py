@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
-import textwrap
-import types
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from pathlib import Path
+from typing import Literal
 
+from diffseg.engines.decode import DecodeError, is_safe_name, parse_json, read_json
 from diffseg.engines.errors import BundleError
 from diffseg.engines.tensors import Attention, GraphTensors
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
-MAX_MANIFEST_BYTES = 1 << 20
+FIX = "export the bundle again"
 ENCODER, UNET = "vae_encoder", "unet"
 
 Precision = Literal["fp32", "fp16", "bf16"]
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +41,8 @@ class Graph:
     flops: int  # multiply and add counted apart, at batch 1
     parameters_dropped: int = 0
     flops_dropped: int = 0  # counted for the UNet only
+    layers: dict[str, dict[str, int]] = field(default_factory=dict)  # kind: number format: how many nodes
+    activation_bytes: int = 0  # of the intermediate results that live at once, at batch 1; 0: not recorded
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -102,16 +101,9 @@ class Manifest:
             BundleError: no JSON, an unknown schema, or a field that is missing, of another type or unsafe.
         """
         try:
-            value = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise BundleError(f"{where} is not JSON ({error}); export the bundle again") from None
-        schema = value.get("schema") if isinstance(value, dict) else None
-        if schema != SCHEMA:
-            raise BundleError(
-                f"{where} has schema {schema!r}, this version reads {SCHEMA}; "
-                "export the bundle again, or install the diffseg that wrote it"
-            )
-        manifest: Manifest = _decode(cls, value, where)
+            manifest = parse_json(text, cls, SCHEMA, where)
+        except DecodeError as error:
+            raise BundleError(f"{error}; {FIX}") from None
         manifest.check(where)
         return manifest
 
@@ -128,37 +120,23 @@ class Manifest:
             if not is_safe_name(name):
                 raise BundleError(f"{where}: {name!r} is no path inside the bundle; do not use this bundle")
             if name not in self.files:
-                raise BundleError(f"{where}: {name} has no size and hash under 'files'; export the bundle again")
+                raise BundleError(f"{where}: {name} has no size and hash under 'files'; {FIX}")
         outputs = self.graphs[UNET].tensors.outputs
         if not outputs or [a.name for a in self.attention] != [o.name for o in outputs]:
-            raise BundleError(f"{where}: 'attention' and the outputs of {UNET} differ; export the bundle again")
+            raise BundleError(f"{where}: 'attention' and the outputs of {UNET} differ; {FIX}")
         if any(o.shape(1) != (1, a.queries, a.queries) for a, o in zip(self.attention, outputs, strict=True)):
-            raise BundleError(f"{where}: an attention output is not (batch, n², n²); export the bundle again")
+            raise BundleError(f"{where}: an attention output is not (batch, n², n²); {FIX}")
         if [a.queries for a in self.attention] != sorted((a.queries for a in self.attention), reverse=True):
-            raise BundleError(f"{where}: 'attention' must have the finest grid first; export the bundle again")
+            raise BundleError(f"{where}: 'attention' must have the finest grid first; {FIX}")
         image = self.graphs[ENCODER].tensors.inputs
         if len(image) != 1 or image[0].shape(1) != (1, *self.image_size, 3):
-            raise BundleError(
-                f"{where}: the input of {ENCODER} is not (batch, *image_size, 3); export the bundle again"
-            )
+            raise BundleError(f"{where}: the input of {ENCODER} is not (batch, *image_size, 3); {FIX}")
         if (
             not self.defaults.thresholds
             or not all(t >= 0 for t in self.defaults.thresholds)
             or self.defaults.anchors < 1
         ):
             raise BundleError(f"{where}: 'defaults' need thresholds of at least 0 and at least one anchor")
-
-
-def is_safe_name(name: str) -> bool:
-    """Whether `name` is a plain relative path that stays inside its folder, on any system."""
-    path = PurePosixPath(name)
-    return (
-        bool(path.parts)
-        and str(path) == name
-        and not path.is_absolute()
-        and ".." not in path.parts
-        and not set(name) & set('\\:*?"<>|\0')
-    )
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -169,59 +147,8 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST
     try:
-        with path.open("rb") as stream:
-            data = stream.read(MAX_MANIFEST_BYTES + 1)
-    except OSError as error:
-        raise BundleError(f"cannot read {path}: {error.strerror}; a bundle is a folder with a {MANIFEST}") from None
-    if len(data) > MAX_MANIFEST_BYTES:
-        raise BundleError(
-            f"{path} is larger than {MAX_MANIFEST_BYTES} bytes, which no manifest is; export the bundle again"
-        )
-    try:
-        return Manifest.from_json(data.decode(), str(path))
-    except UnicodeDecodeError:
-        raise BundleError(f"{path} is not UTF-8 text; export the bundle again") from None
-
-
-def _decode(kind: Any, value: Any, where: str) -> Any:  # noqa: ANN401, C901, PLR0911, PLR0912 - one branch a kind of type
-    """Turn parsed JSON into `kind`; keys that this version doesn't know are left to newer ones."""
-    origin, arguments = get_origin(kind), get_args(kind)
-    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
-        if not isinstance(value, dict):
-            raise _mismatch(where, "an object", value)
-        hints = get_type_hints(kind)
-        known = {}
-        for item in dataclasses.fields(kind):
-            if item.name in value:
-                known[item.name] = _decode(hints[item.name], value[item.name], f"{where}: {item.name}")
-            elif item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING:
-                raise BundleError(f"{where}: {item.name!r} is missing; export the bundle again")
-        try:
-            return kind(**known)
-        except ValueError as error:
-            raise BundleError(f"{where}: {error}; export the bundle again") from None
-    if origin is tuple:
-        if not isinstance(value, list) or (arguments[-1] is not ... and len(value) != len(arguments)):
-            raise _mismatch(where, f"a list of {'any length' if arguments[-1] is ... else len(arguments)}", value)
-        kinds = [arguments[0]] * len(value) if arguments[-1] is ... else arguments
-        return tuple(_decode(k, v, f"{where}[{i}]") for i, (k, v) in enumerate(zip(kinds, value, strict=True)))
-    if origin is dict:
-        if not isinstance(value, dict):
-            raise _mismatch(where, "an object", value)
-        return {key: _decode(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
-    if origin in (Union, types.UnionType):
-        return None if value is None else _decode(arguments[0], value, where)
-    if origin is Literal:
-        if value not in arguments:
-            raise _mismatch(where, f"one of {', '.join(map(str, arguments))}", value)
-        return value
-    if kind is float and isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-        return float(value)
-    if kind is not float and type(value) is kind:
-        return value
-    raise _mismatch(where, kind.__name__, value)
-
-
-def _mismatch(where: str, expected: str, found: object) -> BundleError:
-    text = textwrap.shorten(repr(found), 60, placeholder="…")
-    return BundleError(f"{where} must be {expected}, found {text}; export the bundle again")
+        manifest = read_json(path, Manifest, SCHEMA)
+    except DecodeError as error:
+        raise BundleError(f"{error}; {FIX}") from None
+    manifest.check(str(path))
+    return manifest

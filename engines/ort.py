@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from diffseg.engines.errors import BundleError, MissingPackageError, ProviderError
 from diffseg.engines.manifest import ENCODER, UNET
+from diffseg.engines.operators import Operator
 
 if TYPE_CHECKING:
     from diffseg.engines.bundle import Bundle
@@ -30,6 +37,8 @@ class OrtNetwork:
     """
 
     provider = "cpu"
+    overlaps = False
+    lends = False
 
     def __init__(self, bundle: Bundle, *, threads: int | None = None, lean: bool = False) -> None:
         manifest = bundle.manifest
@@ -39,9 +48,14 @@ class OrtNetwork:
                 "export it with --precision fp32 to run it on a CPU"
             )
         self.tensors = {name: graph.tensors for name, graph in manifest.graphs.items()}
-        self._sessions = {
-            name: _session(bundle.graph_path(name), self.tensors[name], threads, lean=lean) for name in (ENCODER, UNET)
+        self._load = {
+            name: partial(_session, bundle.graph_path(name), self.tensors[name], threads, lean=lean)
+            for name in (ENCODER, UNET)
         }
+        self._sessions = {name: load() for name, load in self._load.items()}
+        self._calls: list[tuple[str, int, int]] | None = (
+            None  # graph, start and end in ns, while operators are recorded
+        )
 
     def encode(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """(B, H, W, 3) uint8 → (B, C, H/8, W/8) float32 latent: the posterior mean times the scaling factor."""
@@ -50,6 +64,35 @@ class OrtNetwork:
     def attend(self, latent: NDArray[np.float32]) -> list[NDArray[np.float32]]:
         """Latent → one (B, n², n²) float32 attention a resolution, finest first; the arrays are the caller's."""
         return self._run(UNET, latent)
+
+    @contextmanager
+    def session(self) -> Iterator[OrtNetwork]:
+        """Take a session: all threads may have the same, since nothing of a pass stays in it."""
+        yield self
+
+    def wait(self) -> None:
+        """Return at once: `encode` and `attend` don't return before they are done."""
+
+    @contextmanager
+    def record_operators(self) -> Iterator[list[Operator]]:
+        """Record the operators of every call within the block, with sessions that are loaded for it.
+
+        The plain sessions make room for them, and they stay afterwards: their profiler is off then.
+        """
+        operators: list[Operator] = []
+        with tempfile.TemporaryDirectory(prefix="diffseg-") as folder:
+            self._sessions.clear()
+            self._sessions.update({name: load(profile=str(Path(folder) / name)) for name, load in self._load.items()})
+            calls: list[tuple[str, int, int]] = []
+            self._calls = calls
+            try:
+                yield operators
+            finally:
+                self._calls = None
+                files = {name: Path(session.end_profiling()) for name, session in self._sessions.items()}
+            for name, file in files.items():
+                spans = [(start, end) for graph, start, end in calls if graph == name]
+                operators += read_operators(name, json.loads(file.read_text(encoding="utf-8")), spans)
 
     def _run(self, graph: str, value: NDArray[Any]) -> list[NDArray[np.float32]]:
         tensors, session = self.tensors[graph], self._sessions[graph]
@@ -60,7 +103,10 @@ class OrtNetwork:
         for output, result in zip(tensors.outputs, results, strict=True):
             # Written in place: a 4096² map is 64 MB that need not be copied out of the session.
             binding.bind_output(output.name, "cpu", 0, result.dtype, result.shape, result.ctypes.data)
+        start = time.perf_counter_ns()
         session.run_with_iobinding(binding)
+        if self._calls is not None:
+            self._calls.append((graph, start, time.perf_counter_ns()))
         return results
 
 
@@ -71,11 +117,46 @@ def session_options(*, threads: int | None = None, lean: bool = False) -> Any:  
     options.log_severity_level = 3
     options.intra_op_num_threads = threads or 0
     options.inter_op_num_threads = 1
+    # A pattern makes the second run allocate everything once more, in one block, beside what the first one left.
+    options.enable_mem_pattern = False
     if lean:
         options.enable_cpu_mem_arena = False
-        options.enable_mem_pattern = False
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return options
+
+
+def read_operators(graph: str, events: list[dict[str, Any]], calls: list[tuple[int, int]]) -> list[Operator]:
+    """ONNX Runtime's profile of a session → its operators, on the clock of our own calls.
+
+    The profile counts microseconds from a start on a clock that depends on the platform (the wall clock on Linux,
+    which may be set meanwhile). So each `model_run` is laid in the middle of the call that made it: the error is
+    half of what the call spent outside of it, well under a millisecond.
+
+    Args:
+        graph: whose session it was.
+        events: the profile, in Chrome's trace format.
+        calls: start and end of each call in `time.perf_counter_ns`, in order.
+
+    Raises:
+        ProviderError: the profile has not one `model_run` a call.
+    """
+    runs = sorted((e["ts"], e["dur"]) for e in events if e["name"] == "model_run")
+    if len(runs) != len(calls):
+        raise ProviderError(
+            f"onnxruntime {import_onnxruntime().__version__} profiled {len(runs)} runs of {graph}, expected "
+            f"{len(calls)}: its profile has changed; no operators can be shown"
+        )
+    nodes = [e for e in events if e.get("cat") == "Node" and "op_name" in e.get("args", {})]
+    operators = []
+    for (ts, dur), (start, end) in zip(runs, calls, strict=True):
+        first = start + max(end - start - dur * 1000, 0) // 2
+        for node in nodes:
+            if ts <= node["ts"] <= ts + dur:
+                begin = min(first + (node["ts"] - ts) * 1000, end)
+                name = node["name"].removesuffix("_kernel_time")
+                duration = min(node["dur"] * 1000, end - begin)
+                operators.append(Operator(graph, name, node["args"]["op_name"], begin, duration))
+    return operators
 
 
 def import_onnxruntime() -> Any:  # noqa: ANN401 - untyped upstream
@@ -87,19 +168,29 @@ def import_onnxruntime() -> Any:  # noqa: ANN401 - untyped upstream
     return onnxruntime
 
 
-def _session(path: Path, tensors: GraphTensors, threads: int | None, *, lean: bool) -> Any:  # noqa: ANN401
+def _session(path: Path, tensors: GraphTensors, threads: int | None, *, lean: bool, profile: str | None = None) -> Any:  # noqa: ANN401
     ort = import_onnxruntime()
+    options = session_options(threads=threads, lean=lean)
+    if profile is not None:
+        options.enable_profiling, options.profile_file_prefix = True, profile
     try:
-        session = ort.InferenceSession(
-            str(path), session_options(threads=threads, lean=lean), providers=["CPUExecutionProvider"]
-        )
+        session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime raises a type of its own for each status code  # noqa: BLE001
         reason = str(error).strip().splitlines()[0]
         raise BundleError(f"onnxruntime {ort.__version__} cannot load {path}: {reason}; run `diffseg verify`") from None
+    check_tensors(session, tensors, path)
+    return session
+
+
+def check_tensors(session: Any, tensors: GraphTensors, path: Path) -> None:  # noqa: ANN401 - untyped upstream
+    """Hold the inputs and outputs of a session against the manifest's.
+
+    Raises:
+        BundleError: they differ.
+    """
     kinds = {"uint8": "tensor(uint8)", "float16": "tensor(float16)", "float32": "tensor(float)"}
     actual, declared = (*session.get_inputs(), *session.get_outputs()), (*tensors.inputs, *tensors.outputs)
     found = [(v.name, v.type, [d if isinstance(d, int) else -1 for d in v.shape]) for v in actual]  # -1: dynamic
     expected = [(t.name, kinds[t.dtype], [-1 if axis.dynamic else axis.opt for axis in t.axes]) for t in declared]
     if found != expected:
         raise BundleError(f"{path} has tensors {found}, the manifest says {expected}; export the bundle again")
-    return session

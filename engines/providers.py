@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import logging
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING
 
-from diffseg.engines.errors import ProviderError
+from diffseg.engines.errors import MissingPackageError, PlanError, ProviderError
+from diffseg.engines.gpu import find_gpus
+from diffseg.engines.lookup import Here, find_plan
 from diffseg.engines.ort import OrtNetwork
+from diffseg.engines.sessions import Network
+from diffseg.engines.trt import import_engine
 
 if TYPE_CHECKING:
     from diffseg.engines.bundle import Bundle
+    from diffseg.engines.plans import Engine
 
 logger = logging.getLogger(__name__)
 
@@ -26,16 +31,8 @@ class Provider(StrEnum):
     TENSORRT_RTX = "tensorrt-rtx"
 
 
-class Network(Protocol):
-    """What every provider offers; arrays are of the provider's own library (NumPy on the CPU)."""
-
-    provider: str
-
-    def encode(self, images: Any) -> Any:  # noqa: ANN401
-        """(B, H, W, 3) uint8 → (B, C, H/8, W/8) float32 latent."""
-
-    def attend(self, latent: Any) -> list[Any]:  # noqa: ANN401
-        """Latent → one (B, n², n²) float32 attention a resolution, finest first."""
+FASTEST_FIRST = (Provider.TENSORRT, Provider.TENSORRT_RTX, Provider.CUDA, Provider.CPU)
+"""What `auto` tries. Not ort-tensorrt: its first run builds engines, for minutes."""
 
 
 def load_network(bundle: Bundle, provider: str = "auto", *, threads: int | None = None, lean: bool = False) -> Network:
@@ -43,22 +40,48 @@ def load_network(bundle: Bundle, provider: str = "auto", *, threads: int | None 
 
     Args:
         bundle: what to execute.
-        provider: one of `Provider`; `auto` takes the fastest that runs here, and logs which.
-        threads: CPU threads; None for all cores.
-        lean: keep no memory between calls.
+        provider: one of `Provider`; `auto` takes the fastest that runs here, and logs which, and why no faster one.
+        threads: CPU threads; None for all cores. Of the CPU provider alone.
+        lean: keep no memory between calls. Of the CPU provider alone.
 
     Raises:
         ProviderError: unknown, or it can't run here; nothing falls back to the CPU silently.
+        PlanError: the provider executes plans, and the bundle has none that fits.
+        MissingPackageError: a package that the provider needs is not installed.
     """
     try:
         wanted = Provider(provider)
     except ValueError:
         raise ProviderError(f"unknown provider {provider!r}; choose one of {', '.join(Provider)}") from None
-    if wanted not in (Provider.AUTO, Provider.CPU):
+    if wanted is not Provider.AUTO:
+        return _load(bundle, wanted, threads, lean=lean)
+    reasons: list[str] = []
+    for candidate in FASTEST_FIRST:
+        try:
+            network = _load(bundle, candidate, threads, lean=lean)
+        except (ProviderError, PlanError, MissingPackageError) as error:
+            reasons.append(f"{candidate.value}: {error}")
+            continue
+        logger.info("provider auto: took %s; %s", candidate.value, "; ".join(reasons) or "the fastest")
+        return network
+    # The CPU is the last resort: what is wrong with it is what the user can mend.
+    raise ProviderError(f"no provider can run bundle {bundle.manifest.name!r}; {reasons[-1]}")
+
+
+def _load(bundle: Bundle, provider: Provider, threads: int | None, *, lean: bool) -> Network:
+    if provider is Provider.CPU:
+        return OrtNetwork(bundle, threads=threads, lean=lean)
+    gpus = find_gpus()
+    if gpus.first is None:
         raise ProviderError(
-            f"provider {wanted.value!r} cannot run: this version executes on the CPU only; use provider='cpu' or 'auto'"
+            f"provider {provider.value!r} needs an NVIDIA GPU ({gpus.reason}); use provider='cpu' or 'auto'"
         )
-    network = OrtNetwork(bundle, threads=threads, lean=lean)
-    if wanted is Provider.AUTO:
-        logger.info("provider auto: took %s", network.provider)
-    return network
+    if provider in (Provider.CUDA, Provider.ORT_TENSORRT):
+        from diffseg.engines.ort_gpu import OrtGpuNetwork
+
+        return OrtGpuNetwork(bundle, provider.value)
+    from diffseg.engines.native import NativeNetwork
+
+    engine: Engine = "tensorrt" if provider is Provider.TENSORRT else "tensorrt-rtx"
+    here = Here(str(import_engine(engine).__version__), gpus.first)
+    return NativeNetwork(bundle, find_plan(bundle, engine, here))

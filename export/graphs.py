@@ -24,7 +24,7 @@ class Encoder(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Normalise, encode, scale."""
-        pixels = image.permute(0, 3, 1, 2).float() / 127.5 - 1
+        pixels = image.float().permute(0, 3, 1, 2) / 127.5 - 1  # TensorRT can do nothing with uint8 but cast it
         moments = self.encoder(pixels.to(next(self.encoder.parameters()).dtype))
         if self.quant is not None:
             moments = self.quant(moments)

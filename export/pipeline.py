@@ -150,6 +150,8 @@ def _export(
                 opset=OPSET,
                 parameters=traced_encoder.parameters,
                 flops=traced_encoder.flops,
+                layers=traced_encoder.layers,
+                activation_bytes=traced_encoder.activation_bytes,
                 parameters_dropped=vae_parameters - traced_encoder.parameters,
             ),
             UNET: Graph(
@@ -159,6 +161,8 @@ def _export(
                 opset=OPSET,
                 parameters=traced_unet.parameters,
                 flops=traced_unet.flops,
+                layers=traced_unet.layers,
+                activation_bytes=traced_unet.activation_bytes,
                 parameters_dropped=unet_parameters - traced_unet.parameters,
                 flops_dropped=unet_flops - traced_unet.flops,
             ),

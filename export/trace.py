@@ -7,6 +7,7 @@ import io
 import logging
 import math
 import warnings
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,8 @@ class Traced:
     external_data: tuple[str, ...]
     parameters: int
     flops: int  # at batch 1
+    layers: dict[str, dict[str, int]]  # kind: precision: how many
+    activation_bytes: int  # at batch 1
 
 
 def trace(module: torch.nn.Module, tensors: GraphTensors, path: Path) -> Traced:
@@ -70,6 +73,8 @@ def trace(module: torch.nn.Module, tensors: GraphTensors, path: Path) -> Traced:
         (f"{path.name}.data",) if external else (),
         sum(weight.size for weight in weights),
         sum(_node_flops(node) for node in model.graph),
+        _layers(model.graph),
+        _activation_bytes(model.graph),
     )
 
 
@@ -97,6 +102,32 @@ def _node_flops(node: Any) -> int:  # noqa: ANN401 - onnx_ir has no types
         return 2 * math.prod(output) * math.prod(weight[1:])
     inner = _shape(node.inputs[0])[-1]
     return 2 * math.prod(output) * inner
+
+
+def _layers(graph: Any) -> dict[str, dict[str, int]]:  # noqa: ANN401 - onnx_ir has no types
+    """How many nodes of each kind compute in each number format, which is that of their first output."""
+    counts: dict[str, Counter[str]] = {}
+    for node in graph:
+        if node.op_type != "Constant":
+            counts.setdefault(node.op_type, Counter())[node.outputs[0].dtype.numpy().name] += 1
+    return {kind: dict(sorted(counts[kind].items())) for kind in sorted(counts)}
+
+
+def _activation_bytes(graph: Any) -> int:  # noqa: ANN401 - onnx_ir has no types
+    """Largest sum of intermediate results that are alive at once, at batch 1, each in memory of its own."""
+    nodes = list(graph)
+    ends = {value: i for i, node in enumerate(nodes) for value in node.inputs if value is not None}
+    ends |= dict.fromkeys(graph.outputs, len(nodes))
+    alive: dict[Any, int] = {}
+    most = 0
+    for i, node in enumerate(nodes):
+        if node.op_type != "Constant":
+            alive |= {o: math.prod(_shape(o)) * o.dtype.itemsize for o in node.outputs if o in ends}
+        most = max(most, sum(alive.values()))
+        for value in node.inputs:
+            if ends.get(value) == i:
+                alive.pop(value, None)
+    return int(most)
 
 
 def _shape(value: Any) -> list[int]:  # noqa: ANN401 - onnx_ir has no types

@@ -7,6 +7,8 @@ import io
 import json
 import sys
 import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
@@ -14,11 +16,13 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 from diffseg.engines.errors import DiffsegError, ImageError
 from diffseg.engines.providers import Provider
+from diffseg.runtime.profiling.command import profile
+from diffseg.runtime.tables import formats, si
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
+    from diffseg.engines.trt import Report
     from rich.console import Console
+    from rich.progress import TaskID
 
 app = typer.Typer(
     name="diffseg",
@@ -30,6 +34,8 @@ app = typer.Typer(
 
 T = TypeVar("T")
 FAILED = 1
+PIPE_WIDTH = 200
+"""Columns that tables may take where nobody's terminal ends."""
 OUTPUT_ENDINGS = (".labels.png", ".overlay.png")
 
 
@@ -54,6 +60,21 @@ class PrecisionChoice(StrEnum):
     FP32 = "fp32"
     FP16 = "fp16"
     BF16 = "bf16"
+
+
+class EngineChoice(StrEnum):
+    """What turns graphs into plans."""
+
+    TENSORRT = "tensorrt"
+    TENSORRT_RTX = "tensorrt-rtx"
+
+
+class CompatibilityChoice(StrEnum):
+    """Which GPUs besides the one that is here may run a TensorRT plan."""
+
+    NONE = "none"
+    AMPERE_PLUS = "ampere-plus"
+    SAME_COMPUTE_CAPABILITY = "same-compute-capability"
 
 
 @app.command()
@@ -85,7 +106,7 @@ def segment(
         raise
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
-    console, errors = _consoles()
+    console, errors = consoles()
     console.print(f"model {segmenter.bundle.manifest.name}, provider {segmenter.provider}", style="dim")
     failed = 0
     results = segmenter.stream(paths, threshold, anchors=anchors, fit=fit.value, refine=refine.value)
@@ -135,7 +156,7 @@ def export(
         settings = ExportSettings(parse_size(size), precision.value, timestep, max_batch, Defaults((threshold,) * 3))
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
-    console, _ = _consoles()
+    console, _ = consoles()
     start = time.perf_counter()
 
     def progress(step: str) -> None:
@@ -146,9 +167,9 @@ def export(
     manifest = bundle.manifest
     for graph, details in manifest.graphs.items():
         console.print(
-            f"{graph}: {_si(details.parameters)} parameters, {_si(details.flops)}FLOP an image; left out: "
-            f"{_si(details.parameters_dropped)} parameters"
-            + (f", {_si(details.flops_dropped)}FLOP" if details.flops_dropped else "")
+            f"{graph}: {si(details.parameters)} parameters, {si(details.flops)}FLOP an image; left out: "
+            f"{si(details.parameters_dropped)} parameters"
+            + (f", {si(details.flops_dropped)}FLOP" if details.flops_dropped else "")
         )
     worst = {
         measure: max(figures.get(measure, 0.0) for figures in manifest.parity.values()) for measure in PARITY_SHOWN
@@ -164,46 +185,114 @@ PARITY_SHOWN = ("latent_max_error", "attention_max_error", "row_cosine_distance_
 
 
 @app.command()
+def build(
+    bundle: Annotated[str, typer.Argument(help="Embedded model, bundle folder or hub id.")],
+    engine: Annotated[EngineChoice, typer.Option(help="What builds, and later executes, the plan.")],
+    compute_capability: Annotated[
+        list[str] | None,
+        typer.Option(metavar="N.N", help="GPUs that a tensorrt-rtx plan is for; may be given several times."),
+    ] = None,
+    optimization_level: Annotated[int, typer.Option(min=0, max=5, help="0 builds fastest, 5 runs fastest.")] = 3,
+    version_compatible: Annotated[
+        bool, typer.Option("--version-compatible", help="tensorrt: let later minor versions run the plan.")
+    ] = False,
+    hardware_compatibility: Annotated[
+        CompatibilityChoice, typer.Option(help="tensorrt: let other GPUs run the plan, at some cost in speed.")
+    ] = CompatibilityChoice.NONE,
+    strip_weights: Annotated[
+        bool, typer.Option("--strip-weights", help="Leave the weights out; loading takes them from the graph.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Build again what is there already.")] = False,
+) -> None:
+    """Build a bundle's graphs into engine plans for one kind of GPU."""
+    from diffseg.engines.build import build_plan
+    from diffseg.engines.bundle import open_bundle
+    from diffseg.engines.plans import BuildOptions
+
+    options = BuildOptions(optimization_level, version_compatible, hardware_compatibility.value, strip_weights)
+    opened = open_bundle(bundle)
+    console, errors = consoles()
+    console.print(f"building {opened.manifest.name} ({opened.manifest.precision}) with {engine.value}", style="dim")
+    with _build_progress(errors) as report:
+        plan = build_plan(
+            opened,
+            engine.value,
+            compute_capabilities=compute_capability or (),
+            options=options,
+            report=report,
+            force=force,
+        )
+    for name, file in plan.record.files.items():
+        found = plan.record.layers.get(name)
+        told = f"{formats(found.counts)}, {si(found.activation_bytes)}B of activations" if found else "layers unknown"
+        console.print(f"{name}: {told}, plan {si(file.bytes)}B, {plan.record.seconds[name]:.1f} s")
+    console.print(f"for {plan.record.spec.purpose}")
+    console.print(f"{plan.folder}{' was there already' * plan.reused}")
+
+
+@app.command()
+def inspect(
+    bundle: Annotated[str, typer.Argument(help="Embedded model, bundle folder or hub id.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show what a bundle's graphs and plans consist of."""
+    from diffseg.engines.bundle import open_bundle
+    from diffseg.engines.inspection import inspect_bundle
+
+    facts = inspect_bundle(open_bundle(bundle))
+    if as_json:
+        typer.echo(json.dumps(facts, indent=1))
+        return
+    from diffseg.runtime.tables import bundle_tables
+
+    console, _ = consoles()
+    for item in bundle_tables(facts):
+        console.print(item)
+
+
+@app.command()
 def verify(bundle: Annotated[str, typer.Argument(help="Embedded model, bundle folder or hub id.")]) -> None:
-    """Compare every file of a bundle with its hash in the manifest."""
+    """Compare every file of a bundle, and of its plans, with its recorded hash."""
     from diffseg.engines.bundle import Bundle, find_bundle
+    from diffseg.engines.lookup import verify_plans
     from diffseg.engines.manifest import read_manifest
 
     folder = find_bundle(bundle)
-    console, errors = _consoles()
+    console, errors = consoles()
     failed = 0
-    for name, problem in Bundle(folder, read_manifest(folder)).verify():
+    opened = Bundle(folder, read_manifest(folder))
+    for name, problem in (*opened.verify(), *verify_plans(opened)):
         if problem is None:
             console.print(f"ok      {name}")
         else:
             failed += 1
             errors.print(f"failed  {name}: {problem}", style="red")
     if failed:
-        errors.print(f"{folder} is not as it was exported; copy or export it again", style="red")
+        errors.print(f"{folder} is not as it was made; copy or export it again, or build its plans again", style="red")
         raise typer.Exit(FAILED)
-    console.print(f"{folder}: every file is as it was exported")
+    console.print(f"{folder}: every file is as it was made")
 
 
 @app.command()
-def info(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+def info(
+    bundle: Annotated[str | None, typer.Argument(help="Say what the plans of this bundle are for.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
     """Show what this machine can run, and what is missing."""
     from diffseg.runtime.info import gather
-    from rich.table import Table
 
-    facts = gather()
+    facts = gather(bundle)
     if as_json:
         typer.echo(json.dumps(facts, indent=1))
         return
-    console, _ = _consoles()
-    console.print(
-        f"diffseg {facts['version']}, Python {facts['python']}, {facts['platform']}, {facts['cores']} CPU cores"
-    )
-    for title, heading in (("providers", "runs here"), ("packages", "version")):
-        table = Table(title, heading, "note", box=None, pad_edge=False)
-        for name, (state, note) in facts[title].items():
-            table.add_row(name, state, note)
-        console.print(table)
-    console.print(f"embedded models: {', '.join(facts['models'])}")
+    from diffseg.runtime.tables import machine_tables
+
+    console, _ = consoles()
+    for item in machine_tables(facts):
+        console.print(item)
+
+
+app.command()(profile)
 
 
 def main() -> None:
@@ -253,12 +342,14 @@ def output_names(paths: list[Path]) -> list[str]:
     return names
 
 
-def _consoles() -> tuple[Console, Console]:
+def consoles() -> tuple[Console, Console]:
+    """Console of results, and of what went wrong."""
     from rich.console import Console
 
     # A path is no markup, and a pipe should get each line whole.
     options = {"markup": False, "highlight": False, "soft_wrap": True, "emoji": False}
-    return Console(**options), Console(stderr=True, **options)  # type: ignore[arg-type]
+    width = None if sys.stdout.isatty() else PIPE_WIDTH
+    return Console(width=width, **options), Console(stderr=True, **options)  # type: ignore[arg-type]
 
 
 def _track(results: Iterable[T], total: int) -> Iterable[T]:
@@ -267,14 +358,27 @@ def _track(results: Iterable[T], total: int) -> Iterable[T]:
         return results
     from rich.progress import track
 
-    return track(results, "segmenting", total, console=_consoles()[1], transient=True)
+    return track(results, "segmenting", total, console=consoles()[1], transient=True)
 
 
-def _si(value: float) -> str:
-    for limit, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= limit:
-            return f"{value / limit:.3g} {unit}"
-    return f"{value:.0f} "
+@contextmanager
+def _build_progress(console: Console) -> Iterator[Report | None]:
+    """Show what the builder does, on a terminal."""
+    if not console.is_terminal:
+        yield None
+        return
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = TextColumn("{task.fields[graph]}"), BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
+    with Progress(*columns, console=console, transient=True) as progress:
+        tasks: dict[str, TaskID] = {}
+
+        def report(graph: str, phase: str, step: int, steps: int) -> None:
+            if graph not in tasks:
+                tasks[graph] = progress.add_task("", graph=graph)
+            progress.update(tasks[graph], description=phase, completed=step, total=steps or None)
+
+        yield report
 
 
 def _fail(message: str) -> None:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from diffseg.engines.bundle import embedded_models
+from diffseg.engines.bundle import embedded_models, open_bundle
+from diffseg.engines.device import import_cupy
+from diffseg.engines.errors import MissingPackageError, PlanError
+from diffseg.engines.gpu import Gpus, find_gpus
+from diffseg.engines.lookup import Here, list_plans, mismatches
 from diffseg.engines.providers import Provider
+from diffseg.engines.trt import EXTRAS, engine_version
 
 PACKAGES = {
     "numpy": "",
@@ -20,32 +26,89 @@ PACKAGES = {
     "diffusers": "pip install 'diffseg[export]', for export only",
     "onnxscript": "pip install 'diffseg[export]', for export only",
 }
+NO_CUPY = "without CuPy the attention (90 MB an image at 512 px) is copied to the host and merged there"
 
 
-def gather() -> dict[str, Any]:
-    """Facts for `diffseg info`: `(state, note)` for each package and provider."""
+def gather(bundle: str | None = None) -> dict[str, Any]:
+    """Facts for `diffseg info`: `(state, note)` for each package, builder and provider; the plans of a bundle.
+
+    Raises:
+        BundleError: `bundle` is none, or damaged.
+    """
     packages = {
         name: (found, "") if (found := _version(name)) else ("missing", note) for name, note in PACKAGES.items()
     }
+    versions = {engine: engine_version(engine) for engine in EXTRAS}
+    gpus = find_gpus()
     return {
         "version": _version("diffseg"),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cores": os.cpu_count(),
+        "gpus": [dataclasses.asdict(gpu) for gpu in gpus.gpus],
+        "no_gpu": gpus.reason,
         "packages": packages,
+        "builders": {
+            engine: (found, _builder_note(engine, gpus))
+            if found
+            else ("missing", f"pip install 'diffseg[{EXTRAS[engine]}]'")
+            for engine, found in versions.items()
+        },
         "providers": {
-            provider.value: _provider(provider, packages) for provider in Provider if provider is not Provider.AUTO
+            provider.value: _provider(provider, packages, gpus)
+            for provider in Provider
+            if provider is not Provider.AUTO
         },
         "models": embedded_models(),
+        "bundle": bundle,
+        "plans": [] if bundle is None else _plans(bundle, versions, gpus),
     }
 
 
-def _provider(provider: Provider, packages: dict[str, tuple[str, str]]) -> tuple[str, str]:
-    if provider is not Provider.CPU:
-        return "no", "not in this version"
-    if packages["onnxruntime"][0] == "missing" and packages["onnxruntime-gpu"][0] == "missing":
-        return "no", "needs onnxruntime: pip install 'diffseg[cpu]'"
-    return "yes", ""
+def _plans(bundle: str, versions: dict[Any, str | None], gpus: Gpus) -> list[dict[str, str]]:
+    opened, found = open_bundle(bundle), []
+    for folder, plan in list_plans(opened):
+        if isinstance(plan, PlanError):
+            found.append({"folder": str(folder), "purpose": "unknown", "here": f"cannot run here: {plan}"})
+            continue
+        spec = plan.record.spec
+        problems = list(mismatches(spec, opened, Here(versions[spec.engine] or "no version", gpus.first)))
+        here = f"cannot run here: it {'; it '.join(problems)}" if problems else "fits this machine"
+        found.append({"folder": str(folder), "purpose": spec.purpose, "here": here})
+    return found
+
+
+def _builder_note(engine: str, gpus: Gpus) -> str:
+    if engine == "tensorrt" and gpus.first is None:
+        return "cannot build here: it needs the GPU"
+    return "" if gpus.first else "builds ahead of time, without a GPU"
+
+
+def _provider(provider: Provider, packages: dict[str, tuple[str, str]], gpus: Gpus) -> tuple[str, str]:
+    """Whether a provider can run here, or what it misses; a plan that fits is the bundle's affair."""
+    has_ort = packages["onnxruntime"][0] != "missing" or packages["onnxruntime-gpu"][0] != "missing"
+    if provider is Provider.CPU:
+        return ("yes", "") if has_ort else ("no", "needs onnxruntime: pip install 'diffseg[cpu]'")
+    if gpus.first is None:
+        return "no", "needs an NVIDIA GPU"
+    if provider in (Provider.CUDA, Provider.ORT_TENSORRT):
+        if packages["onnxruntime-gpu"][0] == "missing":
+            return "no", "needs onnxruntime-gpu: pip install 'diffseg[gpu]'"
+        return "yes", "" if _has_cupy() else NO_CUPY
+    engine = "tensorrt" if provider is Provider.TENSORRT else "tensorrt-rtx"
+    if engine_version(engine) is None:  # type: ignore[arg-type]
+        return "no", f"pip install 'diffseg[{EXTRAS[engine]}]'"  # type: ignore[index]
+    return (
+        ("yes", "with a plan: diffseg build") if _has_cupy() else ("no", "needs CuPy: pip install 'cupy-cuda13x[ctk]'")
+    )
+
+
+def _has_cupy() -> bool:
+    try:
+        import_cupy()
+    except MissingPackageError:
+        return False
+    return True
 
 
 def _version(package: str) -> str | None:

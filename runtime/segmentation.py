@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -16,6 +15,7 @@ from diffseg.runtime import draw
 from diffseg.runtime.arrays import Array, to_host
 from diffseg.runtime.merge import merge_attention
 from diffseg.runtime.refine import kmeans_refine
+from diffseg.runtime.stages import timed
 from diffseg.runtime.suppress import non_max_suppression
 from PIL import Image
 
@@ -127,15 +127,16 @@ class Segmentation:
         Each file appears whole or not at all.
         """
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         few = len(self.segments) <= BYTE_LABELS
         paths = [folder / f"{name}{ending}" for ending in (".labels.png", ".overlay.png", ".json")]
-        with _replacing(paths[0]) as temporary:
-            Image.fromarray(self.labels.astype(np.uint8) if few else self.labels).save(temporary, "PNG")
-        with _replacing(paths[1]) as temporary:
-            self.overlay().save(temporary, "PNG", compress_level=1)
-        with _replacing(paths[2]) as temporary:
-            temporary.write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
+        with timed(None, "write"):
+            folder.mkdir(parents=True, exist_ok=True)
+            with _replacing(paths[0]) as temporary:
+                Image.fromarray(self.labels.astype(np.uint8) if few else self.labels).save(temporary, "PNG")
+            with _replacing(paths[1]) as temporary:
+                self.overlay().save(temporary, "PNG", compress_level=1)
+            with _replacing(paths[2]) as temporary:
+                temporary.write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
         return paths
 
 
@@ -147,16 +148,6 @@ def _replacing(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-@contextmanager
-def timed(timings: dict[str, float], stage: str) -> Iterator[None]:
-    """Add the seconds of a block to a stage."""
-    start = time.perf_counter()
-    try:
-        yield
-    finally:
-        timings[stage] = timings.get(stage, 0.0) + time.perf_counter() - start
 
 
 def make_masks(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -10,15 +11,23 @@ from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 from diffseg.engines.bundle import Bundle, open_bundle
-from diffseg.engines.errors import ImageError
-from diffseg.engines.providers import Network, load_network
+from diffseg.engines.errors import DeviceMemoryError, ImageError
+from diffseg.engines.providers import load_network
+from diffseg.engines.sessions import Network
 from diffseg.runtime.aggregate import aggregate_attention
+from diffseg.runtime.arrays import namespace, prefetched
 from diffseg.runtime.image import Fit, ImageSource, Placement, fit_image, read_image
-from diffseg.runtime.segmentation import MergeSettings, Refine, Segmentation, Threshold, make_masks, timed
+from diffseg.runtime.segmentation import MergeSettings, Refine, Segmentation, Threshold, make_masks
+from diffseg.runtime.stages import timed
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL import Image
+
+logger = logging.getLogger(__name__)
+
+DECODED_AHEAD = 2
+"""Batches that are decoded while another one is on the GPU."""
 
 
 class Segmenter:
@@ -31,6 +40,7 @@ class Segmenter:
         self.bundle = bundle
         self.network = network
         self.batch = batch
+        self._fits = batch  # what the memory of the device is known to hold
         self.settings = MergeSettings(manifest.defaults.thresholds, manifest.defaults.anchors)
 
     @classmethod
@@ -124,12 +134,23 @@ class Segmenter:
         """
         settings = self.settings.updated(threshold, anchors, refine)
         waiting = iter(images)
-        while group := list(islice(waiting, self.batch)):
-            opened: list[_Opened | ImageError] = [self._open(source, fit) for source in group]
-            good = [item for item in opened if not isinstance(item, ImageError)]
-            results = iter(self._segment(good, settings, keep_attention=keep_attention))
-            for source, item in zip(group, opened, strict=True):
-                yield source, item if isinstance(item, ImageError) else next(results)
+        groups = iter(lambda: list(islice(waiting, self.batch)), [])
+        # While a GPU works on a batch, the host decodes the next ones, and whoever called writes the last one's masks.
+        ahead = int(self.network.overlaps)
+        opened = prefetched(lambda group: self._open_all(group, fit), groups, DECODED_AHEAD * ahead)
+        finished = prefetched(lambda batch: self._finish(batch, settings, keep_attention), opened, ahead)
+        for batch in finished:
+            yield from batch
+
+    def _open_all(self, group: list[ImageSource], fit: Fit) -> list[tuple[ImageSource, _Opened | ImageError]]:
+        return [(source, self._open(source, fit)) for source in group]
+
+    def _finish(
+        self, batch: list[tuple[ImageSource, _Opened | ImageError]], settings: MergeSettings, keep_attention: bool
+    ) -> list[tuple[ImageSource, Segmentation | ImageError]]:
+        good = [item for _, item in batch if not isinstance(item, ImageError)]
+        results = iter(self._segment(good, settings, keep_attention=keep_attention))
+        return [(source, item if isinstance(item, ImageError) else next(results)) for source, item in batch]
 
     def _open(self, source: ImageSource, fit: Fit) -> _Opened | ImageError:
         timings: dict[str, float] = {}
@@ -142,25 +163,43 @@ class Segmenter:
             pixels, placement = fit_image(picture, self.bundle.manifest.image_size, fit)
         return _Opened(picture, pixels, placement, timings)
 
-    def _segment(
-        self, images: list[_Opened], settings: MergeSettings, *, keep_attention: bool
-    ) -> Iterator[Segmentation]:
-        if not images:
-            return
-        shared: dict[str, float] = {}
-        with timed(shared, "encode"):
-            latent = self.network.encode(np.stack([image.pixels for image in images]))
-        with timed(shared, "attend"):
-            outputs = self.network.attend(latent)
+    def _segment(self, images: list[_Opened], settings: MergeSettings, *, keep_attention: bool) -> list[Segmentation]:
+        """Segment the images of one batch, in as many passes as the memory of the device asks for."""
+        results: list[Segmentation] = []
+        while part := images[len(results) : len(results) + self._fits]:
+            try:
+                results += self._pass(part, settings, keep_attention=keep_attention)
+            except DeviceMemoryError as error:
+                if len(part) == 1:
+                    raise
+                self._fits = len(part) // 2
+                logger.warning("%s; going on with %d at once", error, self._fits)
+        return results
+
+    def _pass(self, images: list[_Opened], settings: MergeSettings, *, keep_attention: bool) -> list[Segmentation]:
         grids = [attention.grid for attention in self.bundle.manifest.attention]
-        for i, image in enumerate(images):
-            timings = image.timings | {stage: seconds / len(images) for stage, seconds in shared.items()}
-            maps = [output[i, ...] for output in outputs]
-            with timed(timings, "aggregate"):
-                attention = aggregate_attention(maps, grids=grids, out=maps[0])  # in the place of the finest
-            labels, segments = make_masks(attention, image.placement, settings, timings)
-            kept = attention if keep_attention else None
-            yield Segmentation(labels, segments, timings, kept, image.picture, settings, image.placement)
+        shared: dict[str, float] = {}
+        results = []
+        with self.network.session() as session:
+            with timed(shared, "encode"):
+                latent = session.encode(np.stack([image.pixels for image in images]))
+                session.wait()
+            with timed(shared, "attend"):
+                outputs = session.attend(latent)
+                session.wait()
+            for i, image in enumerate(images):
+                timings = image.timings | {stage: seconds / len(images) for stage, seconds in shared.items()}
+                maps = [output[i, ...] for output in outputs]
+                with timed(timings, "aggregate"):
+                    attention = aggregate_attention(maps, grids=grids, out=maps[0])  # in the place of the finest
+                    session.wait()
+                labels, segments = make_masks(attention, image.placement, settings, timings)
+                kept = None
+                if keep_attention:
+                    kept = namespace(attention).asarray(attention, copy=self.network.lends)
+                results.append(Segmentation(labels, segments, timings, kept, image.picture, settings, image.placement))
+            session.wait()  # copies, too
+        return results
 
 
 @dataclass(frozen=True, slots=True)

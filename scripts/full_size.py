@@ -2,6 +2,8 @@
 
     python scripts/full_size.py /tmp/full --family sd15 --out scripts/results/full_size_cpu.json
 
+With `--build 8.6 8.9 12.0` each bundle is also built by TensorRT-RTX, for which no GPU is needed (extra `rtx-build`).
+
 Needs the extra `export`, about 12 GB of disk and 20 GB of memory. Each step is a process of its own; its peak memory is
 the largest resident set that the operating system saw. Steps whose result is there already are not run again.
 """
@@ -20,7 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from diffseg.engines import Bundle, example_images
+from diffseg.engines.inspection import inspect_bundle
 from diffseg.engines.manifest import UNET
+from diffseg.engines.plans import RECORD
 
 DIFFSEG = [sys.executable, "-m", "diffseg.runtime"]
 
@@ -55,6 +59,13 @@ def describe(folder: Path) -> dict[str, Any]:
     }
 
 
+def newest_plan(bundle: Path) -> dict[str, Any]:
+    """What the plan that was built last says of itself, and what its files weigh."""
+    plans = inspect_bundle(Bundle.open(bundle))["plans"]
+    plan = max(plans, key=lambda plan: Path(plan["folder"], RECORD).stat().st_mtime)
+    return {"purpose": plan["purpose"], "graphs": plan["graphs"]}
+
+
 def main() -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -62,6 +73,7 @@ def main() -> None:
     parser.add_argument("--family", default="sd15")
     parser.add_argument("--size", default="512")
     parser.add_argument("--precision", action="append", choices=("fp32", "fp16", "bf16"), help="default: fp32 and fp16")
+    parser.add_argument("--build", nargs="+", metavar="N.N", help="build plans for these compute capabilities, too")
     parser.add_argument("--out", type=Path, help="write the record to this JSON file")
     arguments = parser.parse_args()
     checkpoint = arguments.work / arguments.family
@@ -85,6 +97,10 @@ def main() -> None:
             options = ["-o", bundle, "--size", arguments.size, "--precision", precision]
             record["steps"][f"export_{precision}"] = run(*DIFFSEG, "export", checkpoint, *options)
         record[f"bundle_{precision}"] = describe(bundle)
+        if arguments.build:
+            wanted = [word for capability in arguments.build for word in ("--compute-capability", capability)]
+            step = run(*DIFFSEG, "build", bundle, "--engine", "tensorrt-rtx", "--force", *wanted)
+            record["steps"][f"build_{precision}"] = step | {"plan": newest_plan(bundle)}
         if precision != "fp32":
             continue  # half precision is for GPUs: on a CPU it runs, converted at every operator
         image, masks = example_images()[0], arguments.work / "masks"

@@ -2,8 +2,11 @@
 
 import os
 import re
+import shlex
+import shutil
 import subprocess
 import sys
+from itertools import takewhile
 from pathlib import Path
 
 import pytest
@@ -15,6 +18,7 @@ ELSEWHERE = {
     "scripts/demo": "CI runs it",
     "scripts/test": "is this run",
     "pip install": "needs the network; scripts/demo installs",
+    "trtexec": "comes with TensorRT, and needs a GPU",
 }
 
 
@@ -34,6 +38,7 @@ COMMANDS = [
 def place(tmp_path, monkeypatch):
     """A folder with what the README speaks of: photo.jpg, photos/, and a checkpoint where one is exported."""
     (tmp_path / "photos").mkdir()
+    monkeypatch.setenv("DIFFSEG_CACHE", str(tmp_path / "cache"))
     (tmp_path / "photo.jpg").write_bytes(example_images()[0].read_bytes())
     (tmp_path / "photos" / "other.jpg").write_bytes(example_images()[1].read_bytes())
     monkeypatch.chdir(tmp_path)
@@ -42,14 +47,22 @@ def place(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if not c.startswith(tuple(ELSEWHERE))])
 def test_command(command, place):
-    program, *arguments = command.split()
+    words = shlex.split(command)
+    settings = dict(words.pop(0).split("=") for _ in takewhile(lambda word: "=" in word, list(words)))
+    program, *arguments = words
     if program == "diffseg":
         run = [sys.executable, "-m", "diffseg.runtime", *arguments]
+        if arguments[0] == "build":
+            pytest.importorskip("tensorrt_rtx", reason="needs the extra 'rtx-build'")
         if arguments[0] == "export":
             pytest.importorskip("torch", reason="needs the extra 'export'")
             maker = [sys.executable, ROOT / "scripts" / "make_checkpoint.py", "bk-sdm-tiny", arguments[1], "--small"]
             subprocess.run(maker, check=True, capture_output=True, cwd=place)
             run += ["--size", "64"]  # the README's size would take minutes
+    elif program == "polygraphy":
+        pytest.importorskip("tensorrt_rtx", reason="needs the extra 'rtx-build'")
+        shutil.copytree(ROOT / "engines" / "models" / "tiny", place / "bundle")
+        run = [Path(sys.executable).with_name(program), *arguments]
     else:
         assert program == "python", f"nothing runs {command!r}"
         script, *rest = arguments
@@ -60,7 +73,7 @@ def test_command(command, place):
         else:
             run.append("--small")
     done = subprocess.run(
-        run, capture_output=True, text=True, check=False, cwd=place, env=os.environ | {"COLUMNS": "200"}
+        run, capture_output=True, text=True, check=False, cwd=place, env=os.environ | {"COLUMNS": "200"} | settings
     )
     assert done.returncode == 0, done.stderr
 

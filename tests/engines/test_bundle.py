@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 from diffseg.engines.bundle import Bundle, atomic_folder, embedded_models, find_bundle, open_bundle, seal
+from diffseg.engines.decode import MAX_BYTES, is_safe_name
 from diffseg.engines.errors import BundleError, BundleNotFoundError, DiffsegError
-from diffseg.engines.manifest import MANIFEST, MAX_MANIFEST_BYTES, Manifest, is_safe_name, read_manifest
+from diffseg.engines.manifest import MANIFEST, Manifest, read_manifest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -65,7 +66,7 @@ def test_opening_checks_names_and_sizes(fake_bundle):
 
 
 CHANGES = {
-    "schema 2, this version reads 1": lambda m: m.update(schema=2),
+    "schema 2, this version of diffseg reads 1": lambda m: m.update(schema=2),
     "schema None": lambda m: m.pop("schema"),
     "'timestep' is missing": lambda m: m.pop("timestep"),
     "timestep must be int, found '300'": lambda m: m.update(timestep="300"),
@@ -105,7 +106,7 @@ def test_a_wrong_manifest_is_refused(fake_bundle, message):
         (b"{", "not JSON"),
         (b"[1]", "schema None"),
         (b"\xff\xfe", "not UTF-8"),
-        (b" " * (MAX_MANIFEST_BYTES + 1), "larger than"),
+        (b" " * (MAX_BYTES + 1), "larger than"),
         (b"[" * 100_000, "not JSON"),
     ],
 )

@@ -1,6 +1,8 @@
 """The ONNX Runtime session, on the embedded model."""
 
 import shutil
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -58,6 +60,23 @@ def test_lean_and_threads_change_no_number(bundle, network, images):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_the_second_run_needs_no_more_memory_than_the_first():
+    code = """
+import numpy as np
+from diffseg.engines import open_bundle
+from diffseg.engines.ort import OrtNetwork
+from diffseg.runtime.profiling.memory import peak_resident
+network = OrtNetwork(open_bundle("tiny"))
+for _ in range(2):
+    outputs = network.attend(np.zeros((1, 4, 64, 64), np.float32))
+    print(peak_resident())
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    first, second = map(int, done.stdout.split())
+    assert second - first < 150e6  # the outputs of the first run are still there: 72 MB
+
+
 def test_threads_may_share_a_network(network, images):
     expected = [network.attend(network.encode(images[i : i + 1])) for i in range(3)]
     with ThreadPoolExecutor(3) as pool:
@@ -75,7 +94,7 @@ def test_auto_says_what_it_took(bundle, caplog):
 
 @pytest.mark.parametrize("provider", ["cuda", "tensorrt", "ort-tensorrt", "tensorrt-rtx"])
 def test_a_provider_that_cannot_run_is_an_error(bundle, provider):
-    with pytest.raises(ProviderError, match=f"provider '{provider}' cannot run"):
+    with pytest.raises(ProviderError, match=f"provider '{provider}' needs an NVIDIA GPU"):
         load_network(bundle, provider)
 
 

@@ -9,7 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffseg.engines.build import build_plan
 from diffseg.engines.errors import ProviderError
+from diffseg.engines.gpu import Gpus
+from diffseg.engines.layers import PRECISIONS
 from diffseg.engines.ort import OrtNetwork
 from diffseg.export import ExportSettings, export_bundle
 from diffseg.export.checkpoint import load_checkpoint
@@ -129,6 +132,10 @@ def test_the_manifest_describes_the_graphs(case):
     assert unet.parameters_dropped > 0
     assert unet.flops_dropped > 0
     assert set(manifest.parity) == {"latent", *(a.name for a in manifest.attention)}
+    for graph in manifest.graphs.values():
+        assert set(graph.layers["Conv"]) == {PRECISIONS[case.precision]}
+        assert graph.activation_bytes > 0
+    assert set(unet.layers["Softmax"]) == {"float32"}  # in every precision
     assert manifest.versions["torch"] == torch.__version__
     assert all(problem is None for _, problem in case.bundle.verify())
 
@@ -138,6 +145,20 @@ def test_a_bundle_says_nothing_of_the_machine_that_made_it(case):
         data = path.read_bytes()
         assert str(case.bundle.folder.parent).encode() not in data
         assert b"site-packages" not in data
+
+
+def test_tensorrt_rtx_builds_the_bundle(case, tmp_path, monkeypatch):
+    """For three kinds of GPU, without one; the engine's own layers are in the bundle's precision."""
+    pytest.importorskip("tensorrt_rtx", reason="needs the extra 'rtx-build'")
+    monkeypatch.setenv("DIFFSEG_CACHE", str(tmp_path))
+    capabilities = ("8.6", "8.9", "12.0")
+    plan = build_plan(case.bundle, "tensorrt-rtx", compute_capabilities=capabilities, gpus=Gpus((), "in this test"))
+    for name, graph in case.bundle.manifest.graphs.items():
+        found = plan.record.layers[name]
+        assert found.misfits(case.precision) == {}
+        assert found.counts["convolution"] == {PRECISIONS[case.precision]: sum(graph.layers["Conv"].values())}
+        assert found.activation_bytes > 0
+    assert plan.record.layers["unet"].count > 50
 
 
 def test_a_segmenter_runs_the_bundle(case, photo):

@@ -127,7 +127,7 @@ def test_info():
 
 
 def test_every_command_explains_itself():
-    for command in ([], ["segment"], ["export"], ["verify"], ["info"]):
+    for command in ([], ["segment"], ["export"], ["verify"], ["info"], ["profile"]):
         done = diffseg(*command, "--help")
         assert done.returncode == 0
         assert "Usage: diffseg" in done.stdout or "Usage: python -m diffseg.runtime" in done.stdout

@@ -1,6 +1,7 @@
 """The public names of the runtime, on the embedded model."""
 
 import inspect
+from concurrent.futures import ThreadPoolExecutor
 
 import diffseg.engines
 import diffseg.runtime
@@ -75,6 +76,14 @@ def test_a_batch_changes_nothing(segmenter):
     alone = Segmenter(segmenter.bundle, segmenter.network)
     for path, result in zip(example_images(), together, strict=True):
         assert (alone(path).labels == result.labels).mean() > 0.999
+
+
+def test_threads_may_share_a_segmenter(segmenter):
+    alone = Segmenter(segmenter.bundle, segmenter.network)
+    expected = [alone(path).labels for path in example_images()]
+    with ThreadPoolExecutor(4) as pool:
+        for labels, result in zip(expected, pool.map(alone, example_images()), strict=True):
+            np.testing.assert_array_equal(result.labels, labels)
 
 
 def test_resegment_needs_no_network(segmenter, monkeypatch):

@@ -1,0 +1,25 @@
+"""Peak memory of this process."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+
+def peak_resident() -> int | None:
+    """Largest resident set of this process so far, in bytes; None where the system doesn't tell (Windows).
+
+    On Linux from VmHWM: `ru_maxrss` would begin with the size of the process that started this one.
+    """
+    try:
+        found = re.search(r"^VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"), re.MULTILINE)
+    except (OSError, UnicodeDecodeError):
+        found = None
+    if found:
+        return int(found[1]) * 1024
+    try:
+        import resource
+    except ImportError:
+        return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

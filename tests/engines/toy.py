@@ -1,0 +1,84 @@
+"""A bundle of two graphs of a few nodes each, which a builder builds in a second."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+from diffseg.engines import tensors
+from diffseg.engines.bundle import Bundle, seal
+from diffseg.engines.manifest import ENCODER, UNET, Graph, Manifest, Source
+from onnx import TensorProto, helper, numpy_helper
+
+SIZE = (64, 64)
+
+
+def make_toy(folder: Path, precision: str = "fp32", dtype: str = "float32") -> Bundle:
+    """Write the bundle; its graphs compute in `dtype`, whatever the manifest says."""
+    folder.mkdir(parents=True)
+    attention = (tensors.Attention("attention_8", (8, 8), 1, 1),)
+    encoder, unet = tensors.encoder_tensors(SIZE, 4, 4), tensors.unet_tensors(SIZE, 4, attention, 4)
+    rng = np.random.default_rng(0)
+    write(
+        folder / "vae_encoder.onnx",
+        encoder,
+        [
+            helper.make_node("Cast", ["image"], ["cast"], to=helper.np_dtype_to_tensor_dtype(np.dtype(dtype))),
+            helper.make_node("Transpose", ["cast"], ["pixels"], perm=[0, 3, 1, 2]),
+            helper.make_node("Conv", ["pixels", "kernel"], ["found"], strides=[8, 8]),
+            helper.make_node("Cast", ["found"], ["latent"], to=TensorProto.FLOAT),
+        ],
+        {"kernel": rng.standard_normal((4, 3, 8, 8)).astype(dtype)},
+    )
+    write(
+        folder / "unet.onnx",
+        unet,
+        [
+            helper.make_node("Cast", ["latent"], ["cast"], to=helper.np_dtype_to_tensor_dtype(np.dtype(dtype))),
+            helper.make_node("Conv", ["cast", "kernel"], ["wide"]),
+            helper.make_node("Reshape", ["wide", "shape"], ["keys"]),
+            helper.make_node("Transpose", ["keys"], ["queries"], perm=[0, 2, 1]),
+            helper.make_node("MatMul", ["queries", "keys"], ["scores"]),
+            helper.make_node("Cast", ["scores"], ["logits"], to=TensorProto.FLOAT),
+            helper.make_node("Softmax", ["logits"], ["attention_8"], axis=-1),
+        ],
+        {
+            "kernel": rng.standard_normal((32, 4, 1, 1)).astype(dtype),
+            "shape": np.array([0, 32, 64]),
+        },
+    )
+    manifest = Manifest(
+        name="toy",
+        source=Source("nowhere"),
+        image_size=SIZE,
+        latent_scale=1.0,
+        timestep=300,
+        precision=precision,  # type: ignore[arg-type]
+        graphs={
+            ENCODER: Graph("vae_encoder.onnx", (), encoder, 18, 768, 98304),
+            UNET: Graph("unet.onnx", (), unet, 18, 128, 278528),
+        },
+        attention=attention,
+    )
+    seal(folder, manifest)
+    return Bundle.open(folder)
+
+
+def write(path: Path, declared: tensors.GraphTensors, nodes: list, weights: dict) -> None:
+    """Write an ONNX file with the declared inputs and outputs."""
+
+    def value(tensor: tensors.Tensor) -> onnx.ValueInfoProto:
+        shape = [axis.name if axis.dynamic else axis.opt for axis in tensor.axes]
+        return helper.make_tensor_value_info(
+            tensor.name, helper.np_dtype_to_tensor_dtype(np.dtype(tensor.dtype)), shape
+        )
+
+    graph = helper.make_graph(
+        nodes,
+        path.stem,
+        [value(t) for t in declared.inputs],
+        [value(t) for t in declared.outputs],
+        [numpy_helper.from_array(array, name) for name, array in weights.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    onnx.checker.check_model(model)
+    onnx.save(model, path)
