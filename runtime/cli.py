@@ -48,10 +48,11 @@ class FitChoice(StrEnum):
 
 
 class RefineChoice(StrEnum):
-    """What happens to proposals before they compete."""
+    """What happens to masks after the merging."""
 
     NONE = "none"
     KMEANS = "kmeans"
+    COLOUR = "colour"
 
 
 class PrecisionChoice(StrEnum):
@@ -88,7 +89,12 @@ def segment(
     ] = None,
     anchors: Annotated[int | None, typer.Option(min=1, help="Anchors a side; the bundle has a default.")] = None,
     fit: Annotated[FitChoice, typer.Option(help="How a picture is brought to the network's size.")] = FitChoice.STRETCH,
-    refine: Annotated[RefineChoice, typer.Option(help="Refine the masks with k-means.")] = RefineChoice.NONE,
+    refine: Annotated[
+        RefineChoice | None,
+        typer.Option(
+            help="k-means on the attention, or borders moved to the colours' edges; the bundle has a default."
+        ),
+    ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Images that go through the network at once.")] = 1,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; all cores if not set.")] = None,
     lean: Annotated[bool, typer.Option("--lean", help="Lower peak memory, slower.")] = False,
@@ -109,7 +115,7 @@ def segment(
     console, errors = consoles()
     console.print(f"model {segmenter.bundle.manifest.name}, provider {segmenter.provider}", style="dim")
     failed = 0
-    results = segmenter.stream(paths, threshold, anchors=anchors, fit=fit.value, refine=refine.value)
+    results = segmenter.stream(paths, threshold, anchors=anchors, fit=fit.value, refine=refine and refine.value)
     for (source, result), name in zip(_track(results, len(paths)), names, strict=True):
         if isinstance(result, ImageError):
             failed += 1
@@ -141,6 +147,7 @@ def export(
     timestep: Annotated[int, typer.Option(min=0, max=999, help="Diffusion timestep of the pass.")] = 300,
     max_batch: Annotated[int, typer.Option(min=1, help="Largest batch of the graphs.")] = 4,
     threshold: Annotated[float, typer.Option(min=0, help="Default merge threshold of the bundle.")] = 1.0,
+    refine: Annotated[RefineChoice, typer.Option(help="Default refinement of the bundle.")] = RefineChoice.NONE,
     vae: Annotated[str | None, typer.Option(help="Another VAE for the same latents (TAESD): folder or hub id.")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the bundle; the folder's if not set.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a bundle that is there.")] = False,
@@ -153,7 +160,8 @@ def export(
     from diffseg.engines.manifest import Defaults
 
     try:
-        settings = ExportSettings(parse_size(size), precision.value, timestep, max_batch, Defaults((threshold,) * 3))
+        defaults = Defaults((threshold,) * 3, refine=refine.value)
+        settings = ExportSettings(parse_size(size), precision.value, timestep, max_batch, defaults)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
     console, _ = consoles()
