@@ -188,7 +188,7 @@ def _build(module: Any, bundle: Bundle, spec: PlanSpec, folder: Path, report: Re
             logger.warning("%s: the layers of this engine cannot be read, so its precision is not checked", name)
             continue
         layers[name] = found
-        if misfits := found.misfits(spec.precision):
+        if misfits := found.misfits(spec.precision, graph.layers):
             wrong = ", ".join(f"{count} in {kind}" for kind, count in misfits.items())
             raise PlanError(
                 f"{spec.engine} {spec.version} built {name} with {wrong} of {found.count} convolutions and matrix "

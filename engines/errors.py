@@ -4,6 +4,7 @@
     ├── BundleError (ValueError)            a bundle is not what it says
     │   └── BundleNotFoundError (FileNotFoundError)
     ├── CheckpointError (ValueError)        a checkpoint can't be exported
+    ├── DatasetError (ValueError)           labelled images are not where their layout has them
     ├── ImageError (ValueError)             one image can't be read; the others go on
     ├── MissingPackageError (ImportError)   an extra is not installed
     ├── ParityError (RuntimeError)          an exported graph disagrees with its source
@@ -32,6 +33,10 @@ class BundleNotFoundError(BundleError, FileNotFoundError):
 
 class CheckpointError(DiffsegError, ValueError):
     """A checkpoint that can't be read, or whose architecture is not supported."""
+
+
+class DatasetError(DiffsegError, ValueError):
+    """A folder is no data set of the layout, or results can't be kept."""
 
 
 class ImageError(DiffsegError, ValueError):

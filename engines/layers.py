@@ -36,6 +36,8 @@ HEAVY = {
     "gemm": "matmul",
     "fmha": "matmul",
 }
+OPERATORS = {"convolution": ("Conv",), "matmul": ("MatMul", "Gemm")}
+"""ONNX operators that become these layers."""
 _OPERATION = re.compile(r"^  (corrltn|fully_connected|runtime_fusion|fmha)=\{ (.*)", re.MULTILINE)
 _TENSOR = re.compile(r"^  (?:sub_)?tensor=\{ (.*) \}\s*$", re.MULTILINE)
 _REGION = re.compile(r"^  region = \{ name=\S+ size=(\d+) .*type=user place=accelerator", re.MULTILINE)
@@ -53,13 +55,22 @@ class EngineLayers:
     counts: Counts = field(default_factory=dict)  # by the number format of the operands
     activation_bytes: int = 0  # device memory for intermediate results at the largest batch; 0: not told
 
-    def misfits(self, precision: str) -> dict[str, int]:
-        """Layers that surely compute in another number format than `precision` (fp32, fp16, bf16), by format."""
+    def misfits(self, precision: str, graph: Counts | None = None) -> dict[str, int]:
+        """Layers that compute in another number format than they should, by format.
+
+        Args:
+            precision: of the bundle: fp32, fp16, bf16.
+            graph: layers of the ONNX graph. What it has in another format itself is meant so: Stable Diffusion 2.1
+                takes its attention's logits in float32, whatever the rest is in.
+        """
         found: Counter[str] = Counter()
-        for formats in self.counts.values():
-            found.update(formats)
-        for fine in (PRECISIONS[precision], "unknown"):
-            found.pop(fine, None)
+        for kind, formats in self.counts.items():
+            meant = Counter[str]()
+            for operator in OPERATORS[kind]:
+                meant.update((graph or {}).get(operator, {}))
+            for name, count in formats.items():
+                if name not in (PRECISIONS[precision], "unknown") and count > meant[name]:
+                    found[name] += count - meant[name]
         return dict(found)
 
     @property

@@ -6,7 +6,7 @@ import json
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ import numpy as np
 from diffseg.engines.errors import BundleError, MissingPackageError, ProviderError
 from diffseg.engines.manifest import ENCODER, UNET
 from diffseg.engines.operators import Operator
+from diffseg.engines.sessions import SessionPool
 
 if TYPE_CHECKING:
     from diffseg.engines.bundle import Bundle
@@ -22,8 +23,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+Memory = dict[tuple[str, int], list["NDArray[np.float32]"]]
+"""Outputs, by graph and batch size."""
+
+
 class OrtNetwork:
-    """The two graphs of a bundle on the CPU. Thread-safe: sessions have no state, buffers belong to a call.
+    """The two graphs of a bundle on the CPU. Threads may share it.
 
     Args:
         bundle: what to execute.
@@ -38,7 +43,7 @@ class OrtNetwork:
 
     provider = "cpu"
     overlaps = False
-    lends = False
+    lends = True
 
     def __init__(self, bundle: Bundle, *, threads: int | None = None, lean: bool = False) -> None:
         manifest = bundle.manifest
@@ -53,25 +58,21 @@ class OrtNetwork:
             for name in (ENCODER, UNET)
         }
         self._sessions = {name: load() for name, load in self._load.items()}
-        self._calls: list[tuple[str, int, int]] | None = (
-            None  # graph, start and end in ns, while operators are recorded
-        )
+        # Graph, start and end in ns of each call, while operators are recorded.
+        self._calls: list[tuple[str, int, int]] | None = None
+        self._pool = None if lean else SessionPool(lambda: OrtSession(self))
 
     def encode(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """(B, H, W, 3) uint8 → (B, C, H/8, W/8) float32 latent: the posterior mean times the scaling factor."""
-        return self._run(ENCODER, images)[0]
+        return self.run(ENCODER, images, {})[0]
 
     def attend(self, latent: NDArray[np.float32]) -> list[NDArray[np.float32]]:
         """Latent → one (B, n², n²) float32 attention a resolution, finest first; the arrays are the caller's."""
-        return self._run(UNET, latent)
+        return self.run(UNET, latent, {})
 
-    @contextmanager
-    def session(self) -> Iterator[OrtNetwork]:
-        """Take a session: all threads may have the same, since nothing of a pass stays in it."""
-        yield self
-
-    def wait(self) -> None:
-        """Return at once: `encode` and `attend` don't return before they are done."""
+    def session(self) -> AbstractContextManager[OrtSession]:
+        """Take a session with memory of its own for the results."""
+        return nullcontext(OrtSession(self)) if self._pool is None else self._pool.take()
 
     @contextmanager
     def record_operators(self) -> Iterator[list[Operator]]:
@@ -94,12 +95,15 @@ class OrtNetwork:
                 spans = [(start, end) for graph, start, end in calls if graph == name]
                 operators += read_operators(name, json.loads(file.read_text(encoding="utf-8")), spans)
 
-    def _run(self, graph: str, value: NDArray[Any]) -> list[NDArray[np.float32]]:
+    def run(self, graph: str, value: NDArray[Any], memory: Memory) -> list[NDArray[np.float32]]:
+        """Run a graph; its outputs lie in `memory`, where there are such already."""
         tensors, session = self.tensors[graph], self._sessions[graph]
         batch = len(value)
         binding = session.io_binding()
         binding.bind_cpu_input(tensors.inputs[0].name, np.ascontiguousarray(value))
-        results = [np.empty(output.shape(batch), output.dtype) for output in tensors.outputs]
+        if (graph, batch) not in memory:
+            memory[graph, batch] = [np.empty(output.shape(batch), output.dtype) for output in tensors.outputs]
+        results = memory[graph, batch]
         for output, result in zip(tensors.outputs, results, strict=True):
             # Written in place: a 4096² map is 64 MB that need not be copied out of the session.
             binding.bind_output(output.name, "cpu", 0, result.dtype, result.shape, result.ctypes.data)
@@ -108,6 +112,25 @@ class OrtNetwork:
         if self._calls is not None:
             self._calls.append((graph, start, time.perf_counter_ns()))
         return results
+
+
+class OrtSession:
+    """Memory for the results of one pass at a time: new pages for 64 MB would cost more than filling them."""
+
+    def __init__(self, network: OrtNetwork) -> None:
+        self._network = network
+        self._memory: Memory = {}
+
+    def encode(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Encode images; the latent is the session's own."""
+        return self._network.run(ENCODER, images, self._memory)[0]
+
+    def attend(self, latent: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+        """Attend; the maps are the session's own, to write into until its next pass."""
+        return self._network.run(UNET, latent, self._memory)
+
+    def wait(self) -> None:
+        """Return at once: `encode` and `attend` don't return before they are done."""
 
 
 def session_options(*, threads: int | None = None, lean: bool = False) -> Any:  # noqa: ANN401 - untyped upstream

@@ -47,14 +47,13 @@ class AttentionUNet(nn.Module):
         self.unet = unet
         self.prompt_shape = tuple(prompt.shape)
         latent = [n // tensors.LATENT_FACTOR for n in size]
-        self.layers: list[SelfAttention] = []
+        self.attention = Accumulator()
         with torch.no_grad():
             embedding = self.unet.time_embedding(self.unet.time_proj(torch.tensor([timestep])))
             for name, module in self.unet.named_modules():
                 if isinstance(module, Attention):
                     if name.endswith("attn1"):
-                        self.layers.append(SelfAttention(keep=True))
-                        module.set_processor(self.layers[-1])
+                        module.set_processor(SelfAttention(self.attention))
                     else:
                         module.set_processor(CrossAttention(module, prompt))
                         del module.to_k, module.to_v
@@ -75,21 +74,49 @@ class AttentionUNet(nn.Module):
         prompt = torch.zeros(1, *self.prompt_shape[1:], dtype=dtype).expand(
             batch, -1, -1
         )  # a shape: its values are baked in
+        self.attention.clear()
         self.unet(latent.to(dtype), torch.zeros((), dtype=torch.long), encoder_hidden_states=prompt, return_dict=False)
-        groups: dict[int, list[Tensor]] = {}
-        for layer in self.layers:
-            groups.setdefault(layer.attention.shape[-1], []).append(layer.attention)
-        return tuple(sum(groups[n][1:], groups[n][0]) / len(groups[n]) for n in sorted(groups, reverse=True))
+        return self.attention.means()
 
     def outputs(self) -> tuple[tensors.Attention, ...]:
         """Describe the outputs, after a forward pass has shown them."""
-        found: dict[int, list[SelfAttention]] = {}
-        for layer in self.layers:
-            found.setdefault(layer.attention.shape[-1], []).append(layer)
         return tuple(
-            tensors.Attention(tensors.attention_name(self.grids[n]), self.grids[n], len(found[n]), found[n][0].heads)
-            for n in sorted(found, reverse=True)
+            tensors.Attention(tensors.attention_name(self.grids[n]), self.grids[n], len(heads), heads[0])
+            for n, heads in self.attention.heads.items()
         )
+
+
+class Accumulator:
+    """Adds up the attention of a pass, map by map: one (B, N, N) tensor a resolution is all that lives."""
+
+    def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget everything: a pass begins."""
+        self._totals: dict[int, Tensor] = {}
+        self._heads: dict[int, list[int]] = {}
+
+    def add(self, probabilities: Tensor) -> None:
+        """Add the (B, N, N) attention of one head."""
+        n = probabilities.shape[-1]
+        self._totals[n] = self._totals[n] + probabilities if n in self._totals else probabilities
+
+    def end_layer(self, n: int, heads: int) -> None:
+        """Note that a layer of N = n places had so many heads."""
+        self._heads.setdefault(n, []).append(heads)
+
+    @property
+    def heads(self) -> dict[int, list[int]]:
+        """Number of heads of each layer, by number of places, the most first."""
+        return {n: self._heads[n] for n in sorted(self._heads, reverse=True)}
+
+    def means(self) -> tuple[Tensor, ...]:
+        """Mean over the heads, then over the layers, of each resolution, finest first.
+
+        All layers of a resolution have as many heads, so it is the mean of all maps.
+        """
+        return tuple(self._totals[n] / sum(heads) for n, heads in self.heads.items())
 
 
 class Constant(nn.Module):
@@ -107,12 +134,14 @@ class Constant(nn.Module):
 
 
 class SelfAttention:
-    """Attention processor: softmax in float32 whatever the precision; keeps the mean over heads if asked."""
+    """Attention processor: softmax in float32 whatever the precision; its maps go to an accumulator, if there is one.
 
-    def __init__(self, *, keep: bool = False) -> None:
-        self.keep = keep
-        self.attention: Tensor
-        self.heads: int
+    One head after the other: a (heads, N, N) tensor would be 0.5 GB in Stable Diffusion at 512 px, and most of the time
+    of the whole layer would go into writing and reading it.
+    """
+
+    def __init__(self, accumulator: Accumulator | None = None) -> None:
+        self.accumulator = accumulator
 
     def __call__(
         self, attn: Attention, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None,
@@ -131,10 +160,15 @@ class SelfAttention:
         key = split_heads(attn.to_k(hidden_states), attn.heads)
         if attn.upcast_attention:
             query, key = query.float(), key.float()
-        probabilities = (query @ key.transpose(-1, -2)).float().softmax(-1)  # (B, heads, N, N)
-        if self.keep:
-            self.attention, self.heads = probabilities.mean(1), attn.heads
-        hidden_states = project_out(attn, probabilities.to(value.dtype) @ value)
+        results = []
+        for q, k, v in zip(query.unbind(1), key.unbind(1), value.unbind(1), strict=True):  # (B, N, d)
+            probabilities = (q @ k.transpose(-1, -2)).float().softmax(-1)  # (B, N, N)
+            if self.accumulator is not None:
+                self.accumulator.add(probabilities)
+            results.append(probabilities.to(v.dtype) @ v)
+        if self.accumulator is not None:
+            self.accumulator.end_layer(hidden_states.shape[1], attn.heads)
+        hidden_states = project_out(attn, torch.stack(results, 1))
         if len(image_shape) == 4:  # noqa: PLR2004
             hidden_states = hidden_states.transpose(1, 2).reshape(image_shape)
         if attn.residual_connection:

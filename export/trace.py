@@ -109,7 +109,8 @@ def _layers(graph: Any) -> dict[str, dict[str, int]]:  # noqa: ANN401 - onnx_ir 
     counts: dict[str, Counter[str]] = {}
     for node in graph:
         if node.op_type != "Constant":
-            counts.setdefault(node.op_type, Counter())[node.outputs[0].dtype.numpy().name] += 1
+            dtype = _likely(node.outputs[0], "dtype")
+            counts.setdefault(node.op_type, Counter())[dtype.numpy().name if dtype else "unknown"] += 1
     return {kind: dict(sorted(counts[kind].items())) for kind in sorted(counts)}
 
 
@@ -122,12 +123,30 @@ def _activation_bytes(graph: Any) -> int:  # noqa: ANN401 - onnx_ir has no types
     most = 0
     for i, node in enumerate(nodes):
         if node.op_type != "Constant":
-            alive |= {o: math.prod(_shape(o)) * o.dtype.itemsize for o in node.outputs if o in ends}
+            alive |= {output: _nbytes(output) for output in node.outputs if output in ends}
         most = max(most, sum(alive.values()))
         for value in node.inputs:
             if ends.get(value) == i:
                 alive.pop(value, None)
-    return int(most)
+    return most
+
+
+def _nbytes(value: Any) -> int:  # noqa: ANN401 - onnx_ir has no types
+    shape, dtype = _likely(value, "shape"), _likely(value, "dtype")
+    if shape is None or dtype is None:
+        return 0
+    return int(math.prod(size if isinstance(size, int) else 1 for size in shape) * dtype.itemsize)
+
+
+def _likely(value: Any, what: str) -> Any:  # noqa: ANN401 - onnx_ir has no types
+    """Type or shape of a value; where the exporter could not infer it, that of what it was made from.
+
+    In bfloat16 it does not know normalisations, nor what comes between them and the next layer; all that keeps
+    both its type and its number of elements.
+    """
+    while getattr(value, what) is None and value.producer() is not None and value.producer().inputs:
+        value = value.producer().inputs[0]
+    return getattr(value, what)
 
 
 def _shape(value: Any) -> list[int]:  # noqa: ANN401 - onnx_ir has no types

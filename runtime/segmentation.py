@@ -135,17 +135,18 @@ class Segmentation:
         paths = [folder / f"{name}{ending}" for ending in (".labels.png", ".overlay.png", ".json")]
         with timed(None, "write"):
             folder.mkdir(parents=True, exist_ok=True)
-            with _replacing(paths[0]) as temporary:
+            with replacing(paths[0]) as temporary:
                 Image.fromarray(self.labels.astype(np.uint8) if few else self.labels).save(temporary, "PNG")
-            with _replacing(paths[1]) as temporary:
+            with replacing(paths[1]) as temporary:
                 self.overlay().save(temporary, "PNG", compress_level=1)
-            with _replacing(paths[2]) as temporary:
+            with replacing(paths[2]) as temporary:
                 temporary.write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
         return paths
 
 
 @contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside `path`, which takes its place if the block ends well."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         yield temporary

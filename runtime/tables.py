@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from diffseg.runtime.compare import Comparison
     from rich.table import Table
 
 
@@ -62,6 +63,18 @@ def machine_tables(facts: dict[str, Any]) -> Iterator[Table | str]:
         yield f"plan {plan['folder']}\n  for {plan['purpose']}\n  {plan['here']}"
     if facts["bundle"] and not facts["plans"]:
         yield f"{facts['bundle']} has no plans; `diffseg build` makes them"
+
+
+def comparison_tables(comparison: Comparison) -> Iterator[Table | str]:
+    """Lay out what `compare_providers` found."""
+    table = _table("output", "row cosine p1", "symmetric KL", "row sum error", "NaN or infinite", "")
+    for found in comparison.outputs:
+        kl, sums = (f"{found.kl:.1e}", f"{found.row_sum_error:.1e}") if found.name != "latent" else ("", "")
+        verdict = "differs" if found.problem else "agrees"
+        table.add_row(found.name, f"{found.row_cosine_p1:.6f}", kl, sums, str(found.bad), verdict)
+    yield table
+    for name, iou in comparison.mask_iou.items():
+        yield f"masks of {name}: mean IoU {iou:.4f}"
 
 
 def formats(layers: Mapping[str, Mapping[str, int]]) -> str:

@@ -21,7 +21,7 @@ from PIL import Image
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 WIDTH, HEIGHT = 960, 1500  # pixels: down to the operators
-COLOURS = 64
+COLOURS = 128
 
 
 def main() -> None:

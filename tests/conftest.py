@@ -4,6 +4,10 @@ from diffseg.engines import tensors
 from diffseg.engines.bundle import Bundle, seal
 from diffseg.engines.manifest import ENCODER, UNET, Graph, Manifest, Source
 from diffseg.runtime import Segmenter
+from hypothesis import settings
+
+settings.register_profile("any-machine", deadline=None)  # a busy machine is slow, not wrong
+settings.load_profile("any-machine")
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,10 @@ pytest.importorskip("packaging")
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[1]
-FORBIDDEN = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "cupy", "tensorrt", "sklearn", "scipy")
+FORBIDDEN = (
+    *("torch", "diffusers", "transformers", "onnx", "onnxscript", "cupy", "tensorrt"),
+    *("sklearn", "scipy", "skimage", "threadpoolctl"),
+)
 
 
 def closure(requirements):
@@ -119,6 +122,17 @@ def test_export_says_what_to_install(lean, tmp_path):
     assert done.returncode == 1
     assert "pip install 'diffseg[export]'" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_evaluate_says_what_to_install(lean, tmp_path):
+    for kind in ("images", "labels"):
+        (tmp_path / kind).mkdir()
+    (tmp_path / "images" / "photo.jpg").touch()
+    out = tmp_path / "out"
+    done = run(lean, "-m", "diffseg.runtime", "evaluate", str(tmp_path), "--methods", "colour", "-o", str(out))
+    assert done.returncode == 1
+    assert done.stderr == "error: evaluate needs scipy, sklearn, skimage: pip install 'diffseg[eval]'\n"
+    assert not out.exists()
 
 
 def test_importing_the_runtime_pulls_in_no_command_line(lean):

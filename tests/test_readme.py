@@ -9,14 +9,17 @@ import sys
 from itertools import takewhile
 from pathlib import Path
 
+import numpy as np
 import pytest
 from diffseg.engines.examples import example_images
+from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 ELSEWHERE = {
     "scripts/demo": "CI runs it",
     "scripts/test": "is this run",
+    "scripts/evaluate_dev": "needs the labelled sets, and an hour",
     "pip install": "needs the network; scripts/demo installs",
     "trtexec": "comes with TensorRT, and needs a GPU",
 }
@@ -36,11 +39,17 @@ COMMANDS = [
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    """A folder with what the README speaks of: photo.jpg, photos/, and a checkpoint where one is exported."""
+    """A folder with what the README speaks of: photo.jpg, photos/, labelled/, and a checkpoint to export."""
     (tmp_path / "photos").mkdir()
     monkeypatch.setenv("DIFFSEG_CACHE", str(tmp_path / "cache"))
     (tmp_path / "photo.jpg").write_bytes(example_images()[0].read_bytes())
     (tmp_path / "photos" / "other.jpg").write_bytes(example_images()[1].read_bytes())
+    for kind in ("images", "labels"):
+        (tmp_path / "labelled" / kind).mkdir(parents=True)
+    (tmp_path / "labelled" / "images" / "photo.jpg").write_bytes(example_images()[0].read_bytes())
+    with Image.open(example_images()[0]) as image:
+        truth = np.arange(image.width * image.height, dtype=np.int64).reshape(image.height, image.width)
+    Image.fromarray((truth > truth.size // 2).astype(np.uint8)).save(tmp_path / "labelled" / "labels" / "photo.png")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -59,6 +68,8 @@ def test_command(command, place):
             maker = [sys.executable, ROOT / "scripts" / "make_checkpoint.py", "bk-sdm-tiny", arguments[1], "--small"]
             subprocess.run(maker, check=True, capture_output=True, cwd=place)
             run += ["--size", "64"]  # the README's size would take minutes
+        elif arguments[0] == "profile":
+            run += ["--runs", "1", "--warmup", "0", "--starts", "0"]
     elif program == "polygraphy":
         pytest.importorskip("tensorrt_rtx", reason="needs the extra 'rtx-build'")
         shutil.copytree(ROOT / "engines" / "models" / "tiny", place / "bundle")

@@ -9,7 +9,7 @@ import numpy as np
 from diffseg.runtime.profiling.table import milliseconds
 
 WIDTH = 880
-NARROWEST_LABEL = 70  # pixels of a bar that a name and its share fit into
+NARROWEST_LABEL = 78  # pixels of a bar that a name and its share fit into
 BARS = 24  # of a histogram, at most
 
 

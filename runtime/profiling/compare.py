@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from diffseg.engines.errors import ProfileError
+from diffseg.runtime.profiling.environment import busy_line
 from diffseg.runtime.profiling.measure import SCHEMA, TOTAL
 from diffseg.runtime.profiling.statistics import Ratio, paired_ratio
 
@@ -91,6 +92,8 @@ def compare_records(a: dict[str, Any], b: dict[str, Any]) -> Comparison:
             if (x := _find(a, keys)) != (y := _find(b, keys))
         ]
         warnings += [f"the runs of {name} drift" for name, r in (("a", a), ("b", b)) if r["drift"]["drifting"]]
+        lines = [(name, busy_line(r["environment"]["cpu"])) for name, r in (("a", a), ("b", b))]
+        warnings += [f"{name}: {line}" for name, line in lines if line is not None]
         if TOTAL not in stages:
             raise ProfileError("a record has no whole runs; take the profile again")
     except (KeyError, TypeError, ValueError, AttributeError) as error:

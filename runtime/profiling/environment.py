@@ -6,19 +6,23 @@ import os
 import platform
 import re
 import sys
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from diffseg.engines.gpu import find_gpus
 
 if TYPE_CHECKING:
     from diffseg.engines.bundle import Bundle
 
 PACKAGES = ("diffseg", "numpy", "pillow", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-rtx")
+BUSY = 0.75  # of the cores
 CGROUPS = (Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/cpu"), Path("/sys/fs/cgroup/memory"))
 
 
-def gather(bundle: Bundle, provider: str) -> dict[str, Any]:
-    """Machine, versions, provider and bundle; what the system doesn't tell is None."""
+def gather(bundle: Bundle) -> dict[str, Any]:
+    """Machine, versions and bundle; what the system doesn't tell is None."""
     manifest = bundle.manifest
     return {
         "cpu": {
@@ -29,11 +33,10 @@ def gather(bundle: Bundle, provider: str) -> dict[str, Any]:
             "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         },
         "memory": {"bytes": memory_bytes(), "cgroup_bytes": cgroup_bytes(CGROUPS)},
-        "gpu": None,  # this version executes on CPUs only
+        "gpu": gpu(),
         "system": platform.platform(),
         "python": platform.python_version(),
         "packages": {name: found for name in PACKAGES if (found := _version(name)) is not None},
-        "provider": provider,
         "bundle": {
             "name": manifest.name,
             "precision": manifest.precision,
@@ -42,6 +45,20 @@ def gather(bundle: Bundle, provider: str) -> dict[str, Any]:
             "content_hash": {graph: bundle.content_hash(graph) for graph in manifest.graphs},
         },
     }
+
+
+def gpu() -> dict[str, Any] | None:
+    """Return what the driver says of the GPU that everything here uses."""
+    first = find_gpus().first
+    return None if first is None else asdict(first)
+
+
+def busy_line(cpu: dict[str, Any]) -> str | None:
+    """Say that other programs took part of the cores when a profile began, so that its times are too long."""
+    load, cores = cpu["load_average"], cpu["usable_cores"] or cpu["logical_cores"]
+    if load is None or not cores or load <= BUSY * cores:
+        return None
+    return f"the machine was busy before this began: load average {load:.1f} on {cores} cores"
 
 
 def processor() -> str:

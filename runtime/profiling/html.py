@@ -16,6 +16,7 @@ from diffseg.runtime.profiling.table import (
     operators_line,
     start_lines,
     subject,
+    warnings,
 )
 
 TOP_KINDS, TOP_NODES = 12, 15
@@ -61,13 +62,12 @@ def render_report(record: dict[str, Any]) -> str:
     """Draw the record of a profile; see `take_profile`."""
     statistics, settings = record["statistics"], record["settings"]
     whole = statistics["total"]
-    warning = ' class="warning"' if record["drift"]["drifting"] else ""
     a_run = "" if settings["batch"] == 1 else f" of {settings['batch']} images"
     parts = [
         f"<h1>{escape(record['environment']['bundle']['name'])}: where the time goes</h1>",
         f"<p>{escape(subject(record))}; {escape(record['date'])}</p>",
         _tiles(record, whole),
-        f"<p{warning}>{escape(_sentence(drift_line(record['drift'])))}</p>",
+        *(f'<p class="warning">{escape(_sentence(warning))}</p>' for warning in warnings(record)),
         "<h2>Stages</h2>",
         f"<p>From image files to written masks: mean of {len(record['runs'])} runs{a_run}</p>",
         stage_bar({stage: (row["mean"], row["share"]) for stage, row in statistics.items() if stage != "total"}),
@@ -75,6 +75,7 @@ def render_report(record: dict[str, Any]) -> str:
         f"<h2>Runs{a_run}</h2>",
         histogram(record["seconds"]["total"], whole["median"], whole["p95"]),
         sequence(record["seconds"]["total"], whole["median"]),
+        f"<p>In the order in which they were taken: {escape(drift_line(record['drift']))}</p>",
         *_operators(record),
         *_starts(record),
         *_concurrency(record),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -63,11 +64,14 @@ class Run:
     stages: tuple[Span, ...]
 
     def seconds(self) -> dict[str, float]:
-        """Seconds by stage, with what lies between the stages and the total."""
+        """Seconds by stage, with those in which there was none, and the total: less than the sum if stages overlap."""
         stages: dict[str, float] = {}
-        for span in self.stages:
+        idle, end = 0, self.span.start
+        for span in sorted(self.stages, key=lambda span: span.start):
             stages[span.stage] = stages.get(span.stage, 0.0) + span.seconds
-        return {**stages, OTHER: self.span.seconds - sum(stages.values()), TOTAL: self.span.seconds}
+            idle += max(span.start - end, 0)
+            end = max(end, span.end)
+        return {**stages, OTHER: (idle + self.span.end - end) / 1e9, TOTAL: self.span.seconds}
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +116,7 @@ def take_profile(
         ValueError: a larger batch than the bundle's.
     """
     facts = [_image_facts(path) for path in images]
-    bundle = open_bundle(model)  # before anything that takes time
+    environment = gather(open_bundle(model))  # before anything that takes time, and raises the load average
     options: dict[str, Any] = {"provider": provider, "threads": threads, "lean": lean}
     starts = None
     if settings.starts:
@@ -127,7 +131,7 @@ def take_profile(
     segmenter = Segmenter.load(model, batch=settings.batch, **options)
     load_seconds = (time.perf_counter_ns() - start) / 1e9
     peaks = {"after_load": peak_resident()}
-    environment = gather(bundle, segmenter.provider)
+    environment["provider"] = segmenter.provider
     recorder = Recorder()
     with tempfile.TemporaryDirectory(prefix="diffseg-") as folder, observing(recorder):
         runner = _Runner(segmenter, images, settings.batch, Path(folder), recorder)
@@ -199,7 +203,7 @@ class _Runner:
         self.recorder.take()
         start = time.perf_counter_ns()
         self.process(number)
-        span = Span("run", start, time.perf_counter_ns(), 0)
+        span = Span("run", start, time.perf_counter_ns(), threading.get_ident())
         images = tuple((self.group(number) + i) % len(self.images) for i in range(self.batch))
         return Run(images, span, tuple(self.recorder.take()))
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from diffseg.runtime.profiling.compare import Comparison
+from diffseg.runtime.profiling.environment import busy_line
 from diffseg.runtime.profiling.statistics import SIGNIFICANCE
 from rich.table import Table
 
@@ -71,8 +72,15 @@ def drift_line(drift: dict[str, Any]) -> str:
     if drift["drifting"]:
         return f"the runs drift ({found}): close other programs, or take more --warmup"
     if drift["probability"] >= SIGNIFICANCE:
-        return f"the runs are steady (no trend beyond chance, p = {drift['probability']:.2g})"
-    return f"the runs are nearly steady ({found})"
+        return f"no trend beyond chance from first to last (p = {drift['probability']:.2g})"
+    return f"a trend too small to matter ({found})"
+
+
+def warnings(record: dict[str, Any]) -> list[str]:
+    """Say why the figures should not be trusted."""
+    found = [drift_line(record["drift"])] if record["drift"]["drifting"] else []
+    busy = busy_line(record["environment"]["cpu"])
+    return found if busy is None else [*found, busy]
 
 
 def start_lines(record: dict[str, Any]) -> Iterator[str]:

@@ -39,11 +39,12 @@ def trace_events(record: dict[str, Any], spans: Spans) -> dict[str, Any]:
 
 
 def _runs(process: int, runs: Iterable[Run], names: list[str], origin: int) -> Iterable[dict[str, Any]]:
+    tracks: dict[int, int] = {}  # the thread of the runs is the first; a pipeline may have more
     for run in runs:
-        event = _complete(process, 1, run.span, origin, "run")
+        event = _complete(process, tracks.setdefault(run.span.thread, len(tracks) + 1), run.span, origin, "run")
         yield {**event, "name": ", ".join(names[i] for i in run.images)}
         for span in run.stages:
-            yield _complete(process, 1, span, origin, "stage")
+            yield _complete(process, tracks.setdefault(span.thread, len(tracks) + 1), span, origin, "stage")
 
 
 def _process(process: int, name: str) -> dict[str, Any]:

@@ -48,6 +48,14 @@ def test_a_program_tells_kinds_formats_and_memory():
     assert found.misfits("bf16") == {"float32": 1, "float16": 2}
 
 
+def test_what_the_graph_has_in_another_format_is_meant_so():
+    found = EngineLayers({"matmul": {"float16": 9, "float32": 3}, "convolution": {"float16": 2, "float32": 1}})
+    assert found.misfits("fp16") == {"float32": 4}
+    assert found.misfits("fp16", {"MatMul": {"float32": 2}, "Gemm": {"float32": 1}}) == {"float32": 1}
+    assert found.misfits("fp16", {"MatMul": {"float32": 9}, "Conv": {"float32": 1}}) == {}
+    assert found.misfits("fp16", {"MatMul": {"float32": 1}, "Softmax": {"float32": 9}}) == {"float32": 3}
+
+
 @pytest.mark.parametrize(
     "data", [b"", b"NLYM", b"no program", plan("header {\n}\n"), plan("other text"), plan(PROGRAM)[:-300]]
 )

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from diffseg.engines.bundle import MODELS
 from diffseg.engines.examples import example_images
-from diffseg.runtime.cli import expand, output_names
+from diffseg.runtime.commands.segment import expand, output_names
 
 from tests.pictures import pixels
 
@@ -72,7 +72,7 @@ def test_failed_images_are_listed_and_the_others_written(pictures, tmp_path):
         (["segment", "x.jpg", "--batch", "99"], 2, "batch must be 1 to"),
         (["segment", "*.nothing"], 2, "no images in"),
         (["segment", "x.jpg", "--model", "nope"], 1, "error: no bundle 'nope'"),
-        (["segment", "x.jpg", "--provider", "cuda"], 1, "error: provider 'cuda' cannot run"),
+        (["segment", "x.jpg", "--provider", "cuda"], 1, "error: provider 'cuda' needs an NVIDIA GPU"),
         (["verify", "nope"], 1, "error: no bundle 'nope'"),
         (["nonsense"], 2, "No such command"),
     ],
@@ -103,7 +103,7 @@ def test_a_console_without_an_arrow(pictures, tmp_path):
 def test_verify(tmp_path):
     done = diffseg("verify", "tiny")
     assert done.returncode == 0
-    assert "every file is as it was exported" in done.stdout
+    assert "every file is as it was made" in done.stdout
     folder = tmp_path / "copy"
     folder.mkdir()
     for path in (MODELS / "tiny").iterdir():
@@ -127,7 +127,8 @@ def test_info():
 
 
 def test_every_command_explains_itself():
-    for command in ([], ["segment"], ["export"], ["verify"], ["info"], ["profile"]):
+    commands = "segment export build inspect verify info evaluate profile"
+    for command in ([], *([name] for name in commands.split())):
         done = diffseg(*command, "--help")
         assert done.returncode == 0
         assert "Usage: diffseg" in done.stdout or "Usage: python -m diffseg.runtime" in done.stdout

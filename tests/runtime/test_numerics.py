@@ -16,7 +16,7 @@ from sklearn.cluster import KMeans
 from . import reference
 from .strategies import attention, seeds
 
-FEW = settings(max_examples=15, deadline=None)
+FEW = settings(max_examples=15)
 
 
 @FEW

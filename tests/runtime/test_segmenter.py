@@ -12,7 +12,7 @@ from diffseg.engines.examples import example_images
 from diffseg.runtime import Segmentation, Segmenter
 from diffseg.runtime.image import Placement
 from diffseg.runtime.segmentation import place_labels
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -191,7 +191,6 @@ def test_more_than_256_labels_are_written_with_16_bits(segmenter, tmp_path):
     np.testing.assert_array_equal(written, labels)
 
 
-@settings(deadline=None)
 @given(st.integers(0, 999), st.integers(1, 90), st.integers(1, 90))
 def test_segments_are_counted_right_at_any_size(seed, height, width):
     labels = np.random.default_rng(seed).integers(0, 9, (32, 32)).repeat(2, 0)[:32].astype(np.uint16)

@@ -19,7 +19,7 @@ def profiled(tmp_path_factory):
         cwd=folder,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
+    assert all("busy" in line for line in done.stderr.splitlines())  # which the machine of a test may be
     (folder / "a.json").write_text(done.stdout)
     return SimpleNamespace(
         folder=folder,

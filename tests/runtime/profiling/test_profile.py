@@ -12,8 +12,9 @@ from diffseg.engines import open_bundle
 from diffseg.engines.examples import example_images
 from diffseg.engines.manifest import ENCODER, UNET
 from diffseg.runtime.profiling.html import render_report
-from diffseg.runtime.profiling.measure import ProfileSettings, take_profile
-from diffseg.runtime.profiling.table import profile_tables
+from diffseg.runtime.profiling.measure import ProfileSettings, Run, Spans, take_profile
+from diffseg.runtime.profiling.recorder import Span
+from diffseg.runtime.profiling.table import profile_tables, warnings
 from diffseg.runtime.profiling.trace import trace_events
 from diffseg.runtime.segmenter import Segmenter
 from rich.console import Console
@@ -190,8 +191,30 @@ def test_the_tables(profiled):
         "Conv",
     ):
         assert words in text
-    drifting = profiled.record | {"drift": {"change": 0.3, "probability": 1e-4, "judged": True, "drifting": True}}
-    assert any("the runs drift (+30.0%" in str(item) for item in profile_tables(drifting))
+
+
+def test_warnings(profiled):
+    record = json.loads(json.dumps(profiled.record))
+    record["environment"]["cpu"] |= {"load_average": 0.1, "usable_cores": 4}
+    assert warnings(record) == []
+    assert 'class="warning"' not in render_report(record)
+    record["drift"] = {"change": 0.3, "probability": 1e-4, "judged": True, "drifting": True}
+    record["environment"]["cpu"]["load_average"] = 3.5
+    drifting, busy = warnings(record)
+    assert drifting.startswith("the runs drift (+30.0% from first to last, p = 0.0001)")
+    assert busy == "the machine was busy before this began: load average 3.5 on 4 cores"
+    assert render_report(record).count('class="warning"') == 2
+
+
+def test_stages_that_overlap_are_no_idle_time():
+    spans = (Span("decode", 10, 30, 1), Span("attend", 20, 60, 2), Span("write", 25, 40, 3), Span("decode", 70, 80, 1))
+    seconds = Run((0,), Span("run", 0, 100, 1), spans).seconds()
+    expected = {"decode": 30e-9, "attend": 40e-9, "write": 15e-9, "other": 40e-9, "total": 100e-9}
+    assert seconds == pytest.approx(expected)
+    run = Run((0,), Span("run", 0, 100, 1), spans)
+    record = {"images": [{"name": "x"}], "date": "", "settings": {}, "environment": {}}
+    events = [e for e in trace_events(record, Spans([run], {}, [], []))["traceEvents"] if e["ph"] == "X"]
+    assert {e["name"]: e["tid"] for e in events} == {"x": 1, "decode": 1, "attend": 2, "write": 3}
 
 
 @pytest.mark.parametrize("field", ["runs", "warmup", "batch", "starts"])
@@ -245,7 +268,7 @@ def test_a_batch_a_run(tmp_path):
         (["tiny", "--concurrency", "1,x"], 2, "no list of numbers"),
         (["tiny", "--concurrency", "0"], 2, "concurrency must be numbers of at least 1"),
         (["tiny", "--batch", "99", "--starts", "0"], 2, "batch must be 1 to"),
-        (["tiny", "--provider", "cuda"], 1, "error: provider 'cuda' cannot run"),
+        (["tiny", "--provider", "cuda"], 1, "error: provider 'cuda' needs an NVIDIA GPU"),
         (["tiny", "--html", "no/where.html"], 2, "is no folder"),
         (["tiny", "--fail-above", "1.1"], 2, "--compare only"),
     ],

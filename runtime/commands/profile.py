@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from diffseg.engines.errors import DiffsegError
 from diffseg.engines.providers import Provider
+from diffseg.runtime.commands.terminal import FAILED, consoles
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-FAILED = 1
 
 
 def profile(  # noqa: C901 - one branch an option
@@ -54,7 +53,6 @@ def profile(  # noqa: C901 - one branch an option
     for target in (trace, html):
         if target is not None and not target.parent.is_dir():  # better now than after minutes
             raise typer.BadParameter(f"{target.parent} is no folder")
-    from diffseg.runtime.cli import consoles
     from diffseg.runtime.profiling.measure import ProfileSettings, take_profile
 
     def progress(step: str) -> None:
@@ -84,19 +82,18 @@ def profile(  # noqa: C901 - one branch an option
 
 
 def _show(record: dict[str, Any], console: Console, errors: Console, *, as_json: bool) -> None:
-    from diffseg.runtime.profiling.table import drift_line, profile_tables
+    from diffseg.runtime.profiling.table import profile_tables, warnings
 
     if as_json:
         typer.echo(json.dumps(record, indent=1))
     else:
         for item in profile_tables(record):
             console.print(item)
-    if record["drift"]["drifting"]:
-        errors.print(f"warning: {drift_line(record['drift'])}", style="yellow")
+    for warning in warnings(record):
+        errors.print(f"warning: {warning}", style="yellow")
 
 
 def _compare(a: Path, b: Path, fail_above: float | None) -> None:
-    from diffseg.runtime.cli import consoles
     from diffseg.runtime.profiling.compare import compare_records, read_record
     from diffseg.runtime.profiling.table import comparison_tables
 
@@ -113,7 +110,7 @@ def _compare(a: Path, b: Path, fail_above: float | None) -> None:
 
 def _paths(images: list[str] | None) -> list[Path]:
     from diffseg.engines.examples import example_images
-    from diffseg.runtime.cli import expand
+    from diffseg.runtime.commands.segment import expand
 
     paths = expand(images) if images else example_images()
     if not paths:
