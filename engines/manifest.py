@@ -6,7 +6,7 @@ import dataclasses
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from diffseg.engines.decode import DecodeError, is_safe_name, parse_json, read_json
 from diffseg.engines.errors import BundleError
@@ -18,6 +18,8 @@ FIX = "export the bundle again"
 ENCODER, UNET = "vae_encoder", "unet"
 
 Precision = Literal["fp32", "fp16", "bf16"]
+Refine = Literal["none", "kmeans", "colour"]
+REFINEMENTS: tuple[str, ...] = get_args(Refine)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,7 @@ class Defaults:
 
     thresholds: tuple[float, ...] = (1.0, 1.0, 1.0)
     anchors: int = 16
+    refine: Refine = "none"
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,11 +8,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
+from diffseg.engines.manifest import REFINEMENTS, Refine
 from diffseg.runtime import draw
 from diffseg.runtime.arrays import Array, to_host
+from diffseg.runtime.colour import colour_refine
 from diffseg.runtime.merge import merge_attention
 from diffseg.runtime.refine import kmeans_refine
 from diffseg.runtime.stages import timed
@@ -23,7 +25,6 @@ if TYPE_CHECKING:
     from diffseg.runtime.image import Placement
     from numpy.typing import NDArray
 
-Refine = Literal["none", "kmeans"]
 Threshold: TypeAlias = "float | Sequence[float]"
 BYTE_LABELS = 256
 
@@ -45,8 +46,8 @@ class MergeSettings:
             raise ValueError(f"threshold must be a number of at least 0, or one a round, found {list(self.thresholds)}")
         if self.anchors < 1:
             raise ValueError(f"anchors must be at least 1 a side, found {self.anchors}")
-        if self.refine not in ("none", "kmeans"):
-            raise ValueError(f"refine must be none or kmeans, found {self.refine!r}")
+        if self.refine not in REFINEMENTS:
+            raise ValueError(f"refine must be one of {', '.join(REFINEMENTS)}, found {self.refine!r}")
 
     def updated(
         self, threshold: Threshold | None = None, anchors: int | None = None, refine: Refine | None = None
@@ -81,6 +82,8 @@ class Segmentation:
         attention: (n, n, n, n) float32 when it was kept, else None.
         image: the decoded picture, RGB.
         settings: the thresholds, anchors and refinement that were used.
+        placement: where the picture lies in what the network saw.
+        pixels: (h, w, 3) uint8, what the network saw.
     """
 
     labels: NDArray[np.uint16]
@@ -90,6 +93,7 @@ class Segmentation:
     image: Image.Image
     settings: MergeSettings
     placement: Placement
+    pixels: NDArray[np.uint8]
 
     def resegment(
         self, threshold: Threshold | None = None, *, anchors: int | None = None, refine: Refine | None = None
@@ -103,7 +107,7 @@ class Segmentation:
             raise ValueError("resegment needs the attention: segment with keep_attention=True")
         settings = self.settings.updated(threshold, anchors, refine)
         timings: dict[str, float] = {}
-        labels, segments = make_masks(self.attention, self.placement, settings, timings)
+        labels, segments = make_masks(self.attention, self.pixels, self.placement, settings, timings)
         return replace(self, labels=labels, segments=segments, timings=timings, settings=settings)
 
     def overlay(self, opacity: float = 0.5, *, outline: bool = True) -> Image.Image:
@@ -152,16 +156,25 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def make_masks(
-    attention: Array, placement: Placement, settings: MergeSettings, timings: dict[str, float]
+    attention: Array,
+    pixels: NDArray[np.uint8],
+    placement: Placement,
+    settings: MergeSettings,
+    timings: dict[str, float],
 ) -> tuple[NDArray[np.uint16], tuple[Segment, ...]]:
-    """Aggregated attention (n, n, n, n) → labels at the picture's size, and their segments."""
+    """Aggregated attention (n, n, n, n) of (H, W, 3) → labels at the picture's size, and their segments."""
     with timed(timings, "merge"):
         proposals = merge_attention(attention, settings.thresholds, settings.anchors)
     if settings.refine == "kmeans":
         with timed(timings, "refine"):
             proposals = kmeans_refine(attention, proposals)
     with timed(timings, "suppress"):
-        return place_labels(to_host(non_max_suppression(proposals, placement.size)), placement)
+        labels = to_host(non_max_suppression(proposals, placement.size))
+    if settings.refine == "colour":
+        with timed(timings, "refine"):
+            labels = colour_refine(labels, pixels)
+    with timed(timings, "suppress"):
+        return place_labels(labels, placement)
 
 
 def place_labels(labels: NDArray[np.uint16], placement: Placement) -> tuple[NDArray[np.uint16], tuple[Segment, ...]]:

@@ -41,7 +41,7 @@ class Segmenter:
         self.network = network
         self.batch = batch
         self._fits = batch  # what the memory of the device is known to hold
-        self.settings = MergeSettings(manifest.defaults.thresholds, manifest.defaults.anchors)
+        self.settings = MergeSettings(manifest.defaults.thresholds, manifest.defaults.anchors, manifest.defaults.refine)
 
     @classmethod
     def load(
@@ -77,12 +77,12 @@ class Segmenter:
     @overload
     def __call__(
         self, image: ImageSource, threshold: Threshold | None = ..., keep_attention: bool = ...,
-        *, anchors: int | None = ..., refine: Refine = ..., fit: Fit = ...,
+        *, anchors: int | None = ..., refine: Refine | None = ..., fit: Fit = ...,
     ) -> Segmentation: ...  # fmt: skip
     @overload
     def __call__(
         self, image: list[Any] | tuple[Any, ...], threshold: Threshold | None = ..., keep_attention: bool = ...,
-        *, anchors: int | None = ..., refine: Refine = ..., fit: Fit = ...,
+        *, anchors: int | None = ..., refine: Refine | None = ..., fit: Fit = ...,
     ) -> list[Segmentation]: ...  # fmt: skip
     def __call__(
         self,
@@ -91,7 +91,7 @@ class Segmenter:
         keep_attention: bool = False,
         *,
         anchors: int | None = None,
-        refine: Refine = "none",
+        refine: Refine | None = None,
         fit: Fit = "stretch",
     ) -> Segmentation | list[Segmentation]:
         """Segment one image, or a list of images of any sizes.
@@ -102,7 +102,8 @@ class Segmenter:
                 None: the bundle's default.
             keep_attention: keep the aggregated attention for `resegment`: 64 MB an image at 512 px.
             anchors: anchors a side; None: the bundle's default.
-            refine: `kmeans` refines the proposals before they compete.
+            refine: `kmeans` refines the proposals before they compete, `colour` moves the borders of the masks to
+                where the picture's colours change, `none` does neither. None: the bundle's default.
             fit: how the picture is brought to the network's size: `stretch`, `crop` or `pad`.
 
         Raises:
@@ -125,7 +126,7 @@ class Segmenter:
         keep_attention: bool = False,
         *,
         anchors: int | None = None,
-        refine: Refine = "none",
+        refine: Refine | None = None,
         fit: Fit = "stretch",
     ) -> Iterator[tuple[ImageSource, Segmentation | ImageError]]:
         """Segment images as they come, in order; an image that can't be read gives its error in its place.
@@ -193,11 +194,15 @@ class Segmenter:
                 with timed(timings, "aggregate"):
                     attention = aggregate_attention(maps, grids=grids, out=maps[0])  # in the place of the finest
                     session.wait()
-                labels, segments = make_masks(attention, image.placement, settings, timings)
+                labels, segments = make_masks(attention, image.pixels, image.placement, settings, timings)
                 kept = None
                 if keep_attention:
                     kept = namespace(attention).asarray(attention, copy=self.network.lends)
-                results.append(Segmentation(labels, segments, timings, kept, image.picture, settings, image.placement))
+                results.append(
+                    Segmentation(
+                        labels, segments, timings, kept, image.picture, settings, image.placement, image.pixels
+                    )
+                )
             session.wait()  # copies, too
         return results
 

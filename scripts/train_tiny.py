@@ -1,18 +1,19 @@
 """Train the embedded model: a Stable-Diffusion-shaped VAE and UNet small enough for a 2-core CPU.
 
     python scripts/train_tiny.py --data ../shared/data/train --dev ../shared/data/dev \
-        --work DIR --minutes 60
+        --work DIR --minutes 60 [--from CHECKPOINT]
     python scripts/train_tiny.py --dev ../shared/data/dev --work DIR --evaluate DIR/checkpoint
 
 The first command builds region hierarchies, trains, writes the diffusers checkpoint DIR/checkpoint
-and scores it; started again after a kill, it goes on where it stopped. Training sees no labels:
+and scores it; started again after a kill, it goes on where it stopped. With a CUDA device it trains
+there, in bfloat16 and with larger batches. Training sees no labels:
 
-1. Each photograph is cut into superpixels (SLIC), which are merged three times by Ward's cost
-   between neighbours, with different weights of lightness, texture and area. The share of levels
-   and hierarchies at which two places lie in one region is their affinity.
+1. Superpixels of each photograph are merged into three hierarchies of regions (hierarchy.py). The
+   share of their cuts that leave two places in one region is the affinity of the two.
 2. The UNet sees clean latents at the segmentation timestep, where the rows of every self-attention
    should be softmax((affinity - 1) / TEMPERATURE), and noised latents, for the v-prediction loss.
-   At first the VAE learns too, from its reconstruction loss and from the attention's gradient.
+   At first the VAE learns too, from its reconstruction loss and from the attention's gradient; the
+   one of a checkpoint given with --from stands still.
 
 Needs the export extra (torch, diffusers, transformers), scikit-image, scipy and pillow.
 """
@@ -24,9 +25,10 @@ import math
 import os
 import shutil
 import time
+from collections.abc import Iterator
 from multiprocessing import Pool
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # threads that spin starve each other on a shared CPU
 
@@ -36,14 +38,13 @@ from diffseg.runtime.aggregate import aggregate_attention
 from diffseg.runtime.merge import merge_attention
 from diffseg.runtime.suppress import non_max_suppression
 from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from hierarchy import RECIPES, affinity, distances, learn_textons, superpixels
 from make_checkpoint import write_tokenizer
 from PIL import Image
-from scipy.ndimage import gaussian_filter
-from skimage.color import rgb2lab
-from skimage.segmentation import slic
 from torch import Tensor, distributed, nn
 from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 if TYPE_CHECKING:
@@ -59,78 +60,18 @@ POOLS = {
     "unsplash": 0.13,
     "kodak": 0.05,
 }
-# (weight of lightness, weight of texture, exponent of the area in Ward's cost) of each hierarchy
-HIERARCHIES = ((0.5, 1.0, 0.75), (0.3, 1.5, 0.5), (0.7, 0.6, 1.0))
-FINEST = 48  # regions of the finest level kept on disk
-LEVELS = {3: 1.0, 5: 1.5, 8: 1.5, 12: 1.5, 20: 1.0, 40: 1.0}  # regions: weight in the affinity
 TEMPERATURE = 0.12
 TIMESTEP = 300
 QUERIES = 192  # random rows of each map that are compared with their target in a step
 DEPTHS = (1.0, 0.7, 0.5, 0.3)  # weights of the attention loss, from the finest maps to the coarsest
 JOINT = 0.35  # the VAE learns in this first share of the training, then stands still
+LATE = 0.6  # from this share of the training on, full-size pictures are frequent
+AVERAGE = 0.998  # decay of the weights' moving average
 WEIGHTS = {"attention": 1.0, "denoise": 0.5, "rebuild": 1.0, "prior": 0.1, "divergence": 0.0}
 THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0)
 
 
 # ---- region hierarchies -------------------------------------------------------------------------
-
-
-def hierarchies(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Cut uint8 (H, W, 3) into superpixels, uint16 (H, W), and merge them by each recipe.
-
-    The regions of the superpixels are uint8 (hierarchy, FINEST - 1, n), with 2, 3, … regions.
-    """
-    pixels = slic(image, 360, compactness=15, max_num_iter=5, start_label=0)
-    lab = rgb2lab(image).astype(np.float32)
-    light, flat, n = lab[..., 0], pixels.ravel(), int(pixels.max()) + 1
-    variance = gaussian_filter(light**2, 3) - gaussian_filter(light, 3) ** 2
-    slopes = (np.abs(gaussian_filter(light, 1, order=order)) for order in ((0, 1), (1, 0)))
-    texture = (np.sqrt(np.maximum(variance, 0)), *(2 * gaussian_filter(s, 3) for s in slopes))
-    area = np.bincount(flat, minlength=n).astype(np.float64)
-    maps = (*np.moveaxis(lab, -1, 0), *texture)
-    feature = np.stack([np.bincount(flat, m.ravel(), n) / area for m in maps], 1)  # (n, 6)
-    touch = np.zeros((n, n), bool)
-    for a, b in ((pixels[:, 1:], pixels[:, :-1]), (pixels[1:], pixels[:-1])):
-        touch[a, b] = touch[b, a] = True
-    np.fill_diagonal(touch, val=False)
-    regions = []
-    for lightness, rough, exponent in HIERARCHIES:
-        scale = np.array([lightness, 1.3, 1.3, rough, rough, rough])
-        regions.append(ward(feature * scale, area / area.mean(), touch, exponent))
-    return pixels.astype(np.uint16), np.stack(regions)
-
-
-def ward(feature: np.ndarray, area: np.ndarray, touch: np.ndarray, exponent: float) -> np.ndarray:
-    """Merge the cheapest neighbours until 2 regions are left → uint8 (FINEST - 1, n), 2 first."""
-    area, touch, n = area.copy(), touch.copy(), len(area)
-
-    def price(i: int) -> np.ndarray:
-        size = area * area[i] / (area + area[i])
-        return np.where(touch[i], size**exponent * ((feature - feature[i]) ** 2).sum(1), np.inf)
-
-    cost = np.stack([price(i) for i in range(n)])
-    region, levels = np.arange(n), np.zeros((FINEST - 1, n), np.uint8)
-    for count in range(n, 1, -1):
-        if count <= FINEST:
-            levels[count - 2] = np.unique(region, return_inverse=True)[1]
-        i, j = divmod(int(cost.argmin()), n)
-        feature[i] = (feature[i] * area[i] + feature[j] * area[j]) / (area[i] + area[j])
-        area[i] += area[j]
-        touch[i] |= touch[j]
-        touch[:, i] |= touch[:, j]
-        touch[i, i] = touch[j] = touch[:, j] = False
-        cost[j] = cost[:, j] = np.inf
-        cost[i] = cost[:, i] = price(i)
-        region[region == j] = i
-    return levels
-
-
-def cache_hierarchy(job: tuple[Path, Path]) -> None:
-    """One photograph → one .npz."""
-    source, target = job
-    pixels, regions = hierarchies(np.asarray(Image.open(source).convert("RGB")))
-    np.savez(target.with_suffix(".part.npz"), pixels=pixels, regions=regions)
-    target.with_suffix(".part.npz").replace(target)
 
 
 def training_files(data: Path) -> dict[str, list[Path]]:
@@ -139,14 +80,27 @@ def training_files(data: Path) -> dict[str, list[Path]]:
     return {p: [f for f in fs if not f.name.startswith(HELD_OUT)] for p, fs in files.items()}
 
 
+def cache_hierarchy(job: tuple[Path, Path, np.ndarray]) -> None:
+    """One photograph → one .npz."""
+    source, target, textons = job
+    found = superpixels(np.asarray(Image.open(source).convert("RGB")), textons)
+    far = np.stack([distances(found, recipe) for recipe in RECIPES]).astype(np.float16)
+    np.savez(target.with_suffix(".part.npz"), pixels=found.labels.astype(np.uint16), far=far)
+    target.with_suffix(".part.npz").replace(target)
+
+
 def cache_hierarchies(data: Path, cache: Path) -> None:
-    """Hierarchies of all photographs that have none yet, on all cores: some minutes."""
+    """Hierarchies of all photographs that have none yet, on all cores: some 15 minutes on two."""
     cache.mkdir(parents=True, exist_ok=True)
-    files = [file for pool in training_files(data).values() for file in pool]
-    jobs = [(file, cache / f"{file.stem}.npz") for file in files]
+    pools = training_files(data)
+    files = [file for pool in sorted(pools.values(), key=len) for file in pool]
+    if not (cache / "textons.npy").exists():
+        np.save(cache / "textons.npy", learn_textons(files[::9]))
+    textons = np.load(cache / "textons.npy")
+    jobs = [(file, cache / f"{file.stem}.npz", textons) for file in files]
     jobs = [job for job in jobs if not job[1].exists()]
     with Pool() as workers:
-        for done, _ in enumerate(workers.imap_unordered(cache_hierarchy, jobs, 8), 1):
+        for done, _ in enumerate(workers.imap_unordered(cache_hierarchy, jobs, 4), 1):
             if done % 100 == 0:
                 print(f"hierarchies {done}/{len(jobs)}", flush=True)
 
@@ -154,10 +108,25 @@ def cache_hierarchies(data: Path, cache: Path) -> None:
 # ---- samples ------------------------------------------------------------------------------------
 
 
-class Photographs:
-    """All photographs, superpixels and regions in memory; random crops of them."""
+class Batch(NamedTuple):
+    """Crops of one size, and which of their places belong together."""
 
-    def __init__(self, data: Path, cache: Path) -> None:
+    images: Tensor  # (B, 3, size, size) in [-1, 1]
+    pixels: Tensor  # (B, size/8, size/8) int64: superpixel of each latent cell
+    affinity: Tensor  # (B, n, n) uint8, of 255: share of the levels at which two superpixels are one region
+
+    def to(self, device: torch.device) -> Batch:
+        """The same on another device."""
+        return Batch(*(part.to(device, non_blocking=True) for part in self))
+
+
+class Photographs(IterableDataset[Batch]):
+    """All photographs, superpixels and affinities in memory; endless batches of random crops of them."""
+
+    def __init__(self, data: Path, cache: Path, seed: tuple[int, int], factor: int) -> None:
+        """`seed` is (step, process); `factor` multiplies the batches of `draw_size`."""
+        self.seed, self.factor = seed, factor
+        self.progress = torch.zeros(()).share_memory_()  # of the training, read by the loader's workers
         self.pools: list[list[tuple[Tensor, Tensor, Tensor]]] = []
         for files in training_files(data).values():
             self.pools.append([])
@@ -165,13 +134,26 @@ class Photographs:
                 image = torch.from_numpy(np.array(Image.open(file).convert("RGB"))).permute(2, 0, 1)
                 arrays = np.load(cache / f"{file.stem}.npz")
                 pixels = torch.from_numpy(arrays["pixels"].astype(np.int16))
-                levels = torch.from_numpy(arrays["regions"][:, [count - 2 for count in LEVELS]])
-                self.pools[-1].append((image, pixels, levels))
+                self.pools[-1].append((image, pixels, torch.from_numpy(affinity(arrays["far"]))))
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield batches whose sizes are the same in all processes, so that none waits for another."""
+        worker = get_worker_info()
+        number = worker.id if worker else 0
+        common = np.random.default_rng((self.seed[0], number))
+        own = np.random.default_rng((*self.seed, number))
+        while True:
+            size, count = draw_size(self.progress.item(), common)
+            crops = [self.crop(size, own) for _ in range(count * self.factor)]
+            images, pixels, affinities = zip(*crops, strict=True)
+            most = max(len(a) for a in affinities)
+            padded = [functional.pad(a, (0, most - len(a), 0, most - len(a))) for a in affinities]
+            yield Batch(torch.stack(images), torch.stack(pixels), torch.stack(padded))
 
     def crop(self, size: int, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """→ image (3, size, size) in [-1, 1], superpixels (size/8, size/8), affinity (n, n)."""
+        """→ image (3, size, size), superpixels (size/8, size/8), affinity (n, n)."""
         pool = self.pools[rng.choice(len(POOLS), p=list(POOLS.values()))]
-        image, pixels, levels = pool[rng.integers(len(pool))]
+        image, pixels, affinity = pool[rng.integers(len(pool))]
         # The sides are drawn apart: the runtime squashes every photograph to a square, too.
         least = 0.5 if size < 384 else 0.75
         high, wide = (round(side * rng.uniform(least, 1)) for side in pixels.shape)
@@ -180,23 +162,32 @@ class Photographs:
         window = (slice(top, top + high), slice(left, left + wide))
         image = image[None, :, *window].float() / 127.5 - 1
         image = functional.interpolate(image, (size, size), mode="bilinear", antialias=True)[0]
-        pixels = shrink(pixels[window], size // 8)
+        pixels = shrink(pixels[None, *window].long(), size // 8)[0]
         if rng.random() < 0.5:
             image, pixels = image.flip(-1), pixels.flip(-1)
-        grey = image.mean(0, keepdim=True)
-        image = grey + (image - grey) * (0 if rng.random() < 0.05 else rng.uniform(0.7, 1.3))
-        tint = torch.tensor(rng.uniform(-0.08, 0.08, (3, 1, 1)) + rng.uniform(-0.12, 0.12))
-        image = (image * rng.uniform(0.75, 1.2) + tint.float()).clamp(-1, 1)
-        weights = torch.tensor(list(LEVELS.values())).repeat(len(HIERARCHIES))[:, None, None]
-        levels = levels.flatten(0, 1)  # (hierarchy · level, n)
-        same = levels[:, :, None] == levels[:, None, :]
-        return image, pixels, (same * weights).sum(0) / weights.sum()
+        return recolour(image, rng), pixels, affinity
+
+
+def recolour(image: Tensor, rng: np.random.Generator) -> Tensor:
+    """Other light, contrast and colours: what belongs together stays so. (3, H, W) in [-1, 1]."""
+    if rng.random() < 0.5:
+        image = (image / 2 + 0.5).clamp(0, 1) ** math.exp(rng.uniform(-0.35, 0.35)) * 2 - 1
+    grey = image.mean(0, keepdim=True)
+    image = grey + (image - grey) * (0 if rng.random() < 0.05 else rng.uniform(0.6, 1.4))
+    tint = torch.tensor(rng.uniform(-0.08, 0.08, (3, 1, 1)) + rng.uniform(-0.12, 0.12))
+    return (image * rng.uniform(0.75, 1.2) + tint.float()).clamp(-1, 1)
 
 
 def shrink(labels: Tensor, side: int) -> Tensor:
-    """Integer labels (h, w) → (side, side), the nearest."""
-    grid = labels[None, None].float()
-    return functional.interpolate(grid, (side, side), mode="nearest-exact")[0, 0].long()
+    """Integer labels (B, h, w) → (B, side, side), the nearest."""
+    grid = labels[:, None].float()
+    return functional.interpolate(grid, (side, side), mode="nearest-exact")[:, 0].long()
+
+
+def draw_size(progress: float, rng: np.random.Generator) -> tuple[int, int]:
+    """(crop, images): small crops first; more of the full 64² maps, as at run time, later."""
+    chances = (0.5, 0.2, 0.3) if progress > LATE else (0.85, 0.1, 0.05)
+    return ((256, 3), (384, 2), (512, 1))[rng.choice(3, p=chances)]
 
 
 # ---- the model ----------------------------------------------------------------------------------
@@ -232,8 +223,10 @@ def probe(unet: UNet2DConditionModel) -> list[list[Probe]]:
     ]
 
 
-def build(folder: Path) -> StableDiffusionPipeline:
-    """The untrained model. Its text encoder stays random: only the empty prompt is ever used."""
+def build(folder: Path, start: Path | None = None) -> StableDiffusionPipeline:
+    """The model, untrained or of a checkpoint. Its text encoder stays random: only the empty prompt is ever used."""
+    if start:
+        return StableDiffusionPipeline.from_pretrained(start)
     vae = AutoencoderKL(
         block_out_channels=(16, 32, 48, 64),
         down_block_types=("DownEncoderBlock2D",) * 4,
@@ -292,21 +285,21 @@ def empty_prompt(pipeline: StableDiffusionPipeline) -> Tensor:
 # ---- training -----------------------------------------------------------------------------------
 
 
-def attention_losses(
-    probes: list[list[Probe]], pixels: list[Tensor], affinities: list[Tensor]
-) -> tuple[Tensor, Tensor]:
+def attention_losses(probes: list[list[Probe]], batch: Batch) -> tuple[Tensor, Tensor]:
     """Cross-entropy of every layer's maps, and of each resolution's mean map, with their targets.
 
     The second value, for the log, is the KL divergence of the finest mean maps from their targets.
     """
-    loss, distance = torch.zeros(()), torch.zeros(())
+    device, count = batch.images.device, len(batch.images)
+    loss, distance = torch.zeros((), device=device), torch.zeros((), device=device)
+    image = torch.arange(count, device=device)[:, None, None]
     for weight, layers in zip(DEPTHS, probes, strict=True):
         cells = layers[0].key.shape[2]
-        rows = torch.randperm(cells)[:QUERIES]
-        at = [shrink(p, math.isqrt(cells)).flatten() for p in pixels]  # superpixel of each cell
-        near = [a[p[rows]][:, p] for a, p in zip(affinities, at, strict=True)]
-        target = ((torch.stack(near) - 1) / TEMPERATURE).softmax(-1)  # (B, rows, n²)
-        maps = torch.stack([p.maps(len(pixels), rows) for p in layers])  # (layer, B, rows, n²)
+        rows = torch.randperm(cells, device=device)[:QUERIES]
+        at = shrink(batch.pixels, math.isqrt(cells)).flatten(1)  # (B, n²): superpixel of each cell
+        near = batch.affinity[image, at[:, rows, None], at[:, None, :]].float() / 255  # (B, rows, n²)
+        target = ((near - 1) / TEMPERATURE).softmax(-1)
+        maps = torch.stack([layer.maps(count, rows) for layer in layers])  # (layer, B, rows, n²)
         each = -(target * (maps + 1e-8).log()).sum(-1).mean()
         mean = -(target * (maps.mean(0) + 1e-8).log()).sum(-1).mean()
         loss = loss + weight * (0.5 * each + 0.5 * mean)
@@ -332,34 +325,35 @@ def step_losses(
     pipeline: StableDiffusionPipeline,
     probes: list[list[Probe]],
     prompt: Tensor,
-    samples: list[tuple[Tensor, Tensor, Tensor]],
+    batch: Batch,
     *,
     learn_vae: bool,
+    noised: int,
 ) -> dict[str, Tensor]:
-    """All losses of one batch of crops of one size: one VAE encoding, one UNet pass."""
-    crops, pixels, affinities = (list(part) for part in zip(*samples, strict=True))
-    images = torch.stack(crops).contiguous(memory_format=torch.channels_last)
+    """All losses of one batch: one VAE encoding, one UNet pass. The first `noised` images are denoised, too."""
+    images = batch.images.contiguous(memory_format=torch.channels_last)
     with torch.set_grad_enabled(learn_vae):
         posterior = pipeline.vae.encode(images).latent_dist
         latent = posterior.mean * pipeline.vae.config.scaling_factor  # (B, 4, size/8, size/8)
     losses = vae_losses(pipeline.vae, images, posterior, latent) if learn_vae else {}
-    # One image is denoised, too, if it is small. Its latents are detached: else they would become
-    # what is easy to denoise.
-    clean = latent[: int(images.shape[-1] < 384)].detach()
-    noise, at = torch.randn_like(clean), torch.randint(1000, (len(clean),))
+    # Detached: else the latents would become what is easy to denoise.
+    clean = latent[:noised].detach()
+    noise, at = torch.randn_like(clean), torch.randint(1000, (noised,), device=clean.device)
     inputs = torch.cat([latent, pipeline.scheduler.add_noise(clean, noise, at)])
-    times = torch.cat([torch.full((len(latent),), TIMESTEP), at])
+    times = torch.cat([torch.full((len(latent),), TIMESTEP, device=at.device), at])
     inputs = inputs.contiguous(memory_format=torch.channels_last)
     velocity = pipeline.unet(inputs, times, prompt.expand(len(inputs), -1, -1)).sample
-    if len(clean):
+    if noised:
         wanted = pipeline.scheduler.get_velocity(clean, noise, at)
         losses["denoise"] = functional.mse_loss(velocity[len(latent) :], wanted)
-    losses["attention"], losses["divergence"] = attention_losses(probes, pixels, affinities)
+    losses["attention"], losses["divergence"] = attention_losses(probes, batch)
     return losses
 
 
 def share(parameters: list[nn.Parameter], clock: float) -> float:
     """Average the gradients over the processes, and the clock, so that all stop together."""
+    if distributed.get_world_size() == 1:
+        return clock
     gradients = [p.grad for p in parameters if p.grad is not None]
     flat = torch.cat([*(g.flatten() for g in gradients), torch.tensor([clock])])
     distributed.all_reduce(flat)
@@ -369,75 +363,90 @@ def share(parameters: list[nn.Parameter], clock: float) -> float:
     return last.item()
 
 
-def draw_size(progress: float, rng: np.random.Generator) -> tuple[int, int]:
-    """(crop, images): small crops first; full 64² maps, as at run time, in the second half."""
-    chances = (0.4, 0.2, 0.4) if progress > 0.5 else (0.8, 0.15, 0.05)
-    return ((256, 3), (384, 2), (512, 1))[rng.choice(3, p=chances)]
-
-
 def ema(average: Tensor, value: Tensor, count: Tensor | int) -> Tensor:
     """Exponential moving average, a plain one at the start."""
-    return average.lerp(value, 1 - min(0.997, (int(count) + 1) / (int(count) + 10)))
+    return average.lerp(value, 1 - min(AVERAGE, (int(count) + 1) / (int(count) + 10)))
 
 
 def train(rank: int, args: argparse.Namespace) -> None:
-    """One process of several: one thread each is faster than all threads on one batch."""
+    """One process of several. On a CPU, one thread each is faster than all threads on one batch."""
+    device = join(rank, args)
+    pipeline = build(args.work / f"tokenizer{rank}", args.start)
+    prompt, probes = empty_prompt(pipeline).to(device), probe(pipeline.unet)
+    models = nn.ModuleDict({"vae": pipeline.vae, "unet": pipeline.unet})
+    models.to(device, memory_format=torch.channels_last).train()
+    parameters = list(models.parameters())
+    averaged = AveragedModel(models, avg_fn=ema)
+    optimizer = torch.optim.AdamW(parameters, args.rate, (0.9, 0.99), fused=True)
+    parts = {"models": models, "averaged": averaged, "optimizer": optimizer}
+    counts = resume(args.work / "state.pt", parts, device)
+    photographs, batches = load(args, rank, int(counts["step"]))
+    log: dict[str, Tensor] = {}
+    # A shared CPU may give this little of its time, which must not let the schedule run away.
+    clock = time.time if device.type == "cuda" else time.process_time
+    tick, saved_at, scored_at = clock(), time.time(), time.time()
+    while (progress := counts["seconds"] / 60 / args.minutes) < 1:
+        photographs.progress.fill_(progress)
+        batch = next(batches).to(device)
+        size = batch.images.shape[-1]
+        # A still latent space is easier to denoise, and frees time for the UNet. The encoder's
+        # backward pass at full size would cost as much as the UNet's.
+        learn_vae = args.start is None and progress < JOINT and size < 512
+        noised = len(batch.images) // 3 if size < 384 and counts["step"] % args.denoise == 0 else 0
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            losses = step_losses(pipeline, probes, prompt, batch, learn_vae=learn_vae, noised=noised)
+        optimizer.zero_grad()
+        sum(WEIGHTS[name] * value for name, value in losses.items()).backward()
+        tick, before = clock(), tick
+        counts["seconds"] = share(parameters, counts["seconds"] + tick - before)
+        nn.utils.clip_grad_norm_(parameters, 1.0, error_if_nonfinite=True)
+        for group in optimizer.param_groups:
+            warm = min(1, (counts["step"] + 1) / 100)
+            group["lr"] = args.rate * warm * (0.02 + 0.49 * (1 + math.cos(math.pi * progress)))
+        optimizer.step()
+        averaged.update_parameters(models)
+        counts["step"] += 1
+        counts["samples"] += len(batch.images) * args.processes
+        losses[f"divergence{size}"] = losses.pop("divergence")
+        for name, value in losses.items():  # not read from a GPU before they are printed
+            log[name] = log.get(name, value.detach()).lerp(value.detach(), 0.05)
+        if rank == 0 and counts["step"] % 25 == 0:
+            print(*(f"{k} {float(v):.4g}" for k, v in (counts | log).items()), flush=True)
+        if rank == 0 and time.time() - saved_at > 180:
+            save(args.work, pipeline, parts, counts)
+            saved_at = time.time()
+            if args.dev and saved_at - scored_at > 60 * args.score:
+                evaluate(args.work / "checkpoint", args.dev, args.work, 4, args.shown)
+                tick, scored_at = clock(), time.time()
+    if rank == 0:
+        save(args.work, pipeline, parts, counts)
+    distributed.destroy_process_group()
+
+
+def join(rank: int, args: argparse.Namespace) -> torch.device:
+    """Meet the other processes, and set what is global in torch."""
+    torch.backends.cudnn.benchmark = torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     meeting = f"file://{args.work}/group"
     distributed.init_process_group("gloo", meeting, rank=rank, world_size=args.processes)
     torch.manual_seed(0)
-    pipeline = build(args.work / f"tokenizer{rank}")
-    prompt, probes = empty_prompt(pipeline), probe(pipeline.unet)
-    models = nn.ModuleDict({"vae": pipeline.vae, "unet": pipeline.unet})
-    models.to(memory_format=torch.channels_last)
-    parameters = list(models.parameters())
-    averaged = AveragedModel(models, avg_fn=ema)
-    optimizer = torch.optim.AdamW(parameters, args.rate, (0.9, 0.99), fused=True)
-    parts = {"models": models, "averaged": averaged, "optimizer": optimizer}
-    counts = resume(args.work / "state.pt", parts)
-    torch.manual_seed(counts["step"] * args.processes + rank)
-    own = np.random.default_rng((counts["step"], rank))
-    common = np.random.default_rng(counts["step"])  # draws the same in all processes
-    photographs = Photographs(args.data, args.work / "hierarchies")
-    log: dict[str, float] = {}
-    tick = saved_at = time.time()
-    while (progress := counts["seconds"] / 60 / args.minutes) < 1:
-        size, count = draw_size(progress, common)
-        samples = [photographs.crop(size, own) for _ in range(count)]
-        # A still latent space is easier to denoise, and frees time for the UNet. The encoder's
-        # backward pass at full size would cost as much as the UNet's.
-        learn_vae = progress < JOINT and size < 512
-        losses = step_losses(pipeline, probes, prompt, samples, learn_vae=learn_vae)
-        optimizer.zero_grad()
-        sum(WEIGHTS[name] * value for name, value in losses.items()).backward()
-        tick, before = time.time(), tick
-        counts["seconds"] = share(parameters, counts["seconds"] + tick - before)
-        nn.utils.clip_grad_norm_(parameters, 1.0, error_if_nonfinite=True)
-        warm = min(1, (counts["step"] + 1) / 100)
-        for group in optimizer.param_groups:
-            group["lr"] = args.rate * warm * (0.02 + 0.49 * (1 + math.cos(math.pi * progress)))
-        optimizer.step()
-        averaged.update_parameters(models)
-        counts["step"] += 1
-        counts["samples"] += count * args.processes
-        losses[f"divergence{size}"] = losses.pop("divergence")
-        for name, value in losses.items():
-            log[name] = 0.95 * log.get(name, value.item()) + 0.05 * value.item()
-        if rank == 0 and counts["step"] % 25 == 0:
-            print(*(f"{k} {v:.4g}" for k, v in (counts | log).items()), flush=True)
-        if rank == 0 and time.time() - saved_at > 180:
-            save(args.work, pipeline, parts, counts)
-            saved_at = time.time()
-    if rank == 0:
-        save(args.work, pipeline, parts, counts)
+    return torch.device(args.device)
 
 
-def resume(state: Path, parts: dict[str, nn.Module | torch.optim.Optimizer]) -> dict[str, float]:
+def load(args: argparse.Namespace, rank: int, step: int) -> tuple[Photographs, Iterator[Batch]]:
+    """The photographs, and endless batches of them; every process and every new start draws others."""
+    torch.manual_seed(step * args.processes + rank)
+    photographs = Photographs(args.data, args.work / "hierarchies", (step, rank), args.batch)
+    workers = {"num_workers": os.cpu_count(), "pin_memory": True} if args.device == "cuda" else {}
+    return photographs, iter(DataLoader(photographs, batch_size=None, **workers))
+
+
+def resume(state: Path, parts: dict[str, nn.Module | torch.optim.Optimizer], device: torch.device) -> dict[str, float]:
     """Load what `save` wrote, if it did → steps, samples and seconds so far."""
     if not state.exists():
         return {"step": 0, "samples": 0, "seconds": 0.0}
-    saved = torch.load(state, weights_only=True)
+    saved = torch.load(state, map_location=device, weights_only=True)
     for name, part in parts.items():
         part.load_state_dict(saved[name])
     return saved["counts"]
@@ -534,15 +543,24 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="folder with the pools of training photographs")
     parser.add_argument("--dev", type=Path, help="folder with the labelled sets to measure on")
     parser.add_argument("--work", type=Path, required=True, help="cache, state, checkpoint, sheets")
-    parser.add_argument("--minutes", type=float, default=60, help="training time, over all runs")
+    parser.add_argument("--minutes", type=float, default=60, help="training time of a process, over all runs")
     parser.add_argument("--rate", type=float, default=1e-3, help="highest learning rate")
-    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="1 thread each")
+    parser.add_argument("--from", dest="start", type=Path, metavar="CHECKPOINT", help="start from its weights")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    parser.add_argument("--processes", type=int, help="1 thread each; default: the cores, 1 with CUDA")
+    parser.add_argument("--batch", type=int, help="factor on the batches; default: 1, 16 with CUDA")
+    parser.add_argument("--denoise", type=int, default=4, help="batches for each that is denoised, too")
+    parser.add_argument("--score", type=float, default=30, help="minutes between scores on 4 pictures of each set")
     parser.add_argument("--evaluate", type=Path, metavar="CHECKPOINT", help="only measure this one")
     parser.add_argument("--images", type=int, default=12, help="pictures of each labelled set")
     parser.add_argument("--shown", type=float, default=0.3, help="threshold of overlays.png")
     args = parser.parse_args()
     args.work = work = args.work.resolve()
     work.mkdir(parents=True, exist_ok=True)
+    if args.device == "auto":
+        args.device = "cuda" if torch.cuda.is_available() else "cpu"
+    args.processes = args.processes or (1 if args.device == "cuda" else os.cpu_count())
+    args.batch = args.batch or (16 if args.device == "cuda" else 1)
     if not args.evaluate:
         if args.data is None:
             parser.error("training needs --data")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from diffseg.runtime.commands.segment import RefineChoice
 from diffseg.runtime.commands.terminal import consoles, fail
 from diffseg.runtime.tables import si
 
@@ -32,6 +33,7 @@ def export(
     timestep: Annotated[int, typer.Option(min=0, max=999, help="Diffusion timestep of the pass.")] = 300,
     max_batch: Annotated[int, typer.Option(min=1, help="Largest batch of the graphs.")] = 4,
     threshold: Annotated[float, typer.Option(min=0, help="Default merge threshold of the bundle.")] = 1.0,
+    refine: Annotated[RefineChoice, typer.Option(help="Default refinement of the bundle.")] = RefineChoice.NONE,
     vae: Annotated[str | None, typer.Option(help="Another VAE for the same latents (TAESD): folder or hub id.")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the bundle; the folder's if not set.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a bundle that is there.")] = False,
@@ -44,7 +46,8 @@ def export(
     from diffseg.engines.manifest import Defaults
 
     try:
-        settings = ExportSettings(parse_size(size), precision.value, timestep, max_batch, Defaults((threshold,) * 3))
+        defaults = Defaults((threshold,) * 3, refine=refine.value)
+        settings = ExportSettings(parse_size(size), precision.value, timestep, max_batch, defaults)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
     console, _ = consoles()

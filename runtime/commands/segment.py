@@ -26,10 +26,11 @@ class FitChoice(StrEnum):
 
 
 class RefineChoice(StrEnum):
-    """What happens to proposals before they compete."""
+    """What happens to masks after the merging."""
 
     NONE = "none"
     KMEANS = "kmeans"
+    COLOUR = "colour"
 
 
 def segment(
@@ -42,7 +43,12 @@ def segment(
     ] = None,
     anchors: Annotated[int | None, typer.Option(min=1, help="Anchors a side; the bundle has a default.")] = None,
     fit: Annotated[FitChoice, typer.Option(help="How a picture is brought to the network's size.")] = FitChoice.STRETCH,
-    refine: Annotated[RefineChoice, typer.Option(help="Refine the masks with k-means.")] = RefineChoice.NONE,
+    refine: Annotated[
+        RefineChoice | None,
+        typer.Option(
+            help="k-means on the attention, or borders moved to the colours' edges; the bundle has a default."
+        ),
+    ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Images that go through the network at once.")] = 1,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; all cores if not set.")] = None,
     lean: Annotated[bool, typer.Option("--lean", help="Lower peak memory, slower.")] = False,
@@ -63,7 +69,7 @@ def segment(
     console, errors = consoles()
     console.print(f"model {segmenter.bundle.manifest.name}, provider {segmenter.provider}", style="dim")
     failed = 0
-    results = segmenter.stream(paths, threshold, anchors=anchors, fit=fit.value, refine=refine.value)
+    results = segmenter.stream(paths, threshold, anchors=anchors, fit=fit.value, refine=refine and refine.value)
     for (source, result), name in zip(track(results, len(paths)), names, strict=True):
         if isinstance(result, ImageError):
             failed += 1
