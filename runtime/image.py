@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal, TypeAlias
@@ -64,7 +63,7 @@ def read_image(source: ImageSource) -> Image.Image:
         raise ImageError(f"{name}: cannot be decoded ({reason})") from None
 
 
-def open_lazily(source: Path | IO[bytes], formats: Sequence[str] | None = None) -> Image.Image:
+def open_lazily(source: Path | IO[bytes], formats: tuple[str, ...] | None = None) -> Image.Image:
     """Read the head of an image file, of one of Pillow's `formats` (None: any); whatever Pillow raises goes through."""
     with _warnings_lock, warnings.catch_warnings():
         # Photographs of 90 to 178 megapixels are welcome here; above that Pillow raises.

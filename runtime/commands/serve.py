@@ -65,9 +65,7 @@ def serve(
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
     body = round(max_body * MEGA)
-    limits = Limits(
-        body=body, bodies=16 * body, pixels=round(max_pixels * MEGA), deadline=deadline, queue=queue
-    )
+    limits = Limits(body=body, bodies=16 * body, pixels=round(max_pixels * MEGA), deadline=deadline, queue=queue)
     log_as_json()
     run_server(Service(segmenter, limits, token=token, keep=keep * MEGA, keep_seconds=keep_seconds), host, port)
 

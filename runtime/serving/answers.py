@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from enum import StrEnum
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from diffseg.runtime.arrays import resize_last, to_host
+from diffseg.runtime.arrays import Array, resize_last, to_host
 from diffseg.runtime.image import Placement
 from diffseg.runtime.segmentation import Segmentation, place_labels
 from diffseg.runtime.serving.errors import RequestError, bad_request
@@ -83,9 +82,9 @@ def to_json(result: Segmentation, counts: Counts = "string") -> dict[str, Any]:
     document = result.to_dict()
     size = list(result.labels.shape)
     runs = run_lengths(result.labels, len(result.segments))
-    write: Callable[[NDArray[np.int64]], str | list[int]] = compress if counts == "string" else np.ndarray.tolist
     for segment in document["segments"]:
-        segment["segmentation"] = {"size": size, "counts": write(runs[segment["label"]])}
+        mine = runs[segment["label"]]
+        segment["segmentation"] = {"size": size, "counts": compress(mine) if counts == "string" else mine.tolist()}
     return document
 
 
@@ -144,7 +143,7 @@ def attention_map(result: Segmentation, x: float, y: float, side: int | None = N
     """
     if not (0 <= x < 1 and 0 <= y < 1):
         raise bad_request(f"x and y are shares of the picture, at least 0 and below 1, found {x:g} and {y:g}")
-    attention = result.attention
+    attention: Array = result.attention
     rows, columns = result.placement.indices()
     row, column = rows[int(y * len(rows))], columns[int(x * len(columns))]
     (height, width), size = attention.shape[:2], result.placement.size

@@ -11,11 +11,12 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import partial
 
 import numpy as np
 from diffseg.runtime.segmentation import Segmentation
 from diffseg.runtime.segmenter import Prepared, Segmenter
-from diffseg.runtime.serving.errors import RequestError, busy, late, unavailable
+from diffseg.runtime.serving.errors import RequestError, busy, unavailable
 from diffseg.runtime.serving.metrics import Metrics
 
 logger = logging.getLogger(__name__)
@@ -120,15 +121,14 @@ class Batcher:
 
         Raises:
             ImageError: an image can't be decoded.
-            RequestError: no room (503), no worker (503), too late (504), or the network failed (500).
+            TimeoutError: not done in time.
+            RequestError: no room (503), no worker (503), or the network failed (500).
         """
         jobs = [_Job(prepare, seconds) for prepare in prepares]
         self._submit(jobs)
         try:
             async with asyncio.timeout(seconds):
                 return list(await asyncio.gather(*(asyncio.wrap_future(job.result) for job in jobs)))
-        except TimeoutError:
-            raise late(seconds) from None
         finally:
             for job in jobs:  # who leaves, or fails in one image, frees the places of all
                 job.result.cancel()
@@ -142,15 +142,15 @@ class Batcher:
             if len(self._jobs) + len(jobs) > self.capacity:
                 raise busy(f"the queue is full ({len(self._jobs)} images wait); try again later", self.expected_wait)
             if self.expected_wait > jobs[0].seconds:
-                message = f"{len(self._jobs)} images wait, too many for {jobs[0].seconds:g} s; try again later"
+                message = f"{len(self._jobs)} images wait, too many for {jobs[0].seconds:.1f} s; try again later"
                 raise busy(message, self.expected_wait)
             for job in jobs:
                 self._jobs.append(job)
-                job.result.add_done_callback(lambda _, job=job: self._forget(job))
+                job.result.add_done_callback(partial(self._forget, job))
             self._decode_ahead()
             self._changed.notify_all()
 
-    def _forget(self, job: _Job) -> None:
+    def _forget(self, job: _Job, _: Future[Segmentation]) -> None:
         with self._changed:
             if job in self._jobs:
                 self._jobs.remove(job)
@@ -161,17 +161,22 @@ class Batcher:
     def _decode_ahead(self) -> None:
         """Decode the images of the next two batches; more would only fill memory."""
         for job in list(self._jobs)[: 2 * self.segmenter.batch]:
-            if job.prepared is None:
-                job.prepared = self._decoders.submit(job.prepare)
+            self._decoding(job)
+
+    def _decoding(self, job: _Job) -> Future[Prepared]:
+        if job.prepared is None:
+            job.prepared = self._decoders.submit(job.prepare)
+        return job.prepared
+
+    def _full(self) -> bool:
+        return len(self._jobs) >= self.segmenter.batch or self._closing
 
     def _work(self) -> None:
         try:
             self._probe()
             self._health = Health.READY
-            while group := self._take():
-                self._run(group)
-                with self._changed:
-                    self._running = 0
+            while self._step():
+                pass
             self._health = Health.CLOSED
         except BaseException:
             logger.critical("the worker ended; nothing more is segmented: restart the server", exc_info=True)
@@ -188,6 +193,15 @@ class Batcher:
         size = self.segmenter.bundle.manifest.image_size
         self.segmenter(np.full((*size, 3), 127, np.uint8))
 
+    def _step(self) -> bool:
+        group = self._take()  # in a frame of its own, so that no result stays alive while the next batch is awaited
+        if not group:
+            return False
+        self._run(group)
+        with self._changed:
+            self._running = 0
+        return True
+
     def _take(self) -> list[_Job]:
         """Wait for the next batch; an empty one: the batcher is closed."""
         with self._changed:
@@ -196,27 +210,25 @@ class Batcher:
                 if not self._jobs:
                     return []
                 patience = self._jobs[0].queued + self.gather - time.monotonic()
-                full = self.segmenter.batch
-                self._changed.wait_for(lambda: len(self._jobs) >= full or self._closing, max(0.0, patience))
+                self._changed.wait_for(self._full, max(0.0, patience))
                 group: list[_Job] = []
-                while self._jobs and len(group) < full:
+                while self._jobs and len(group) < self.segmenter.batch:
                     job = self._jobs.popleft()
                     if time.monotonic() > job.expires:
-                        job.fail(late(job.seconds))
+                        job.fail(TimeoutError())
                     elif job.result.set_running_or_notify_cancel():
                         group.append(job)
                 if group:
-                    for job in group:  # one that was far behind until others left
-                        job.prepared = job.prepared or self._decoders.submit(job.prepare)
                     self._decode_ahead()
                     self._running, self._since = len(group), time.monotonic()
                     return group
 
     def _run(self, group: list[_Job]) -> None:
         good: list[tuple[_Job, Prepared]] = []
-        for job in group:
+        decoding = [(job, self._decoding(job)) for job in group]  # begun before, but for one that was far behind
+        for job, prepared in decoding:
             try:
-                good.append((job, job.prepared.result()))  # type: ignore[union-attr] - submitted in _take
+                good.append((job, prepared.result()))
             except Exception as error:  # of that image alone  # noqa: BLE001
                 job.fail(error)
         if not good:

@@ -9,7 +9,17 @@ from typing import Annotated, Any
 from diffseg.runtime.image import Fit
 from diffseg.runtime.segmentation import MergeSettings, Refine, Segmentation
 from diffseg.runtime.serving.access import authorised
-from diffseg.runtime.serving.answers import MEDIA_TYPES, Counts, Kind, attention_map, encode, negotiate, png, shrink, shrunk
+from diffseg.runtime.serving.answers import (
+    MEDIA_TYPES,
+    Counts,
+    Kind,
+    attention_map,
+    encode,
+    negotiate,
+    png,
+    shrink,
+    shrunk,
+)
 from diffseg.runtime.serving.errors import RequestError
 from diffseg.runtime.serving.limits import image_part
 from diffseg.runtime.serving.service import MOST_ROUNDS, Service, settings_of
@@ -18,9 +28,7 @@ from PIL import Image
 
 BINARY = {"schema": {"type": "string", "format": "binary"}}
 FORM = {"schema": {"type": "object", "properties": {"image": BINARY["schema"]}, "required": ["image"]}}
-BODY: dict[str, Any] = {
-    "requestBody": {"required": True, "content": {"image/*": BINARY, "multipart/form-data": FORM}}
-}
+BODY: dict[str, Any] = {"requestBody": {"required": True, "content": {"image/*": BINARY, "multipart/form-data": FORM}}}
 ERROR = {"content": {"application/json": {"example": {"error": "one line that says what is wrong"}}}}
 ERRORS: dict[int | str, dict[str, Any]] = {
     400: {"description": "No image, a damaged one, or a setting out of range", **ERROR},
@@ -38,6 +46,9 @@ MASKS: dict[int | str, dict[str, Any]] = {
     },
     406: {"description": "None of these is accepted", **ERROR},
 }
+
+
+MAP: dict[int | str, dict[str, Any]] = {200: {"content": {"image/png": {}}}}
 
 
 def _service(request: Request) -> Service:
@@ -96,7 +107,12 @@ async def segment(
 
 @router.post("/images", responses=MASKS, openapi_extra=BODY, response_class=Response, status_code=HTTPStatus.CREATED)
 async def keep(
-    request: Request, service: Served, settings: Settings, fit: Fit = "stretch", side: Side = None, counts: AsCounts = "string"
+    request: Request,
+    service: Served,
+    settings: Settings,
+    fit: Fit = "stretch",
+    side: Side = None,
+    counts: AsCounts = "string",
 ) -> Response:
     """Segment an image and keep its attention for a while; JSON, with its `id` (null: no room to keep it)."""
     async with service.bodies.read(request) as body:
@@ -109,7 +125,7 @@ async def keep(
     return answer
 
 
-@router.get("/images/{key}/masks", responses=MASKS, response_class=Response)
+@router.get("/images/{key}/masks", responses=MASKS, response_class=Response)  # noqa: FAST003 - _kept takes it
 async def masks(
     request: Request,
     service: Served,
@@ -129,7 +145,7 @@ async def masks(
     return _answer(kind, await service.beside(encode, result, kind, service.facts, counts))
 
 
-@router.get("/images/{key}/attention", response_class=Response, responses={200: {"content": {"image/png": {}}}})
+@router.get("/images/{key}/attention", response_class=Response, responses=MAP)  # noqa: FAST003
 async def attention(
     service: Served,
     kept: Kept,

@@ -95,8 +95,8 @@ async def infer(
             raise bad_request(f"fit must be one of {', '.join(get_args(Fit))}, found {fit!r}")
         settings = settings_of(service, wanted.get("threshold"), wanted.get("anchors"), wanted.get("refine"))
         microseconds = wanted.get("timeout")
-        if microseconds is not None and type(microseconds) is not int:
-            raise bad_request(f"timeout must be whole microseconds, found {microseconds!r}")
+        if microseconds is not None and (type(microseconds) is not int or microseconds < 1):
+            raise bad_request(f"timeout must be a number of whole microseconds, found {microseconds!r}")
         seconds = None if microseconds is None else microseconds / MICROSECONDS
         for image in inference.images:
             if not isinstance(image, bytes) and image.shape[0] * image.shape[1] > service.limits.pixels:

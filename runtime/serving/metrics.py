@@ -25,10 +25,17 @@ class Metrics:
             "diffseg_request_seconds", "Seconds from head to answer", ["route"], buckets=SECONDS, registry=self.registry
         )
         self.stages = Histogram(
-            "diffseg_stage_seconds", "Seconds an image spent in a stage", ["stage"], buckets=SECONDS, registry=self.registry
+            "diffseg_stage_seconds",
+            "Seconds an image spent in a stage",
+            ["stage"],
+            buckets=SECONDS,
+            registry=self.registry,
         )
         self.batches = Histogram(
-            "diffseg_batch_size", "Images that went through the network at once", buckets=BATCHES, registry=self.registry
+            "diffseg_batch_size",
+            "Images that went through the network at once",
+            buckets=BATCHES,
+            registry=self.registry,
         )
 
     def describe(self, *, model: str, precision: str, provider: str) -> None:

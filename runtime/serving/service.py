@@ -105,8 +105,9 @@ class Service:
         Raises:
             RequestError: too large, broken, no room, too late, or the client left.
         """
-        seconds = self._remaining(request, timeout)
+        whole = min(self.limits.deadline, timeout or self.limits.deadline)
         try:
+            seconds = _remaining(request, whole)
             opened = [open_image(item, self.limits.pixels) if isinstance(item, bytes) else item for item in sources]
             prepares: list[Callable[[], Prepared]] = [
                 partial(self.segmenter.prepare, item, settings, fit=fit, keep_attention=keep) for item in opened
@@ -114,6 +115,8 @@ class Service:
             return await unless_left(request, self.batcher.segment(prepares, seconds))
         except ImageError as error:
             raise bad_request(str(error)) from None
+        except TimeoutError:
+            raise late(whole) from None
 
     async def resegment(self, request: Request, kept: Segmentation, settings: MergeSettings) -> Segmentation:
         """Make new masks from kept attention, one request after the other.
@@ -126,9 +129,8 @@ class Service:
         self._merging += 1
         try:
             call = partial(kept.resegment, settings.thresholds, anchors=settings.anchors, refine=settings.refine)
-            seconds = self._remaining(request, None)
             work = asyncio.get_running_loop().run_in_executor(self._merger, call)
-            async with asyncio.timeout(seconds):
+            async with asyncio.timeout(_remaining(request, self.limits.deadline)):
                 return await unless_left(request, work)
         except TimeoutError:
             raise late(self.limits.deadline) from None
@@ -138,15 +140,6 @@ class Service:
     async def beside(self, function: Callable[..., T], *arguments: Any) -> T:  # noqa: ANN401
         """Run what takes milliseconds on a thread, so that other requests go on."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, partial(function, *arguments))
-
-    def _remaining(self, request: Request, asked: float | None) -> float:
-        if asked is not None and not asked > 0:
-            raise bad_request(f"timeout must be above 0 seconds, found {asked:g}")
-        whole = min(self.limits.deadline, asked or self.limits.deadline)
-        left_over = whole - (time.monotonic() - request.state.start)
-        if left_over <= 0:
-            raise late(whole)
-        return left_over
 
 
 async def unless_left(request: Request, work: Awaitable[T]) -> T:
@@ -166,6 +159,12 @@ async def unless_left(request: Request, work: Awaitable[T]) -> T:
         gone.cancel()
         task.cancel()
         await asyncio.gather(task, gone, return_exceptions=True)
+
+
+def _remaining(request: Request, whole: float) -> float:
+    """Seconds that are left of a request's; none: it times out at once."""
+    start: float = request.state.start
+    return max(0.0, whole - (time.monotonic() - start))
 
 
 async def _gone(request: Request) -> None:

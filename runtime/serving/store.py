@@ -45,7 +45,9 @@ class AttentionStore:
             attention = namespace(attention).asarray(attention, copy=True)
         key = secrets.token_urlsafe(16)
         # Labels and picture would not be counted, and are not needed again.
-        kept = replace(result, attention=attention, image=Image.new("RGB", (1, 1)), labels=result.labels[:0], segments=())
+        kept = replace(
+            result, attention=attention, image=Image.new("RGB", (1, 1)), labels=result.labels[:0], segments=()
+        )
         with self._lock:
             self._expire()
             while self._kept and self._bytes() + attention.nbytes > self.capacity:

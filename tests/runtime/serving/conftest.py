@@ -22,7 +22,7 @@ def serve(fake_bundle):
     """Start servers of the network without weights; each ends with the test."""
     started = []
 
-    def start(network=None, *, batch=4, hosts=None, token=None, keep=1 << 24, ready=True, **limits):
+    def start(network=None, *, batch=4, token=None, keep=1 << 24, ready=True, **limits):
         segmenter = Segmenter(fake_bundle, network or LendingNetwork(overlaps=False), batch=batch)
         running = Running(Service(segmenter, Limits(**limits), token=token, keep=keep), ready=ready)
         started.append(running)

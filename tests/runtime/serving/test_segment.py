@@ -16,7 +16,9 @@ BOUNDARY = "a3f1"
 
 def form(*files, field="image"):
     parts = b"".join(
-        f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="{field}"; filename="x{i}.png"\r\n\r\n'.encode() + data + b"\r\n"
+        f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="{field}"; filename="x{i}.png"\r\n\r\n'.encode()
+        + data
+        + b"\r\n"
         for i, data in enumerate(files)
     )
     return parts + f"--{BOUNDARY}--\r\n".encode(), {"Content-Type": f"multipart/form-data; boundary={BOUNDARY}"}
@@ -77,7 +79,17 @@ def test_settings_are_passed_on(serve, png, photo):
 
 
 @pytest.mark.parametrize(
-    "query", ["threshold=-1", "threshold=nan", "threshold=inf", "anchors=0", "refine=magic", "fit=cover", "timeout=0", "threshold=x"]
+    "query",
+    [
+        "threshold=-1",
+        "threshold=nan",
+        "threshold=inf",
+        "anchors=0",
+        "refine=magic",
+        "fit=cover",
+        "timeout=0",
+        "threshold=x",
+    ],
 )
 def test_settings_out_of_range(serve, png, query):
     answer = serve().ask("POST", f"/v1/segment?{query}", png)
