@@ -77,6 +77,9 @@ class RequestContext:
                 message = f"this server answers to {', '.join(self.hosts)} only; start it with a token for others"
                 await _error(answer, HTTPStatus.MISDIRECTED_REQUEST, message)
                 return
+            if self.hosts is not None and scope["method"] == "POST" and given.get("sec-fetch-site") == "cross-site":
+                await _error(answer, HTTPStatus.FORBIDDEN, "pages of other sites may not send images here")
+                return
             await self.app(scope, receive, answer)
         except Exception:
             logger.exception("unexpected error")

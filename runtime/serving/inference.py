@@ -8,7 +8,7 @@ from typing import Annotated, Any, get_args
 
 from diffseg.runtime.image import Fit
 from diffseg.runtime.serving.access import authorised
-from diffseg.runtime.serving.errors import RequestError, bad_request
+from diffseg.runtime.serving.errors import RequestError, bad_request, too_large
 from diffseg.runtime.serving.images import Served
 from diffseg.runtime.serving.kserve import INPUTS, MODEL, OUTPUTS, PARAMETERS, VERSION, read_inference, write_inference
 from diffseg.runtime.serving.service import settings_of
@@ -100,7 +100,7 @@ async def infer(
         seconds = None if microseconds is None else microseconds / MICROSECONDS
         for image in inference.images:
             if not isinstance(image, bytes) and image.shape[0] * image.shape[1] > service.limits.pixels:
-                raise bad_request(f"an image may have {service.limits.pixels:,} pixels, found {image.shape[:2]}")
+                raise too_large(f"an image may have {service.limits.pixels:,} pixels, found {image.shape[:2]}")
         results = await service.segment(request, inference.images, settings, fit, timeout=seconds)
         content, head = await service.beside(write_inference, inference, results)
     if head is None:

@@ -44,6 +44,8 @@ def test_without_a_token_other_names_are_turned_away(serve, png):
         answer = server.ask("POST", "/v1/segment", png, {"Host": host})
         assert answer.status == 421
         assert "127.0.0.1" in answer.error
+    for site, status in (("cross-site", 403), ("same-origin", 200)):
+        assert server.ask("POST", "/v1/segment", png, {"Sec-Fetch-Site": site}).status == status
     assert serve(token="x").ask("GET", "/v2/health/live", headers={"Host": "my.example"}).status == 200  # noqa: S106
 
 

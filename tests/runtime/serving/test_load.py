@@ -184,6 +184,13 @@ def test_too_many_pixels_are_refused_before_they_are_decoded(serve, monkeypatch)
     assert "300 × 300" in answer.error
 
 
+def test_arrays_have_the_same_limit(serve):
+    tensor = {"name": "image", "datatype": "UINT8", "shape": [1, 20, 20, 3], "data": [0] * 1200}
+    body = json.dumps({"inputs": [tensor]})
+    assert serve(pixels=399).ask("POST", "/v2/models/diffseg/infer", body).status == 413
+    assert serve(pixels=400).ask("POST", "/v2/models/diffseg/infer", body).status == 200
+
+
 def test_slow_bodies_and_heads_time_out(serve, png):
     server = serve(body_seconds=0.2, header_seconds=0.2)
     with send(server, head("/v1/segment", f"Content-Length: {len(png)}") + png[:50]) as connection:
