@@ -62,10 +62,11 @@ class Tally:
 class Client:
     """One connection that is kept."""
 
-    def __init__(self, port: int, tally: Tally, bodies: list[bytes]) -> None:
+    def __init__(self, port: int, tally: Tally, bodies: list[bytes], *, patient: bool = True) -> None:
         self.connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
         self.tally = tally
         self.bodies = bodies
+        self.patient = patient  # waits as long as a refusal says
 
     def ask(self, number: int) -> None:
         """Segment one image."""
@@ -83,6 +84,8 @@ class Client:
             self.tally.seconds.append(time.perf_counter() - start)
         elif (after := answer.getheader("Retry-After")) is not None:
             self.tally.retry_after.append(int(after))
+            if self.patient:
+                time.sleep(int(after))
 
 
 @contextlib.contextmanager
@@ -91,17 +94,21 @@ def running_server(arguments: list[str]) -> Iterator[int]:
     command = [sys.executable, "-m", "diffseg.runtime", "serve", "--port", "0", *arguments]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None  # noqa: S101 - for the type checker
+        found = None
         try:
             found = next((m for line in process.stderr if (m := re.search(r"running on http://\S+:(\d+)", line))), None)
             if found is None:
                 sys.exit("the server did not start")
-            threading.Thread(target=lambda: [None for _ in process.stderr or ()], daemon=True).start()
+            drain = threading.Thread(target=process.stderr.read)
+            drain.start()
             port = int(found[1])
             while metric(port, "diffseg_ready") != 1:
                 time.sleep(0.1)
             yield port
         finally:
             process.terminate()
+            if found is not None:
+                drain.join()
 
 
 def metric(port: int, name: str) -> float:
@@ -152,7 +159,7 @@ def open_load(port: int, rate: float, bodies: list[bytes], *, seconds: float) ->
     start = time.perf_counter()
     for number in range(max(1, round(rate * seconds))):
         time.sleep(max(0.0, start + number / rate - time.perf_counter()))
-        thread = threading.Thread(target=Client(port, tally, bodies).ask, args=(number,))
+        thread = threading.Thread(target=Client(port, tally, bodies, patient=False).ask, args=(number,))
         thread.start()
         threads.append(thread)
     for thread in threads:

@@ -141,7 +141,10 @@ class Batcher:
                 raise busy(f"{len(jobs)} images are more than the queue of {self.capacity}; send fewer at once", 1)
             if len(self._jobs) + len(jobs) > self.capacity:
                 raise busy(f"the queue is full ({len(self._jobs)} images wait); try again later", self.expected_wait)
-            if self.expected_wait > jobs[0].seconds:
+            # What is surely too late is refused, so that the network's time goes into answers. An idle worker tries
+            # anything: else a pace that was measured in a bad moment would never be measured again.
+            done = self.expected_wait + len(jobs) * self._pace
+            if (self._jobs or self._running) and done > jobs[0].seconds:
                 message = f"{len(self._jobs)} images wait, too many for {jobs[0].seconds:.1f} s; try again later"
                 raise busy(message, self.expected_wait)
             for job in jobs:
@@ -214,7 +217,9 @@ class Batcher:
                 group: list[_Job] = []
                 while self._jobs and len(group) < self.segmenter.batch:
                     job = self._jobs.popleft()
-                    if time.monotonic() > job.expires:
+                    size = min(len(group) + 1 + len(self._jobs), self.segmenter.batch)
+                    pace = self._pace if self._jobs else 0.0  # the last one is tried, as an idle worker would
+                    if time.monotonic() + size * pace > job.expires:
                         job.fail(TimeoutError())
                     elif job.result.set_running_or_notify_cancel():
                         group.append(job)

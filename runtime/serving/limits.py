@@ -32,7 +32,7 @@ class Limits:
         body_seconds: in which a body must have come, whole.
         header_seconds: in which the head of a request must have come.
         pixels: of one image.
-        deadline: seconds from the first byte of the head to the answer; a request may ask for less.
+        deadline: seconds from the head of a request to its answer; a request may ask for less.
         queue: images that may wait for the network.
     """
 

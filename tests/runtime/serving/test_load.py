@@ -135,6 +135,20 @@ def test_a_deadline_ends_the_wait_and_frees_the_place(serve, png):
     assert len(network.passes) == passes + 2
 
 
+def test_no_time_goes_into_what_would_be_late(serve, png):
+    network = Gated()
+    server = serve(network, batch=1)
+    network.gate.clear()
+    with ThreadPoolExecutor(3) as pool:
+        calls = [pool.submit(server.ask, "POST", "/v1/segment?timeout=25", png) for _ in range(3)]
+        until(lambda: (server.service.batcher._running, server.service.batcher.waiting) == (1, 2), "the queue")
+        server.service.batcher._pace = 1000.0  # as if the last batches had been terribly slow
+        network.gate.set()
+        assert sorted(call.result().status for call in calls) == [200, 200, 504]
+    assert len(network.passes) == 3  # the warm-up, the one under way, and the last: nobody waits behind it
+    assert server.ask("POST", "/v1/segment", png).status == 200  # an idle server tries anything
+
+
 def test_a_client_that_leaves_frees_its_place(serve, png):
     network = Gated()
     server = serve(network, batch=1, queue=1)
