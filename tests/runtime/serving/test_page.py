@@ -1,5 +1,6 @@
 """The page in a real browser, on a network without weights."""
 
+import base64
 import io
 
 import numpy as np
@@ -191,3 +192,15 @@ def test_a_token_is_asked_for(serve, open_page, picture):
     page.run("document.querySelector('#token input').value = 'secret'")
     page.mouse("click", 0.5, 0.5, "#token button")
     page.until(DONE)
+
+
+def test_dropping_a_photograph(serve, open_page, picture):
+    page = open_page(serve().url)
+    data = base64.b64encode(picture.read_bytes()).decode()
+    page.run(
+        f"(() => {{ const bytes = Uint8Array.from(atob('{data}'), (c) => c.charCodeAt(0));"
+        " const transfer = new DataTransfer(); transfer.items.add(new File([bytes], 'x.png', {type: 'image/png'}));"
+        " dispatchEvent(new DragEvent('drop', {dataTransfer: transfer, cancelable: true})); })()"
+    )
+    page.until(DONE)
+    assert page.complaints == []
