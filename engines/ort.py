@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 import time
 from collections.abc import Iterator
@@ -183,7 +184,12 @@ def read_operators(graph: str, events: list[dict[str, Any]], calls: list[tuple[i
 
 
 def import_onnxruntime() -> Any:  # noqa: ANN401 - untyped upstream
-    """Import onnxruntime, or say how to install it."""
+    """Import onnxruntime, or say how to install it.
+
+    Since 1.29 its wheels for Linux and macOS report models and machine to Microsoft, and keep an id of the device on
+    the disk. That is off here, unless `ORT_DISABLE_TELEMETRY=0` asks for it.
+    """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         import onnxruntime
     except ImportError:

@@ -13,6 +13,7 @@ from diffseg.runtime.commands.export import export
 from diffseg.runtime.commands.info import info
 from diffseg.runtime.commands.profile import profile
 from diffseg.runtime.commands.segment import segment
+from diffseg.runtime.commands.serve import serve
 from diffseg.runtime.commands.terminal import fail
 
 app = typer.Typer(
@@ -22,7 +23,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for command in (segment, export, build, verify, inspect, profile, evaluate, info):
+for command in (segment, export, build, verify, inspect, profile, evaluate, serve, info):
     app.command()(command)
 
 

@@ -6,7 +6,7 @@ import threading
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import IO, TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 from diffseg.engines.errors import ImageError
@@ -47,7 +47,7 @@ def read_image(source: ImageSource) -> Image.Image:
     try:
         if isinstance(source, Image.Image):
             return _to_rgb(source)
-        with _open(Path(source)) as image:
+        with open_lazily(Path(source)) as image:
             return _to_rgb(image)
     except ImageError:
         raise
@@ -63,11 +63,12 @@ def read_image(source: ImageSource) -> Image.Image:
         raise ImageError(f"{name}: cannot be decoded ({reason})") from None
 
 
-def _open(path: Path) -> Image.Image:
+def open_lazily(source: Path | IO[bytes], formats: tuple[str, ...] | None = None) -> Image.Image:
+    """Read the head of an image file, of one of Pillow's `formats` (None: any); whatever Pillow raises goes through."""
     with _warnings_lock, warnings.catch_warnings():
         # Photographs of 90 to 178 megapixels are welcome here; above that Pillow raises.
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        return Image.open(path)
+        return Image.open(source, formats=formats)
 
 
 def _from_array(array: NDArray[Any]) -> Image.Image:

@@ -114,6 +114,10 @@ class Segmentation:
         """Picture with the masks over it, RGB."""
         return draw.overlay(self.image, self.labels, opacity, outline=outline)
 
+    def label_image(self) -> Image.Image:
+        """Labels as a grey picture: 8-bit, or 16-bit for over 256 labels."""
+        return Image.fromarray(self.labels.astype(np.uint8) if len(self.segments) <= BYTE_LABELS else self.labels)
+
     def to_dict(self) -> dict[str, Any]:
         """What the .json file holds."""
         height, width = self.labels.shape
@@ -131,12 +135,11 @@ class Segmentation:
         Each file appears whole or not at all.
         """
         folder = Path(folder)
-        few = len(self.segments) <= BYTE_LABELS
         paths = [folder / f"{name}{ending}" for ending in (".labels.png", ".overlay.png", ".json")]
         with timed(None, "write"):
             folder.mkdir(parents=True, exist_ok=True)
             with replacing(paths[0]) as temporary:
-                Image.fromarray(self.labels.astype(np.uint8) if few else self.labels).save(temporary, "PNG")
+                self.label_image().save(temporary, "PNG")
             with replacing(paths[1]) as temporary:
                 self.overlay().save(temporary, "PNG", compress_level=1)
             with replacing(paths[2]) as temporary:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -138,38 +138,54 @@ class Segmenter:
         groups = iter(lambda: list(islice(waiting, self.batch)), [])
         # While a GPU works on a batch, the host decodes the next ones, and whoever called writes the last one's masks.
         ahead = int(self.network.overlaps)
-        opened = prefetched(lambda group: self._open_all(group, fit), groups, DECODED_AHEAD * ahead)
-        finished = prefetched(lambda batch: self._finish(batch, settings, keep_attention), opened, ahead)
-        for batch in finished:
+
+        def prepare(source: ImageSource) -> tuple[ImageSource, Prepared | ImageError]:
+            try:
+                return source, self.prepare(source, settings, fit=fit, keep_attention=keep_attention)
+            except ImageError as error:
+                return source, error
+
+        prepared = prefetched(lambda group: [prepare(source) for source in group], groups, DECODED_AHEAD * ahead)
+        for batch in prefetched(self._finish_good, prepared, ahead):
             yield from batch
 
-    def _open_all(self, group: list[ImageSource], fit: Fit) -> list[tuple[ImageSource, _Opened | ImageError]]:
-        return [(source, self._open(source, fit)) for source in group]
+    def prepare(
+        self,
+        source: ImageSource,
+        settings: MergeSettings | None = None,
+        *,
+        fit: Fit = "stretch",
+        keep_attention: bool = False,
+    ) -> Prepared:
+        """Decode an image and bring it to the network's size: what `finish` takes.
 
-    def _finish(
-        self, batch: list[tuple[ImageSource, _Opened | ImageError]], settings: MergeSettings, keep_attention: bool
-    ) -> list[tuple[ImageSource, Segmentation | ImageError]]:
-        good = [item for _, item in batch if not isinstance(item, ImageError)]
-        results = iter(self._segment(good, settings, keep_attention=keep_attention))
-        return [(source, item if isinstance(item, ImageError) else next(results)) for source, item in batch]
+        Args:
+            source: a path, a PIL image, or uint8 (H, W, 3).
+            settings: how its attention becomes masks; None: the bundle's defaults.
+            fit: `stretch`, `crop` or `pad`.
+            keep_attention: whether its result keeps the aggregated attention.
 
-    def _open(self, source: ImageSource, fit: Fit) -> _Opened | ImageError:
+        Raises:
+            ImageError: it can't be read.
+            ValueError: an unknown `fit`.
+        """
         timings: dict[str, float] = {}
-        try:
-            with timed(timings, "decode"):
-                picture = read_image(source)
-        except ImageError as error:
-            return error
+        with timed(timings, "decode"):
+            picture = read_image(source)
         with timed(timings, "resize"):
             pixels, placement = fit_image(picture, self.bundle.manifest.image_size, fit)
-        return _Opened(picture, pixels, placement, timings)
+        return Prepared(picture, pixels, placement, timings, settings or self.settings, keep_attention)
 
-    def _segment(self, images: list[_Opened], settings: MergeSettings, *, keep_attention: bool) -> list[Segmentation]:
-        """Segment the images of one batch, in as many passes as the memory of the device asks for."""
+    def finish(self, images: Sequence[Prepared]) -> list[Segmentation]:
+        """Segment images that go through the network together, each with its own settings.
+
+        Args:
+            images: at most the bundle's largest batch; less go at once where the device's memory is full.
+        """
         results: list[Segmentation] = []
         while part := images[len(results) : len(results) + self._fits]:
             try:
-                results += self._pass(part, settings, keep_attention=keep_attention)
+                results += self._pass(part)
             except DeviceMemoryError as error:
                 if len(part) == 1:
                     raise
@@ -177,7 +193,13 @@ class Segmenter:
                 logger.warning("%s; going on with %d at once", error, self._fits)
         return results
 
-    def _pass(self, images: list[_Opened], settings: MergeSettings, *, keep_attention: bool) -> list[Segmentation]:
+    def _finish_good(
+        self, batch: list[tuple[ImageSource, Prepared | ImageError]]
+    ) -> list[tuple[ImageSource, Segmentation | ImageError]]:
+        results = iter(self.finish([item for _, item in batch if not isinstance(item, ImageError)]))
+        return [(source, item if isinstance(item, ImageError) else next(results)) for source, item in batch]
+
+    def _pass(self, images: Sequence[Prepared]) -> list[Segmentation]:
         grids = [attention.grid for attention in self.bundle.manifest.attention]
         shared: dict[str, float] = {}
         results = []
@@ -194,24 +216,26 @@ class Segmenter:
                 with timed(timings, "aggregate"):
                     attention = aggregate_attention(maps, grids=grids, out=maps[0])  # in the place of the finest
                     session.wait()
-                labels, segments = make_masks(attention, image.pixels, image.placement, settings, timings)
+                labels, segments = make_masks(attention, image.pixels, image.placement, image.settings, timings)
                 kept = None
-                if keep_attention:
+                if image.keep_attention:
                     kept = namespace(attention).asarray(attention, copy=self.network.lends)
                 results.append(
                     Segmentation(
-                        labels, segments, timings, kept, image.picture, settings, image.placement, image.pixels
+                        labels, segments, timings, kept, image.picture, image.settings, image.placement, image.pixels
                     )
                 )
             session.wait()  # copies, too
         return results
 
 
-@dataclass(frozen=True, slots=True)
-class _Opened:
-    """An image on its way into the network."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Prepared:
+    """An image on its way into the network, and what is wanted of it."""
 
     picture: Image.Image
     pixels: NDArray[np.uint8]
     placement: Placement
     timings: dict[str, float]
+    settings: MergeSettings
+    keep_attention: bool

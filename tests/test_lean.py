@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[1]
 FORBIDDEN = (
     *("torch", "diffusers", "transformers", "onnx", "onnxscript", "cupy", "tensorrt"),
     *("sklearn", "scipy", "skimage", "threadpoolctl"),
+    *("fastapi", "uvicorn", "prometheus_client", "python_multipart"),
 )
 
 
@@ -133,6 +134,12 @@ def test_evaluate_says_what_to_install(lean, tmp_path):
     assert done.returncode == 1
     assert done.stderr == "error: evaluate needs scipy, sklearn, skimage: pip install 'diffseg[eval]'\n"
     assert not out.exists()
+
+
+def test_serve_says_what_to_install(lean):
+    done = run(lean, "-m", "diffseg.runtime", "serve")
+    assert done.returncode == 1
+    assert done.stderr == "error: serve needs fastapi: pip install 'diffseg[serve]'\n"
 
 
 def test_importing_the_runtime_pulls_in_no_command_line(lean):

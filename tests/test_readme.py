@@ -1,11 +1,15 @@
 """Every command and every line of Python in the README runs as it is written."""
 
+import http.client
 import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import threading
+from contextlib import contextmanager
 from itertools import takewhile
 from pathlib import Path
 
@@ -23,6 +27,10 @@ ELSEWHERE = {
     "pip install": "needs the network; scripts/demo installs",
     "trtexec": "comes with TensorRT, and needs a GPU",
 }
+
+
+PORT = "8000"
+PATIENCE = 120
 
 
 def blocks(language):
@@ -54,7 +62,43 @@ def place(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if not c.startswith(tuple(ELSEWHERE))])
+@contextmanager
+def serving(arguments, place):
+    """The README's server on a free port; ends well when it is asked to."""
+    pytest.importorskip("fastapi", reason="needs the extra 'serve'")
+    run = [sys.executable, "-m", "diffseg.runtime", *(word.replace(PORT, "0") for word in arguments)]
+    with subprocess.Popen(run, stderr=subprocess.PIPE, text=True, cwd=place) as process:
+        timer = threading.Timer(PATIENCE, process.kill)
+        timer.start()
+        try:
+            yield next(m[1] for line in process.stderr if (m := re.search(r"running on http://\S+:(\d+)", line)))
+            process.send_signal(signal.SIGTERM)
+            process.stderr.read()
+        finally:
+            timer.cancel()
+            process.kill()
+    assert process.returncode == 0
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("diffseg serve")])
+def test_the_server_and_what_it_is_asked(command, place):
+    asked = [c for c in COMMANDS if c.startswith("curl")]
+    assert asked
+    with serving(shlex.split(command)[1:], place) as port:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
+        connection.request("GET", "/")
+        assert b"Choose a photograph" in connection.getresponse().read()
+        connection.close()
+        for line in asked if shutil.which("curl") else ():
+            words = ["curl", "--fail", "--silent", *shlex.split(line.replace(PORT, port))[1:]]
+            subprocess.run(words, check=True, cwd=place)
+            assert (place / words[words.index("-o") + 1]).stat().st_size > 100
+
+
+SERVER = ("diffseg serve", "curl")
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if not c.startswith((*ELSEWHERE, *SERVER))])
 def test_command(command, place):
     words = shlex.split(command)
     settings = dict(words.pop(0).split("=") for _ in takewhile(lambda word: "=" in word, list(words)))

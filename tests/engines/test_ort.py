@@ -1,5 +1,6 @@
 """The ONNX Runtime session, on the embedded model."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -130,3 +131,13 @@ def test_graphs_with_other_tensors_are_refused(bundle, tmp_path):
     shutil.copy(bundle.folder / "vae_encoder.onnx", folder / "unet.onnx")
     with pytest.raises(BundleError, match="the manifest says"):
         OrtNetwork(Bundle(folder, bundle.manifest))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="telemetry of Windows goes through the system")
+def test_onnx_runtime_keeps_no_record_of_its_user(tmp_path):
+    """Its own telemetry writes an id of the device below the home folder, and reports; not from here."""
+    code = "from diffseg.engines.ort import session_options; session_options()"
+    environment = {k: v for k, v in os.environ.items() if k not in ("ORT_DISABLE_TELEMETRY", "CI", "XDG_CACHE_HOME")}
+    environment |= {"HOME": str(tmp_path), "TMPDIR": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, env=environment)
+    assert list(tmp_path.iterdir()) == []

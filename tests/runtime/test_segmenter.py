@@ -114,6 +114,24 @@ def test_thresholds_anchors_and_refinement_are_passed_on(segmenter):
     np.testing.assert_array_equal(refined.labels, kept.resegment(refine="kmeans").labels)
 
 
+def test_images_of_one_batch_may_have_settings_of_their_own(segmenter, photo):
+    fine = segmenter.settings.updated(0.05, anchors=8)
+    refined = segmenter.settings.updated(refine="kmeans")
+    prepared = [
+        segmenter.prepare(photo, fine, fit="pad", keep_attention=True),
+        segmenter.prepare(example_images()[1], refined),
+    ]
+    first, second = segmenter.finish(prepared)
+    alone = segmenter(photo, 0.05, anchors=8, fit="pad"), segmenter(example_images()[1], refine="kmeans")
+    for result, expected in zip((first, second), alone, strict=True):
+        assert (result.labels == expected.labels).mean() > 0.999
+        assert result.settings == expected.settings
+    assert first.attention is not None
+    assert second.attention is None
+    with pytest.raises(ImageError, match="no such file"):
+        segmenter.prepare("none.jpg")
+
+
 @pytest.mark.parametrize("fit", ["stretch", "crop", "pad"])
 @pytest.mark.parametrize("size", [(40, 1600), (1600, 40), (1, 1), (33, 77)])
 def test_any_shape_in_any_fit(segmenter, fit, size):

@@ -1,0 +1,74 @@
+"""Masks as COCO run lengths."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+DIGIT_BITS = 5
+CONTINUED = 0x20
+FIRST_CHARACTER = 48
+
+
+def run_lengths(labels: NDArray[np.uint16], count: int) -> list[NDArray[np.int64]]:
+    """Run lengths of every mask of a label map, as COCO counts them: down the columns, background first.
+
+    Args:
+        labels: (H, W), 0 to `count` - 1.
+        count: masks.
+
+    Returns:
+        One array of counts for each label; counts sum to H·W.
+    """
+    flat = labels.ravel(order="F")
+    borders = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+    starts = np.concatenate([[0], borders])
+    ends = np.concatenate([borders, [flat.size]])
+    values = flat[starts]
+    order = np.argsort(values, kind="stable")
+    edges = np.searchsorted(values[order], np.arange(count + 1))
+    runs = []
+    for label in range(count):
+        mine = order[edges[label] : edges[label + 1]]
+        # 0, start, end, start, end, …, size: their differences alternate between background and mask
+        turns = np.concatenate([[0], np.stack([starts[mine], ends[mine]], axis=1).ravel(), [flat.size]])
+        counts = np.diff(turns)
+        runs.append(counts[:-1] if counts[-1] == 0 else counts)
+    return runs
+
+
+def compress(counts: NDArray[np.int64]) -> str:
+    """Counts → the string that pycocotools writes: differences to the count before last, 5 bits a character."""
+    rest = counts.copy()
+    rest[3:] -= counts[1:-2]
+    digits = []
+    active = np.ones(len(rest), dtype=bool)
+    while active.any():
+        digit = rest & 0x1F
+        rest >>= DIGIT_BITS
+        more = active & np.where(digit & 0x10, rest != -1, rest != 0)
+        digits.append(np.where(active, digit + CONTINUED * more + FIRST_CHARACTER, 0))
+        active = more
+    characters = np.stack(digits, axis=1).ravel()
+    return characters[characters > 0].astype(np.uint8).tobytes().decode("ascii")
+
+
+def expand(text: str) -> NDArray[np.int64]:
+    """Undo `compress`."""
+    counts: list[int] = []
+    value = shift = 0
+    for character in text.encode("ascii"):
+        digit = character - FIRST_CHARACTER
+        value |= (digit & 0x1F) << shift
+        shift += DIGIT_BITS
+        if digit & CONTINUED:
+            continue
+        if digit & 0x10:
+            value -= 1 << shift
+        counts.append(value + (counts[-2] if len(counts) > 2 else 0))  # noqa: PLR2004
+        value = shift = 0
+    return np.array(counts, dtype=np.int64)
