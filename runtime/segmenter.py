@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 from diffseg.engines.bundle import Bundle, open_bundle
 from diffseg.engines.errors import DeviceMemoryError, ImageError
+from diffseg.engines.manifest import Refine
 from diffseg.engines.providers import load_network
 from diffseg.engines.sessions import Network
 from diffseg.runtime.aggregate import aggregate_attention
 from diffseg.runtime.arrays import namespace, prefetched
 from diffseg.runtime.image import Fit, ImageSource, Placement, fit_image, read_image
-from diffseg.runtime.segmentation import MergeSettings, Refine, Segmentation, Threshold, make_masks
+from diffseg.runtime.segmentation import MergeSettings, Segmentation, Threshold, make_masks
 from diffseg.runtime.stages import timed
 
 if TYPE_CHECKING:

@@ -69,7 +69,9 @@ def segment(
     console, errors = consoles()
     console.print(f"model {segmenter.bundle.manifest.name}, provider {segmenter.provider}", style="dim")
     failed = 0
-    results = segmenter.stream(paths, threshold, anchors=anchors, fit=fit.value, refine=refine and refine.value)
+    results = segmenter.stream(
+        paths, threshold, anchors=anchors, fit=fit.value, refine=refine.value if refine else None
+    )
     for (source, result), name in zip(track(results, len(paths)), names, strict=True):
         if isinstance(result, ImageError):
             failed += 1
