@@ -6,8 +6,9 @@ from dataclasses import replace
 from http import HTTPStatus
 from typing import Annotated, Any
 
+from diffseg.engines.manifest import Refine
 from diffseg.runtime.image import Fit
-from diffseg.runtime.segmentation import MergeSettings, Refine, Segmentation
+from diffseg.runtime.segmentation import MergeSettings, Segmentation
 from diffseg.runtime.serving.access import authorised
 from diffseg.runtime.serving.answers import (
     MEDIA_TYPES,
@@ -68,7 +69,7 @@ def _settings(
         Query(max_length=MOST_ROUNDS, description="Largest KL distance of maps that merge; several: one a round"),
     ] = None,
     anchors: Annotated[int | None, Query(ge=1, le=128, description="Anchors a side")] = None,
-    refine: Annotated[Refine | None, Query(description="k-means on the proposals")] = None,
+    refine: Annotated[Refine | None, Query(description="none, kmeans on the attention, or colour: borders that follow the picture")] = None,
 ) -> MergeSettings:
     one = threshold[0] if threshold and len(threshold) == 1 else threshold
     return settings_of(service, one, anchors, refine)
