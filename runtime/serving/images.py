@@ -69,7 +69,9 @@ def _settings(
         Query(max_length=MOST_ROUNDS, description="Largest KL distance of maps that merge; several: one a round"),
     ] = None,
     anchors: Annotated[int | None, Query(ge=1, le=128, description="Anchors a side")] = None,
-    refine: Annotated[Refine | None, Query(description="none, kmeans on the attention, or colour: borders that follow the picture")] = None,
+    refine: Annotated[
+        Refine | None, Query(description="none, kmeans on the attention, or colour: borders that follow the picture")
+    ] = None,
 ) -> MergeSettings:
     one = threshold[0] if threshold and len(threshold) == 1 else threshold
     return settings_of(service, one, anchors, refine)
