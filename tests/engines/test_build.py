@@ -199,7 +199,8 @@ def test_an_interrupted_build_leaves_nothing(tmp_path):
     """Ctrl-C while the builder works on the embedded model's UNet."""
     environment = os.environ | {"DIFFSEG_CACHE": str(tmp_path)}
     code = (
-        "import sys\nfrom diffseg.engines.build import build_plan\nfrom diffseg.engines.bundle import open_bundle\n"
+        "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it\n"
+        "from diffseg.engines.build import build_plan\nfrom diffseg.engines.bundle import open_bundle\n"
         "build_plan(open_bundle('tiny'), 'tensorrt-rtx', compute_capabilities=['8.9'],\n"
         "           report=lambda graph, *_: print(graph, flush=True))\n"
     )

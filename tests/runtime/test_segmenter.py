@@ -18,7 +18,7 @@ from PIL import Image
 
 from tests.pictures import pixels
 
-STAGES = {"decode", "resize", "encode", "attend", "aggregate", "merge", "suppress"}
+STAGES = {"decode", "resize", "encode", "attend", "aggregate", "merge", "refine", "suppress"}
 
 
 def check(result, shape):
@@ -92,11 +92,11 @@ def test_resegment_needs_no_network(segmenter, monkeypatch):
     assert kept.attention.shape == segmenter.bundle.manifest.attention[0].grid * 2
     np.testing.assert_allclose(kept.attention.sum((2, 3)), 1, atol=1e-4)
     direct = {t: segmenter(path, threshold=t) for t in (0.05, 2.0)}
-    monkeypatch.setattr(segmenter.network, "attend", None)
+    monkeypatch.setattr(segmenter.network, "run", None)
     for threshold, expected in direct.items():
         result = kept.resegment(threshold=threshold)
         np.testing.assert_array_equal(result.labels, expected.labels)
-        assert set(result.timings) == {"merge", "suppress"}
+        assert set(result.timings) == {"merge", "refine", "suppress"}
     assert len(direct[0.05].segments) > len(direct[2.0].segments)
     with pytest.raises(ValueError, match="keep_attention=True"):
         direct[2.0].resegment(threshold=1)

@@ -62,11 +62,10 @@ def test_what_else_differs_is_said(profiled):
 
 
 def test_a_stage_that_only_one_has_is_left_out(profiled):
-    b = copy.deepcopy(profiled.record)
-    b["seconds"]["refine"] = [1.0, 1.0]
+    a, b = copy.deepcopy(profiled.record), copy.deepcopy(profiled.record)
+    del a["seconds"]["refine"]
     del b["seconds"]["write"]
-    assert "write" not in compare_records(profiled.record, b).stages
-    assert "refine" not in compare_records(profiled.record, b).stages
+    assert not {"write", "refine"} & set(compare_records(a, b).stages)
 
 
 @pytest.mark.parametrize(
