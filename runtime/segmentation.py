@@ -173,11 +173,10 @@ def make_masks(
             proposals = kmeans_refine(attention, proposals)
     with timed(timings, "suppress"):
         labels = to_host(non_max_suppression(proposals, placement.size))
-    if settings.refine == "colour":
-        with timed(timings, "refine"):
-            labels = colour_refine(labels, pixels)
-    with timed(timings, "suppress"):
-        return place_labels(labels, placement)
+        if settings.refine != "colour":
+            return place_labels(labels, placement)
+    with timed(timings, "refine"):
+        return place_labels(colour_refine(labels, pixels), placement)
 
 
 def place_labels(labels: NDArray[np.uint16], placement: Placement) -> tuple[NDArray[np.uint16], tuple[Segment, ...]]:
