@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from diffseg.engines.bundle import Bundle, sha256
+from diffseg.engines.bundle import Bundle, file_problem, sha256
 from diffseg.engines.errors import MissingPackageError, PlanError
 from diffseg.engines.gpu import Gpus, find_gpus
 from diffseg.engines.layers import EngineLayers
@@ -177,7 +177,7 @@ def _build(module: Any, bundle: Bundle, spec: PlanSpec, folder: Path, report: Re
     plan = Plan(folder, PlanRecord(spec, files, layers, seconds))
     for name, graph in bundle.manifest.graphs.items():
         for file in graph.files:  # the key vouches for the graph's content
-            if sha256(bundle.folder / file) != bundle.manifest.files[file].sha256:
+            if file_problem(bundle.folder / file, bundle.manifest.files[file]):
                 raise PlanError(f"{bundle.folder / file} is not as it was exported; copy or export the bundle again")
         start, path = time.perf_counter(), plan.path(name)
         write(path, build_graph(module, bundle.graph_path(name), graph, spec, name, report))

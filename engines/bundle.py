@@ -59,15 +59,7 @@ class Bundle:
             `(name, problem)` for each file of the folder but the plans; problem is None when it is as written.
         """
         for name, file in self.manifest.files.items():
-            path = self.folder / name
-            size = _size(path)
-            if size is None:
-                yield name, "missing"
-            elif size != file.bytes:
-                yield name, f"{size} bytes, expected {file.bytes}"
-            else:
-                digest = sha256(path)
-                yield name, None if digest == file.sha256 else f"sha256 {digest[:12]}…, expected {file.sha256[:12]}…"
+            yield name, file_problem(self.folder / name, file)
         for name in _listing(self.folder):
             if name not in self.manifest.files and name != MANIFEST:
                 yield name, "not in the manifest"
@@ -125,6 +117,21 @@ def content_hash(graph: Graph, files: dict[str, File]) -> str:
     for name in sorted(graph.files):
         digest.update(f"{name}\0{files[name].sha256}\n".encode())
     return digest.hexdigest()
+
+
+def file_problem(path: Path, expected: File) -> str | None:
+    """What is wrong with a file; None when it is as it was recorded. A file of another size is not read."""
+    size = _size(path)
+    if size is None:
+        return "missing"
+    if size != expected.bytes:
+        return f"{size} bytes, expected {expected.bytes}"
+    return digest_problem(sha256(path), expected)
+
+
+def digest_problem(digest: str, expected: File) -> str | None:
+    """What is wrong with contents of this SHA-256; None when they are as they were recorded."""
+    return None if digest == expected.sha256 else f"sha256 {digest[:12]}…, expected {expected.sha256[:12]}…"
 
 
 def sha256(path: Path) -> str:

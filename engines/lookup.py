@@ -7,7 +7,7 @@ import platform
 import shlex
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -114,10 +114,10 @@ def verify_plans(bundle: Bundle) -> Iterator[tuple[str, str | None]]:
             yield str(where), "was built from other graphs than the bundle has now"
 
 
-def build_command(bundle: Bundle, engine: Engine, options: Iterable[str] = ()) -> str:
+def build_command(bundle: Bundle, engine: Engine) -> str:
     """Command line that builds a plan for this machine."""
     where = bundle.folder.name if MODELS in bundle.folder.parents else str(bundle.folder)
-    return shlex.join(["diffseg", "build", where, "--engine", engine, *options])
+    return shlex.join(["diffseg", "build", where, "--engine", engine])
 
 
 def from_bundle(spec: PlanSpec, bundle: Bundle) -> bool:

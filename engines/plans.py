@@ -10,13 +10,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from diffseg.engines.bundle import sha256
+from diffseg.engines.bundle import digest_problem, file_problem
 from diffseg.engines.decode import DecodeError, read_json
 from diffseg.engines.errors import PlanError
 from diffseg.engines.layers import EngineLayers
@@ -149,7 +148,10 @@ class Plan:
             data = path.read_bytes()
         except OSError as error:
             raise PlanError(f"cannot read {path}: {error.strerror}; build the plan again") from None
-        problem = _problem(len(data), hashlib.sha256(data).hexdigest, expected)
+        if len(data) != expected.bytes:
+            problem: str | None = f"{len(data)} bytes, expected {expected.bytes}"
+        else:
+            problem = digest_problem(hashlib.sha256(data).hexdigest(), expected)
         if problem:
             raise PlanError(f"{path} is not as it was built: {problem}; delete {self.folder} and build the plan again")
         return data
@@ -157,15 +159,4 @@ class Plan:
     def damage(self) -> Iterator[tuple[str, str | None]]:
         """Compare every file with its hash → `(graph, problem)`; problem is None when it is as it was built."""
         for graph, expected in self.record.files.items():
-            path = self.path(graph)
-            if not path.is_file():
-                yield graph, "missing"
-            else:
-                yield graph, _problem(path.stat().st_size, partial(sha256, path), expected)
-
-
-def _problem(size: int, digest: Callable[[], str], expected: File) -> str | None:
-    if size != expected.bytes:
-        return f"{size} bytes, expected {expected.bytes}"
-    found = digest()
-    return None if found == expected.sha256 else f"sha256 {found[:12]}…, expected {expected.sha256[:12]}…"
+            yield graph, file_problem(self.path(graph), expected)
