@@ -7,13 +7,13 @@ import platform
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
 from diffseg.engines import tensors
 from diffseg.engines.bundle import Bundle, atomic_folder, seal
 from diffseg.engines.manifest import ENCODER, UNET, Defaults, Graph, Manifest, Precision
+from diffseg.engines.packages import installed_version
 from diffseg.export import parity
 from diffseg.export.checkpoint import load_checkpoint
 from diffseg.export.graphs import AttentionUNet, Encoder
@@ -169,7 +169,7 @@ def _export(
         },
         attention=outputs,
         defaults=settings.defaults,
-        versions={"python": platform.python_version(), **{p: v for p in RECORDED if (v := _version(p))}},
+        versions={"python": platform.python_version(), **{p: v for p in RECORDED if (v := installed_version(p))}},
         parity=figures,
     )
 
@@ -199,10 +199,3 @@ def _flops(unet: UNet2DConditionModel, size: tuple[int, int], prompt: torch.Tens
         with FlopCounterMode(display=False) as counter:
             twin(latent, torch.zeros(1), torch.zeros(prompt.shape))
     return int(counter.get_total_flops())
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

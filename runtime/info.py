@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import platform
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from diffseg.engines.bundle import embedded_models, open_bundle
@@ -13,6 +12,7 @@ from diffseg.engines.device import import_cupy
 from diffseg.engines.errors import MissingPackageError, PlanError
 from diffseg.engines.gpu import Gpus, find_gpus
 from diffseg.engines.lookup import Here, list_plans, mismatches
+from diffseg.engines.packages import installed_version
 from diffseg.engines.providers import Provider
 from diffseg.engines.trt import EXTRAS, engine_version
 
@@ -42,12 +42,13 @@ def gather(bundle: str | None = None) -> dict[str, Any]:
         BundleError: `bundle` is none, or damaged.
     """
     packages = {
-        name: (found, "") if (found := _version(name)) else ("missing", note) for name, note in PACKAGES.items()
+        name: (found, "") if (found := installed_version(name)) else ("missing", note)
+        for name, note in PACKAGES.items()
     }
     versions = {engine: engine_version(engine) for engine in EXTRAS}
     gpus = find_gpus()
     return {
-        "version": _version("diffseg"),
+        "version": installed_version("diffseg"),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cores": os.cpu_count(),
@@ -115,10 +116,3 @@ def _has_cupy() -> bool:
     except MissingPackageError:
         return False
     return True
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

@@ -23,7 +23,6 @@ import traceback
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from datetime import date
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,7 @@ from bench_merge import make_maps
 from diffseg.engines import Bundle, DiffsegError, example_images, open_bundle
 from diffseg.engines.device import import_cupy
 from diffseg.engines.gpu import find_gpus
+from diffseg.engines.packages import installed_version
 from diffseg.runtime import Segmenter
 from diffseg.runtime.aggregate import aggregate_attention
 from diffseg.runtime.compare import compare_providers
@@ -239,7 +239,7 @@ def main() -> None:
         "date": date.today().isoformat(),  # noqa: DTZ011 - the day here
         "gpus": [asdict(gpu) for gpu in found.gpus],
         "python": platform.python_version(),
-        "packages": {name: installed(name) for name in PACKAGES},
+        "packages": {name: installed_version(name) for name in PACKAGES},
         "parts": {},
     }
     if found.first is None:
@@ -269,14 +269,6 @@ def main() -> None:
         if arguments.out:
             arguments.out.parent.mkdir(parents=True, exist_ok=True)
             arguments.out.write_text(json.dumps(check.record, indent=1) + "\n")
-
-
-def installed(name: str) -> str | None:
-    """Version of a package, None if it is missing."""
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
 
 
 if __name__ == "__main__":

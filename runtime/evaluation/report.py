@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from diffseg.engines.packages import installed_version
 from diffseg.runtime.evaluation.methods import EXPLANATIONS, Column, Method
 from diffseg.runtime.evaluation.metrics import covering
 from diffseg.runtime.evaluation.scores import Score, score
@@ -140,7 +140,7 @@ def make_report(evaluation: Evaluation) -> Report:
         (c for c in columns if c.method is Method.DIFFSEG), key=lambda c: c.settings.thresholds if c.settings else ()
     )
     return Report(
-        diffseg=version("diffseg"),
+        diffseg=installed_version("diffseg") or "unknown",
         model={} if segmenter is None else {"name": segmenter.bundle.manifest.name, **evaluation.graphs},
         provider=None if segmenter is None else segmenter.provider,
         protocol=evaluation.protocol.value,

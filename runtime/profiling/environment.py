@@ -7,11 +7,11 @@ import platform
 import re
 import sys
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffseg.engines.gpu import find_gpus
+from diffseg.engines.packages import installed_version
 
 if TYPE_CHECKING:
     from diffseg.engines.bundle import Bundle
@@ -36,7 +36,7 @@ def gather(bundle: Bundle) -> dict[str, Any]:
         "gpu": gpu(),
         "system": platform.platform(),
         "python": platform.python_version(),
-        "packages": {name: found for name in PACKAGES if (found := _version(name)) is not None},
+        "packages": {name: found for name in PACKAGES if (found := installed_version(name)) is not None},
         "bundle": {
             "name": manifest.name,
             "precision": manifest.precision,
@@ -103,11 +103,4 @@ def _read(path: Path) -> str | None:
     try:
         return path.read_text(encoding="utf-8", errors="replace").strip()
     except OSError:
-        return None
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
         return None
