@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from diffseg.runtime.arrays import BLOCK_BYTES, Array, device, from_host, namespace, prefetched, row_blocks, to_host
@@ -15,7 +16,27 @@ FLOOR = float(np.finfo(np.float32).tiny)
 WORKERS = min(4, os.cpu_count() or 1)
 
 
-def merge_attention(attention: Array, thresholds: Sequence[float] | float = (1.0,) * 3, anchors: int = 16) -> Array:
+@dataclass(frozen=True, slots=True, eq=False)
+class AnchorDistances:
+    """What round 1 of merging needs of an attention, whatever its threshold.
+
+    Attributes:
+        values: (h·w, anchors) float32, Σ (x - y)(log x - log y) of every map and anchor in nats; -inf of an
+            anchor and itself.
+        unclean: rows of the attention that hold what is no probability.
+    """
+
+    values: Array
+    unclean: Collection[slice]
+
+
+def merge_attention(
+    attention: Array,
+    thresholds: Sequence[float] | float = (1.0,) * 3,
+    anchors: int = 16,
+    *,
+    distances: AnchorDistances | None = None,
+) -> Array:
     """Merge self-attention maps into object proposals (DiffSeg, section 3.3, algorithm 1).
 
     The distance of two maps is half their symmetric KL divergence, ½ Σ (x - y)(log x - log y), in nats.
@@ -28,6 +49,7 @@ def merge_attention(attention: Array, thresholds: Sequence[float] | float = (1.0
         attention: `(h, w, h, w)`, queries then keys, every map summing to 1; float32 is fastest.
         thresholds: one a round; a single number stands for three rounds of it.
         anchors: anchors a side, at most the grid's own side are used.
+        distances: `anchor_distances(attention, anchors)`, when they are known: two thirds of the work.
 
     Returns:
         `(k, h, w)` float32 proposals, k ≥ 1, in the order of their anchors.
@@ -35,23 +57,66 @@ def merge_attention(attention: Array, thresholds: Sequence[float] | float = (1.0
     Raises:
         ValueError: a shape that is no attention, no threshold or a negative or NaN one, or no anchor.
     """
-    shape = tuple(attention.shape)
-    if len(shape) != 4 or shape[:2] != shape[2:] or 0 in shape:  # noqa: PLR2004
-        raise ValueError(f"attention must be (h, w, h, w), found {shape}; see aggregate_attention")
     rounds = [float(t) for t in np.atleast_1d(np.asarray(thresholds, dtype=np.float64))]
     if np.ndim(thresholds) == 0:
         rounds *= 3
     if not rounds or not all(t >= 0 for t in rounds):
         raise ValueError(f"thresholds must be numbers of at least 0, one a round, found {rounds}")
-    if anchors < 1:
-        raise ValueError(f"anchors must be at least 1 a side, found {anchors}")
+    distances = distances or anchor_distances(attention, anchors)
+    height, width = attention.shape[:2]
     xp = namespace(attention)
-    height, width = shape[:2]
-    maps = xp.reshape(attention, (height * width, height * width))
-    merged = _merge_anchors(maps, anchor_indices(height, width, anchors), rounds[0])
+    merged = _merge_anchors(xp.reshape(attention, (height * width, -1)), distances, rounds[0])
     for threshold in rounds[1:]:
         merged = _merge_greedily(merged, threshold)
     return xp.reshape(merged, (-1, height, width))
+
+
+def anchor_distances(attention: Array, anchors: int = 16) -> AnchorDistances:
+    """Compute what `merge_attention` needs for its first round, for use with many thresholds.
+
+    Args:
+        attention: `(h, w, h, w)`, as there.
+        anchors: anchors a side.
+
+    Raises:
+        ValueError: a shape that is no attention, or no anchor.
+    """
+    shape = tuple(attention.shape)
+    if len(shape) != 4 or shape[:2] != shape[2:] or 0 in shape:  # noqa: PLR2004
+        raise ValueError(f"attention must be (h, w, h, w), found {shape}; see aggregate_attention")
+    if anchors < 1:
+        raise ValueError(f"anchors must be at least 1 a side, found {anchors}")
+    xp = namespace(attention)
+    maps = xp.reshape(attention, (shape[0] * shape[1], -1))
+    where = from_host(anchor_indices(*shape[:2], anchors), maps)
+    centres = _clean(xp.take(maps, where, axis=0))
+    centre_logs = _log(centres)
+    centre_terms = _entropy_terms(centres, centre_logs)
+    values = xp.empty((maps.shape[0], centres.shape[0]), dtype=xp.float32, device=device(maps))
+    unclean = []
+
+    def prepare(rows: slice) -> tuple[slice, Array, Array, Array]:
+        block = xp.astype(maps[rows, :], xp.float32, copy=False)
+        logs = _log(block)
+        terms = _entropy_terms(block, logs)
+        if not bool(xp.isfinite(xp.sum(terms))) or bool(xp.any(terms == 0)):  # NaN, or zeros: rare, so looked for now
+            unclean.append(rows)
+            block = _clean(block)
+            logs = _log(block)
+            terms = _entropy_terms(block, logs)
+        return rows, block, logs, terms
+
+    # On the CPU the logarithms of the next blocks are taken while this one's products run on all cores.
+    workers = WORKERS if isinstance(maps, np.ndarray) else 0
+    for rows, block, logs, terms in prefetched(prepare, _blocks(maps), workers):
+        # (r, anchors): tall times narrow is the faster orientation of these products
+        distance = terms[:, None] + centre_terms[None, :]
+        distance -= logs @ centres.T
+        distance -= block @ centre_logs.T
+        values[rows, :] = distance
+    column = xp.arange(maps.shape[0], dtype=where.dtype, device=device(where))
+    itself = xp.asarray(-math.inf, dtype=xp.float32, device=device(maps))
+    return AnchorDistances(xp.where(column[:, None] == where[None, :], itself, values), unclean)
 
 
 def anchor_indices(height: int, width: int, anchors: int = 16) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
@@ -91,42 +156,21 @@ def _clean(maps: Array) -> Array:
     return xp.where(empty[:, None], xp.full_like(maps, 1 / maps.shape[1]), maps)
 
 
-def _merge_anchors(maps: Array, indices: np.ndarray[tuple[int], np.dtype[np.int64]], threshold: float) -> Array:
+def _merge_anchors(maps: Array, distances: AnchorDistances, threshold: float) -> Array:
     """Round 1: (N, N) maps → (anchors, N) means of all maps within `threshold` of each anchor."""
     xp = namespace(maps)
-    where = from_host(indices, maps)
-    centres = _clean(xp.take(maps, where, axis=0))
-    centre_logs = _log(centres)
-    centre_terms = _entropy_terms(centres, centre_logs)
-    total = xp.zeros_like(centres)
-    count = xp.zeros_like(centre_terms)
-    column = xp.arange(maps.shape[0], dtype=where.dtype, device=device(where))
-
-    def prepare(rows: slice) -> tuple[slice, Array, Array, Array]:
+    near = xp.astype(distances.values < 2 * threshold, xp.float32)
+    total = xp.zeros((near.shape[1], maps.shape[1]), dtype=xp.float32, device=device(maps))
+    for rows in _blocks(maps):
         block = xp.astype(maps[rows, :], xp.float32, copy=False)
-        logs = _log(block)
-        terms = _entropy_terms(block, logs)
-        if not bool(xp.isfinite(xp.sum(terms))) or bool(xp.any(terms == 0)):  # NaN, or zeros: rare, so looked for now
-            block = _clean(block)
-            logs = _log(block)
-            terms = _entropy_terms(block, logs)
-        return rows, block, logs, terms
-
-    # On the CPU the logarithms of the next blocks are taken while this one's products run on all cores.
-    workers = WORKERS if isinstance(maps, np.ndarray) else 0
-    # Products of fewer than 512 rows are slow, so the blocks of large grids are larger.
-    blocks = row_blocks(maps.shape[0], 4 * maps.shape[1], max(BLOCK_BYTES, 512 * 4 * maps.shape[1]))
-    for rows, block, logs, terms in prefetched(prepare, blocks, workers):
-        # (r, anchors): tall times narrow is the faster orientation of these products
-        distance = terms[:, None] + centre_terms[None, :]
-        distance -= logs @ centres.T
-        distance -= block @ centre_logs.T
-        near = (distance < 2 * threshold) | (column[rows][:, None] == where[None, :])  # an anchor is near itself
-        near = xp.astype(near, xp.float32)
-        total += near.T @ block
-        count += xp.sum(near, axis=0)
-    total /= count[:, None]
+        total += near[rows, :].T @ (_clean(block) if rows in distances.unclean else block)
+    total /= xp.sum(near, axis=0)[:, None]
     return total
+
+
+def _blocks(maps: Array) -> list[slice]:
+    """Blocks of rows; products of fewer than 512 are slow, so those of large grids are larger."""
+    return row_blocks(maps.shape[0], 4 * maps.shape[1], max(BLOCK_BYTES, 512 * 4 * maps.shape[1]))
 
 
 def _merge_greedily(maps: Array, threshold: float) -> Array:

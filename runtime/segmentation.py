@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -15,7 +15,7 @@ from diffseg.engines.manifest import REFINEMENTS, Refine
 from diffseg.runtime import draw
 from diffseg.runtime.arrays import Array, to_host
 from diffseg.runtime.colour import colour_refine
-from diffseg.runtime.merge import merge_attention
+from diffseg.runtime.merge import AnchorDistances, anchor_distances, merge_attention
 from diffseg.runtime.refine import kmeans_refine
 from diffseg.runtime.stages import timed
 from diffseg.runtime.suppress import non_max_suppression
@@ -84,6 +84,7 @@ class Segmentation:
         settings: the thresholds, anchors and refinement that were used.
         placement: where the picture lies in what the network saw.
         pixels: (h, w, 3) uint8, what the network saw.
+        distances: of the kept attention from its anchors, by anchors a side: the last that were needed.
     """
 
     labels: NDArray[np.uint16]
@@ -94,11 +95,14 @@ class Segmentation:
     settings: MergeSettings
     placement: Placement
     pixels: NDArray[np.uint8]
+    distances: dict[int, AnchorDistances] = field(default_factory=dict, repr=False)
 
     def resegment(
         self, threshold: Threshold | None = None, *, anchors: int | None = None, refine: Refine | None = None
     ) -> Segmentation:
         """Make new masks from the kept attention, without a pass through the network.
+
+        With the same anchors as before, a new threshold costs a third of the merging.
 
         Raises:
             ValueError: the attention was not kept, or a setting is out of range.
@@ -107,8 +111,19 @@ class Segmentation:
             raise ValueError("resegment needs the attention: segment with keep_attention=True")
         settings = self.settings.updated(threshold, anchors, refine)
         timings: dict[str, float] = {}
-        labels, segments = make_masks(self.attention, self.pixels, self.placement, settings, timings)
+        with timed(timings, "merge"):
+            proposals = self.proposals(settings)
+        labels, segments = make_masks(self.attention, proposals, self.pixels, self.placement, settings, timings)
         return replace(self, labels=labels, segments=segments, timings=timings, settings=settings)
+
+    def proposals(self, settings: MergeSettings) -> Array:
+        """Merge the kept attention → (k, h, w) float32 proposals, see `merge_attention`."""
+        distances = self.distances.get(settings.anchors)
+        if distances is None:
+            distances = anchor_distances(self.attention, settings.anchors)
+            self.distances.clear()
+            self.distances[settings.anchors] = distances
+        return merge_attention(self.attention, settings.thresholds, settings.anchors, distances=distances)
 
     def overlay(self, opacity: float = 0.5, *, outline: bool = True) -> Image.Image:
         """Picture with the masks over it, RGB."""
@@ -160,14 +175,13 @@ def replacing(path: Path) -> Iterator[Path]:
 
 def make_masks(
     attention: Array,
+    proposals: Array,
     pixels: NDArray[np.uint8],
     placement: Placement,
     settings: MergeSettings,
     timings: dict[str, float],
 ) -> tuple[NDArray[np.uint16], tuple[Segment, ...]]:
-    """Aggregated attention (n, n, n, n) of (H, W, 3) → labels at the picture's size, and their segments."""
-    with timed(timings, "merge"):
-        proposals = merge_attention(attention, settings.thresholds, settings.anchors)
+    """Proposals (k, n, n) from attention of (H, W, 3) → labels at the picture's size, and their segments."""
     if settings.refine == "kmeans":
         with timed(timings, "refine"):
             proposals = kmeans_refine(attention, proposals)

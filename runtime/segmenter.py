@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
@@ -18,6 +18,7 @@ from diffseg.engines.sessions import Network
 from diffseg.runtime.aggregate import aggregate_attention
 from diffseg.runtime.arrays import namespace, prefetched
 from diffseg.runtime.image import Fit, ImageSource, Placement, fit_image, read_image
+from diffseg.runtime.merge import anchor_distances, merge_attention
 from diffseg.runtime.segmentation import MergeSettings, Segmentation, Threshold, make_masks
 from diffseg.runtime.stages import timed
 
@@ -217,15 +218,18 @@ class Segmenter:
                 with timed(timings, "aggregate"):
                     attention = aggregate_attention(maps, grids=grids, out=maps[0])  # in the place of the finest
                     session.wait()
-                labels, segments = make_masks(attention, image.pixels, image.placement, image.settings, timings)
-                kept = None
+                settings = image.settings
+                with timed(timings, "merge"):
+                    distances = anchor_distances(attention, settings.anchors)
+                    proposals = merge_attention(attention, settings.thresholds, settings.anchors, distances=distances)
+                labels, segments = make_masks(attention, proposals, image.pixels, image.placement, settings, timings)
+                result = Segmentation(
+                    labels, segments, timings, None, image.picture, settings, image.placement, image.pixels
+                )
                 if image.keep_attention:
                     kept = namespace(attention).asarray(attention, copy=self.network.lends)
-                results.append(
-                    Segmentation(
-                        labels, segments, timings, kept, image.picture, image.settings, image.placement, image.pixels
-                    )
-                )
+                    result = replace(result, attention=kept, distances={settings.anchors: distances})
+                results.append(result)
             session.wait()  # copies, too
         return results
 

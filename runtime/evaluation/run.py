@@ -27,7 +27,6 @@ from diffseg.runtime.evaluation.metrics import Boundary, Overlap
 from diffseg.runtime.evaluation.protocol import PAPER_SIZE, Protocol, prepare, resize_nearest
 from diffseg.runtime.evaluation.store import Record, Store
 from diffseg.runtime.image import read_image
-from diffseg.runtime.merge import merge_attention
 from diffseg.runtime.refine import kmeans_refine
 from diffseg.runtime.segmentation import Segmentation, place_labels
 from diffseg.runtime.suppress import non_max_suppression
@@ -191,7 +190,7 @@ class Evaluation:
             return result.resegment(settings.thresholds, anchors=settings.anchors, refine=settings.refine).labels
         # The paper's steps and nothing else. Numbers of proposals that win nowhere stay unused as in the reference:
         # they take part in its matching.
-        proposals = merge_attention(result.attention, settings.thresholds, settings.anchors)
+        proposals = result.proposals(settings)
         if settings.refine == "kmeans":
             proposals = kmeans_refine(result.attention, proposals)
         return np.asarray(to_host(non_max_suppression(proposals, (PAPER_SIZE, PAPER_SIZE))))

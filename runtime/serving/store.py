@@ -24,7 +24,7 @@ class AttentionStore:
     """Segmentations with their attention, by ids that nobody can guess; the picture itself is not kept.
 
     Args:
-        capacity: bytes of attention; the one that was unused longest makes room.
+        capacity: bytes of attention and of what was found out about it; the one that was unused longest makes room.
         seconds: after which an unused one is forgotten.
         clock: seconds that never go back.
     """
@@ -37,8 +37,8 @@ class AttentionStore:
         self._lock = threading.Lock()
 
     def add(self, result: Segmentation) -> str | None:
-        """Keep a segmentation; None: its attention alone is larger than the store."""
-        if result.attention is None or result.attention.nbytes > self.capacity:
+        """Keep a segmentation; None: it alone is larger than the store."""
+        if result.attention is None or _held(result) > self.capacity:
             return None
         attention = result.attention
         if _root_bytes(attention) > attention.nbytes:  # a view would hold the attention of the whole batch
@@ -50,7 +50,7 @@ class AttentionStore:
         )
         with self._lock:
             self._expire()
-            while self._kept and self._bytes() + attention.nbytes > self.capacity:
+            while self._kept and self._bytes() + _held(kept) > self.capacity:
                 self._kept.popitem(last=False)
             self._kept[key] = _Kept(kept, self._clock())
         return key
@@ -82,17 +82,24 @@ class AttentionStore:
 
     @property
     def bytes(self) -> int:
-        """Bytes of attention that are held."""
+        """Bytes that are held."""
         with self._lock:
             return self._bytes()
 
     def _bytes(self) -> int:
-        return sum(kept.result.attention.nbytes for kept in self._kept.values() if kept.result.attention is not None)
+        return sum(_held(kept.result) for kept in self._kept.values())
 
     def _expire(self) -> None:
         oldest = self._clock() - self.seconds
         while self._kept and next(iter(self._kept.values())).used < oldest:
             self._kept.popitem(last=False)
+        while len(self._kept) > 1 and self._bytes() > self.capacity:  # more anchors have more distances
+            self._kept.popitem(last=False)
+
+
+def _held(result: Segmentation) -> int:
+    arrays = [result.attention, *(distances.values for distances in result.distances.values())]
+    return sum(int(array.nbytes) for array in arrays if array is not None)
 
 
 def _root_bytes(array: object) -> int:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from diffseg.runtime.aggregate import aggregate_attention
 from diffseg.runtime.arrays import to_host
-from diffseg.runtime.merge import anchor_indices, merge_attention
+from diffseg.runtime.merge import anchor_distances, anchor_indices, merge_attention
 from diffseg.runtime.refine import kmeans_refine
 from diffseg.runtime.suppress import dense_labels, non_max_suppression
 from hypothesis import given, settings
@@ -159,6 +159,18 @@ def test_thresholds_may_be_numpys():
     expected = merge_attention(aggregated, (0.5, 0.5, 0.5), 4)
     for thresholds in (0.5, np.float32(0.5), np.full(3, 0.5), [0.5] * 3):
         np.testing.assert_array_equal(merge_attention(aggregated, thresholds, 4), expected)
+
+
+@pytest.mark.parametrize("spoilt", [None, 0, np.nan])
+def test_known_distances_serve_any_threshold(spoilt):
+    maps = aggregate_attention([attention(1, 8)])
+    if spoilt is not None:
+        maps[3, 4] = spoilt
+    distances = anchor_distances(maps, 4)
+    for threshold in (0, 0.01, 0.5, 9):
+        found = merge_attention(maps, threshold, 4, distances=distances)
+        np.testing.assert_array_equal(found, merge_attention(maps, threshold, 4))
+        assert np.isfinite(found).all()
 
 
 def test_a_map_of_zeros_becomes_uniform():

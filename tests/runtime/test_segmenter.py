@@ -102,6 +102,14 @@ def test_resegment_needs_no_network(segmenter, monkeypatch):
         direct[2.0].resegment(threshold=1)
 
 
+def test_new_thresholds_do_not_measure_the_anchors_again(segmenter, monkeypatch):
+    kept = segmenter(example_images()[0], keep_attention=True)
+    expected = kept.resegment(0.3, anchors=5).labels
+    assert list(kept.distances) == [5]  # the last that were needed
+    monkeypatch.setattr("diffseg.runtime.segmentation.anchor_distances", None)
+    np.testing.assert_array_equal(kept.resegment(0.3, anchors=5).resegment(0.3).labels, expected)
+
+
 def test_thresholds_anchors_and_refinement_are_passed_on(segmenter):
     path = example_images()[0]
     kept = segmenter(path, keep_attention=True)

@@ -42,11 +42,11 @@ def open_page():
         page.close()
 
 
-def slide(page, name, value, nth=0):
+def slide(page, name, value, nth=0, events=("input", "change")):
     page.run("document.getElementById('status').textContent = ''")
     page.run(
-        f"(() => {{ const e = document.querySelectorAll('[data-name={name}]')[{nth}]; e.value = {value};"
-        " e.dispatchEvent(new Event('input', {bubbles: true})); })()"
+        f"(() => {{ const e = document.querySelectorAll('[data-name={name}]')[{nth}]; e.value = '{value}';"
+        f" for (const kind of {list(events)}) e.dispatchEvent(new Event(kind, {{bubbles: true}})); }})()"
     )
     page.until(RENEWED)
 
@@ -107,6 +107,27 @@ def test_a_photograph_from_drop_to_download(serve, open_page, picture, tmp_path)
     with Image.open(io.BytesIO((tmp_path / "downloads" / "photo.overlay.png").read_bytes())) as image:
         assert image.size == final.image.size
     assert page.complaints == []  # neither errors nor violations of the content-security policy
+
+
+def test_a_moving_slider_does_without_refinement(serve, open_page, picture):
+    server = serve()
+    asked = []
+    renew = server.service.resegment
+
+    async def resegment(request, kept, settings):
+        asked.append((settings.thresholds[0], settings.refine))
+        return await renew(request, kept, settings)
+
+    server.service.resegment = resegment
+    page = open_page(server.url)
+    page.choose(picture)
+    page.until(DONE)
+    slide(page, "refine", "colour")
+    slide(page, "threshold", 0.4, events=["input"])
+    slide(page, "threshold", 0.4, events=["change"])
+    assert asked[0][1] == "colour"
+    assert asked[1:] == [(0.4, "none"), (0.4, "colour")]
+    assert page.complaints == []
 
 
 def test_two_settings_side_by_side(serve, open_page, picture):

@@ -7,12 +7,12 @@ from diffseg.runtime.serving.store import AttentionStore
 
 from tests.runtime.doubles import LendingNetwork
 
-BYTES = 8**4 * 4
+BYTES = 8**4 * 4 + 8**2 * 4**2 * 4  # attention, and the distances of 4 × 4 anchors
 
 
 @pytest.fixture
 def result(fake_bundle, photo):
-    return Segmenter(fake_bundle, LendingNetwork(overlaps=False))(photo, keep_attention=True)
+    return Segmenter(fake_bundle, LendingNetwork(overlaps=False))(photo, anchors=4, keep_attention=True)
 
 
 def test_the_longest_unused_makes_room(result):
@@ -26,6 +26,15 @@ def test_the_longest_unused_makes_room(result):
     assert (len(store), store.bytes) == (2, 2 * BYTES)
     store.drop(first)
     assert store.get(first) is None
+
+
+def test_distances_of_more_anchors_take_room_from_others(result):
+    store = AttentionStore(2 * BYTES, 100)
+    first, second = store.add(result), store.add(result)
+    store.get(second).resegment(0.5, anchors=8)
+    assert store.bytes > 2 * BYTES
+    assert store.get(second) is not None
+    assert (len(store), store.get(first)) == (1, None)
 
 
 def test_ids_cannot_be_guessed(result):
