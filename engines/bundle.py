@@ -48,6 +48,10 @@ class Bundle:
         """Path of a graph's ONNX file."""
         return self.folder / self.manifest.graphs[graph].file
 
+    def cpu_path(self, graph: str) -> Path:
+        """Path of the ONNX file that a CPU runs for a graph."""
+        return self.folder / (self.manifest.graphs[graph].cpu_file or self.manifest.graphs[graph].file)
+
     def content_hash(self, graph: str) -> str:
         """SHA-256 over a graph and its external data, whatever the files' order."""
         return content_hash(self.manifest.graphs[graph], self.manifest.files)

@@ -16,6 +16,8 @@ SCHEMA = 1
 MANIFEST = "manifest.json"
 FIX = "export the bundle again"
 ENCODER, UNET = "vae_encoder", "unet"
+CPU_SUFFIX = ".cpu.onnx"
+"""Ending of a `Graph.cpu_file`."""
 
 Precision = Literal["fp32", "fp16", "bf16"]
 Refine = Literal["none", "kmeans", "colour"]
@@ -45,10 +47,11 @@ class Graph:
     flops_dropped: int = 0  # counted for the UNet only
     layers: dict[str, dict[str, int]] = field(default_factory=dict)  # kind: number format: how many nodes
     activation_bytes: int = 0  # of the intermediate results that live at once, at batch 1; 0: not recorded
+    cpu_file: str | None = None  # the same in float32, casting the same half-precision weights as it needs them
 
     @property
     def files(self) -> tuple[str, ...]:
-        """The graph and its external data."""
+        """The graph and its external data, without what a CPU runs instead."""
         return (self.file, *self.external_data)
 
 
@@ -118,7 +121,8 @@ class Manifest:
         """
         if set(self.graphs) != {ENCODER, UNET}:
             raise BundleError(f"{where}: graphs must be {ENCODER} and {UNET}, found {sorted(self.graphs)}")
-        names = [*self.files, *(name for graph in self.graphs.values() for name in graph.files)]
+        graphs = self.graphs.values()
+        names = [*self.files, *(name for graph in graphs for name in (*graph.files, graph.cpu_file) if name)]
         for name in names:
             if not is_safe_name(name):
                 raise BundleError(f"{where}: {name!r} is no path inside the bundle; do not use this bundle")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from diffseg.engines.errors import BundleError, MissingPackageError, ProviderError
-from diffseg.engines.manifest import ENCODER, UNET
+from diffseg.engines.manifest import CPU_SUFFIX, ENCODER, UNET
 from diffseg.engines.operators import Operator
 from diffseg.engines.sessions import SessionPool
 
@@ -38,7 +38,7 @@ class OrtNetwork:
 
     Raises:
         MissingPackageError: onnxruntime is not installed.
-        ProviderError: the bundle's precision has no CPU kernels.
+        ProviderError: an older bundle in bf16, which has no graphs for CPUs.
         BundleError: a graph can't be read, or its tensors are not those of the manifest.
     """
 
@@ -48,14 +48,14 @@ class OrtNetwork:
 
     def __init__(self, bundle: Bundle, *, threads: int | None = None, lean: bool = False) -> None:
         manifest = bundle.manifest
-        if manifest.precision == "bf16":
+        if manifest.precision == "bf16" and manifest.graphs[UNET].cpu_file is None:
             raise ProviderError(
-                f"bundle {manifest.name!r} is bf16, for which ONNX Runtime has no CPU kernels; "
-                "export it with --precision fp32 to run it on a CPU"
+                f"bundle {manifest.name!r} is bf16, for which ONNX Runtime has no CPU kernels, and has no graphs "
+                "for CPUs; export it again"
             )
         self.tensors = {name: graph.tensors for name, graph in manifest.graphs.items()}
         self._load = {
-            name: partial(_session, bundle.graph_path(name), self.tensors[name], threads, lean=lean)
+            name: partial(_session, bundle.cpu_path(name), self.tensors[name], threads=threads, lean=lean)
             for name in (ENCODER, UNET)
         }
         self._sessions = {name: load() for name, load in self._load.items()}
@@ -197,16 +197,37 @@ def import_onnxruntime() -> Any:  # noqa: ANN401 - untyped upstream
     return onnxruntime
 
 
-def _session(path: Path, tensors: GraphTensors, threads: int | None, *, lean: bool, profile: str | None = None) -> Any:  # noqa: ANN401
-    ort = import_onnxruntime()
+def load_session(path: Path, *, threads: int | None = None, lean: bool = False, profile: str | None = None) -> Any:  # noqa: ANN401
+    """Load a graph onto the CPU.
+
+    Args:
+        path: an .onnx file. If it ends in CPU_SUFFIX, its half-precision weights are mapped, and cast as they are
+            needed.
+        threads: of one operator; None lets ONNX Runtime take every core.
+        lean: give memory back after each call.
+        profile: prefix of the file that operators are recorded in.
+    """
     options = session_options(threads=threads, lean=lean)
     if profile is not None:
         options.enable_profiling, options.profile_file_prefix = True, profile
+    ort = import_onnxruntime()
+    disabled = []
+    if path.name.endswith(CPU_SUFFIX):
+        disabled.append("ConstantFolding")  # would cast all weights now
+        # What comes above (convolutions in blocks of channels) needs constant weights, and folds them anyway.
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    return ort.InferenceSession(
+        str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=disabled or None
+    )
+
+
+def _session(path: Path, tensors: GraphTensors, **options: Any) -> Any:  # noqa: ANN401
+    version = import_onnxruntime().__version__
     try:
-        session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        session = load_session(path, **options)
     except Exception as error:  # onnxruntime raises a type of its own for each status code  # noqa: BLE001
         reason = str(error).strip().splitlines()[0]
-        raise BundleError(f"onnxruntime {ort.__version__} cannot load {path}: {reason}; run `diffseg verify`") from None
+        raise BundleError(f"onnxruntime {version} cannot load {path}: {reason}; run `diffseg verify`") from None
     check_tensors(session, tensors, path)
     return session
 

@@ -11,7 +11,8 @@ import onnx_ir as ir
 import torch
 from diffseg.engines.errors import ParityError
 from diffseg.engines.examples import example_images
-from diffseg.engines.ort import import_onnxruntime, session_options
+from diffseg.engines.manifest import CPU_SUFFIX
+from diffseg.engines.ort import load_session
 from PIL import Image
 
 if TYPE_CHECKING:
@@ -53,11 +54,9 @@ def execute(path: Path, value: NDArray[Any], precision: Precision, max_batch: in
     bfloat16, which shows the precision's error, though not the kernels of the device that will run it.
     """
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".widened-") as folder:
-        if precision == "bf16":
+        if precision == "bf16" and not path.name.endswith(CPU_SUFFIX):
             path = _widen_bfloat16(path, Path(folder) / path.name)
-        session = import_onnxruntime().InferenceSession(
-            str(path), session_options(lean=True), providers=["CPUExecutionProvider"]
-        )
+        session = load_session(path, lean=True)
         name = session.get_inputs()[0].name
         parts = [session.run(None, {name: value[i : i + max_batch]}) for i in range(0, len(value), max_batch)]
         return [np.concatenate(column) for column in zip(*parts, strict=True)]

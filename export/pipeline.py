@@ -128,11 +128,18 @@ def _export(
     del loaded, encoder, unet  # the only references: ONNX Runtime needs the room
 
     progress("compare with torch")
-    found_latent = parity.execute(folder / traced_encoder.file, images, precision, max_batch)[0]
-    figures = {"latent": parity.measure_latent(latent, found_latent)}
-    found = parity.execute(folder / traced_unet.file, latent, precision, max_batch)
-    for output, expected, actual in zip(outputs, attention, found, strict=True):
-        figures[output.name] = parity.measure_attention(expected, actual)
+    figures: dict[str, dict[str, float]] = {}
+    for suffix, encoder_file, unet_file in (
+        ("", traced_encoder.file, traced_unet.file),
+        ("_cpu", traced_encoder.cpu_file, traced_unet.cpu_file),
+    ):
+        if encoder_file is None or unet_file is None:
+            continue
+        found = parity.execute(folder / encoder_file, images, precision, max_batch)
+        figures[f"latent{suffix}"] = parity.measure_latent(latent, found[0])
+        found = parity.execute(folder / unet_file, latent, precision, max_batch)
+        for output, expected, actual in zip(outputs, attention, found, strict=True):
+            figures[f"{output.name}{suffix}"] = parity.measure_attention(expected, actual)
     parity.check(figures, precision)
 
     return Manifest(
@@ -146,6 +153,7 @@ def _export(
             ENCODER: Graph(
                 file=traced_encoder.file,
                 external_data=traced_encoder.external_data,
+                cpu_file=traced_encoder.cpu_file,
                 tensors=encoder_tensors,
                 opset=OPSET,
                 parameters=traced_encoder.parameters,
@@ -157,6 +165,7 @@ def _export(
             UNET: Graph(
                 file=traced_unet.file,
                 external_data=traced_unet.external_data,
+                cpu_file=traced_unet.cpu_file,
                 tensors=unet_tensors,
                 opset=OPSET,
                 parameters=traced_unet.parameters,

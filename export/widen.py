@@ -1,0 +1,58 @@
+"""A graph of half precision for CPUs, which compute in float32: the weights stay as they are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+WIDE = ir.DataType.FLOAT
+NARROW = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+SMALL = 4096
+"""Weights of up to so many numbers are stored wide, the others shared with the narrow graph."""
+
+
+def widen(source: Path, target: Path) -> None:
+    """Write an ONNX graph that computes in float32 what `source` computes in float16 or bfloat16.
+
+    It shares the external data of `source`, beside which it must lie. Each large weight is cast before its use, so
+    that one at a time lives in float32, as long as the runtime does not fold the casts when it loads the graph.
+
+    Args:
+        source: an .onnx file whose large weights are external.
+        target: the .onnx file to write, in the same folder.
+    """
+    model = ir.load(source)
+    graph = model.graph
+    casts = []
+    for value in graph.initializers.values():
+        if value.dtype not in NARROW or value.const_value is None:
+            continue
+        if value.const_value.size <= SMALL:
+            value.const_value = ir.tensor(value.const_value.numpy().astype(np.float32), name=value.name)
+            value.dtype = WIDE
+            continue
+        output = ir.Value(name=f"{value.name}_wide", shape=value.shape, type=ir.TensorType(WIDE))
+        users = list(value.uses())
+        casts.append(ir.node("Cast", [value], {"to": WIDE}, outputs=[output]))
+        for user, index in users:
+            user.replace_input_with(index, output)
+    for node in graph:
+        _widen_node(node)
+    # ONNX Runtime does last what comes last, among what a node needs: at the end of the file, or beside its
+    # user, all weights would be cast before anything else.
+    graph.insert_before(graph[0], casts)
+    ir.save(model, target)
+
+
+def _widen_node(node: Any) -> None:  # noqa: ANN401 - onnx_ir has no types
+    for output in node.outputs:
+        if output.dtype in NARROW:
+            output.dtype = WIDE
+    for name, attribute in list(node.attributes.items()):
+        if node.op_type == "Cast" and name == "to" and attribute.as_int() in NARROW:
+            node.attributes[name] = ir.AttrInt64(name, WIDE)
+        elif attribute.type == ir.AttributeType.TENSOR and attribute.as_tensor().dtype in NARROW:
+            node.attributes[name] = ir.AttrTensor(name, ir.tensor(attribute.as_tensor().numpy().astype(np.float32)))
