@@ -51,7 +51,7 @@ def aggregate_attention(
         if here is None:
             here = xp.empty((queries, height * width), dtype=xp.float32, device=device(maps[i]))
         parents = None if total is None else _repeat_index(xp, covered, shapes[i], total)
-        for rows in row_blocks(queries, 4 * height * width):
+        for rows in row_blocks(queries, 4 * height * width, here):
             block = _normalised(_upsample_keys(_mean_heads(maps[i][..., rows, :]), shapes[i], finest), shares[i])
             if total is not None and parents is not None:
                 block += xp.take(total, parents[rows], axis=0)

@@ -17,6 +17,8 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 BLOCK_BYTES = 8 << 20
 """Size of the row blocks that the passes over attention work in: small enough for a CPU's last-level cache."""
+DEVICE_BLOCK_BYTES = 128 << 20
+"""The same for GPUs, where a block costs launches and a look at its result: attention of 64 × 64 is one block."""
 
 
 def namespace(*arrays: Array) -> Any:  # noqa: ANN401 - a module, typed by nobody
@@ -45,9 +47,10 @@ def from_host(array: np.ndarray[Any, Any], like: Array) -> Array:
     return namespace(like).asarray(array, device=device(like))
 
 
-def row_blocks(rows: int, row_bytes: int, block_bytes: int = BLOCK_BYTES) -> list[slice]:
-    """Cut `rows` rows of `row_bytes` bytes into slices of at most about `block_bytes`."""
-    step = max(1, block_bytes // max(1, row_bytes))
+def row_blocks(rows: int, row_bytes: int, like: Array, least: int = 1) -> list[slice]:
+    """Cut `rows` rows of `row_bytes` bytes into slices that suit the device of `like`, of `least` rows or more."""
+    block_bytes = BLOCK_BYTES if isinstance(like, np.ndarray) else DEVICE_BLOCK_BYTES
+    step = max(least, block_bytes // max(1, row_bytes))
     return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
 
 

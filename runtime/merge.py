@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from diffseg.runtime.arrays import BLOCK_BYTES, Array, device, from_host, namespace, prefetched, row_blocks, to_host
+from diffseg.runtime.arrays import Array, device, from_host, namespace, prefetched, row_blocks, to_host
 
 FLOOR = float(np.finfo(np.float32).tiny)
 """Least probability: zeros are lifted to it, where the reference code divides by them."""
@@ -170,7 +170,7 @@ def _merge_anchors(maps: Array, distances: AnchorDistances, threshold: float) ->
 
 def _blocks(maps: Array) -> list[slice]:
     """Blocks of rows; products of fewer than 512 are slow, so those of large grids are larger."""
-    return row_blocks(maps.shape[0], 4 * maps.shape[1], max(BLOCK_BYTES, 512 * 4 * maps.shape[1]))
+    return row_blocks(maps.shape[0], 4 * maps.shape[1], maps, least=512)
 
 
 def _merge_greedily(maps: Array, threshold: float) -> Array:

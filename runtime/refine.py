@@ -57,7 +57,7 @@ def kmeans_refine(attention: Array, proposals: Array, *, iterations: int = 300, 
 def _mean_variance(maps: Array, centre: Array) -> float:
     xp = namespace(maps)
     total = 0.0
-    for rows in row_blocks(maps.shape[0], 4 * maps.shape[1]):
+    for rows in row_blocks(maps.shape[0], 4 * maps.shape[1], maps):
         total += float(xp.sum((maps[rows, :] - centre) ** 2))
     return total / float(maps.shape[0] * maps.shape[1])
 
@@ -87,7 +87,7 @@ def _means(maps: Array, labels: Array, means: Array) -> Array:
     empty = [int(i) for i in to_host(xp.nonzero(sizes == 0)[0])]
     if empty:
         distance = xp.concat(
-            [_squared(maps, labels, means, rows) for rows in row_blocks(maps.shape[0], 4 * maps.shape[1])]
+            [_squared(maps, labels, means, rows) for rows in row_blocks(maps.shape[0], 4 * maps.shape[1], maps)]
         )
         farthest = to_host(xp.argsort(distance, descending=True, stable=True)[: len(empty)])
         for cluster, far in zip(empty, farthest, strict=True):

@@ -30,7 +30,7 @@ def non_max_suppression(proposals: Array, size: tuple[int, int] = (512, 512)) ->
     # The rows first, while the maps are narrow; the columns block by block, so that memory stays bounded.
     tall = xp.permute_dims(resize_last(xp.permute_dims(proposals, (0, 2, 1)), height), (2, 0, 1))  # (H, k, w)
     labels = xp.empty((height, width), dtype=xp.uint16, device=device(proposals))
-    for rows in row_blocks(height, 4 * shape[0] * width):
+    for rows in row_blocks(height, 4 * shape[0] * width, proposals):
         block = resize_last(tall[rows, ...], width)  # (r, k, W)
         labels[rows, :] = xp.astype(xp.argmax(block, axis=1), xp.uint16)
     return labels
