@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
@@ -225,7 +225,7 @@ def _masks(limit: int) -> list[Message]:
     return [_protocol(tensor, limit) for tensor in OUTPUTS]
 
 
-def _protocol(tensor: dict[str, object], limit: int) -> Message:
+def _protocol(tensor: Mapping[str, object], limit: int) -> Message:
     """Declare a tensor of our own endpoint `/v2`."""
     shape = tensor["shape"]
     assert isinstance(shape, list)  # noqa: S101 - for the type checker

@@ -10,6 +10,7 @@ import json
 import traceback
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import triton_python_backend_utils as pb_utils
 
 try:
@@ -30,6 +31,7 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         """Load what the configuration speaks of."""
+        check_numpy()
         config = json.loads(args["model_config"])
         self.inputs = [tensor["name"] for tensor in config["input"]]
         self.name = config["name"]
@@ -65,3 +67,16 @@ class TritonPythonModel:
             refused = pb_utils.TritonError(result.reason, pb_utils.TritonError.INVALID_ARG)
             return pb_utils.InferenceResponse(error=refused)
         return pb_utils.InferenceResponse([pb_utils.Tensor(name, array) for name, array in result.items()])
+
+
+def check_numpy() -> None:
+    """See that this backend gets the contents of an array: before Triton 2.53 it sees zeros in those of NumPy 2."""
+    if np.lib.NumpyVersion(np.__version__) < "2.0.0":
+        return
+    sent = np.arange(1, 4, dtype=np.uint16)
+    there = pb_utils.Tensor("check", sent).to_dlpack()
+    if not np.array_equal(pb_utils.Tensor.from_dlpack("check", there).as_numpy(), sent):
+        raise RuntimeError(
+            f"this Triton's Python backend cannot read arrays of NumPy {np.__version__}, and would answer with zeros: "
+            "pip install 'numpy<2' in the Python that it starts"
+        )

@@ -23,9 +23,9 @@ def missing():
     return f"no {absent[0]}: run scripts/triton_check, or set DIFFSEG_TRITON" if absent else None
 
 
-def make_backends(folder):
+def make_backends(folder, python):
     """Put together the backends: Triton's own for Python, and in Python one that stands for ONNX Runtime's."""
-    version, libraries = subprocess.run([PYTHON, "-c", ASK], check=True, capture_output=True, text=True).stdout.split()
+    version, libraries = subprocess.run([python, "-c", ASK], check=True, capture_output=True, text=True).stdout.split()
     shutil.copytree(SERVER / "backends" / "python", folder / "python")
     shutil.copy(SERVER / "python_backend_stubs" / version / "triton_python_backend_stub", folder / "python")
     shutil.copytree(Path(__file__).with_name("backend"), folder / "onnxruntime")
@@ -41,23 +41,24 @@ def free_port():
 class Triton:
     """Serves a repository within the block; `fails` says that it shall not come up."""
 
-    def __init__(self, repository, folder, *, fails=False):
+    def __init__(self, repository, folder, *, fails=False, python=PYTHON):
         self.repository = repository
         self.folder = folder
         self.fails = fails
+        self.python = Path(python)
         self.port = free_port()
         self.log = folder / "triton.log"
 
     def __enter__(self):
-        libraries = make_backends(self.folder / "backends")
+        libraries = make_backends(self.folder / "backends", self.python)
         environment = os.environ | {
-            "PATH": f"{PYTHON.parent}:{os.environ['PATH']}",  # the embedded interpreter finds its packages by it
+            "PATH": f"{self.python.parent}:{os.environ['PATH']}",  # the embedded interpreter finds its packages by it
             "LD_LIBRARY_PATH": f"{libraries}:{HOME / 'wheel' / 'nvidia_pytriton.libs'}",
             "OMP_WAIT_POLICY": "PASSIVE",
         }
         environment.pop("PYTHONPATH", None)
         command = [SERVER / "bin" / "tritonserver", f"--model-repository={self.repository}"]
-        command += [f"--backend-directory={self.folder / 'backends'}", "--disable-auto-complete-config"]
+        command += [f"--backend-directory={self.folder / 'backends'}"]
         command += [
             "--http-address=127.0.0.1",
             f"--http-port={self.port}",

@@ -5,6 +5,8 @@ runs the repository's model.onnx, under the configuration as it was written.
 """
 
 import json
+import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from diffseg.runtime.triton.config import Options, Platform
 from diffseg.runtime.triton.repository import write_repository
 
 from tests.runtime.triton.server import Triton
+from tests.runtime.triton.test_docs import blocks
 from tests.runtime.triton.test_models import encoded
 
 
@@ -108,14 +111,27 @@ def test_errors_reach_the_client(served, pictures):
     assert "Traceback" not in server.text()
 
 
+def test_the_documentation_s_client(served, segmenter, tmp_path, monkeypatch):
+    _, _, server = served
+    shutil.copy(example_images()[0], tmp_path / "photo.jpg")
+    monkeypatch.chdir(tmp_path)
+    (code,) = blocks("python")
+    found = {}
+    exec(compile(code.replace("127.0.0.1:8000", f"127.0.0.1:{server.port}"), "triton.md", "exec"), found)  # noqa: S102
+    found["client"].close()
+    expected = segmenter("photo.jpg", 0.5, refine="colour")
+    np.testing.assert_array_equal(found["labels"], expected.labels)
+    assert [s["area"] for s in found["segments"]] == [s.area for s in expected.segments]
+
+
 def test_a_backend_that_is_missing_is_all_that_is_missing(tiny, tmp_path, triton_here, monkeypatch):
     """Triton takes every configuration; what it lacks is the backend, and with it the ensemble."""
     import tests.runtime.triton.server as serving
 
     make = serving.make_backends
 
-    def only_python(folder):
-        libraries = make(folder)
+    def only_python(folder, python):
+        libraries = make(folder, python)
         (folder / "onnxruntime" / "model.py").unlink()
         (folder / "onnxruntime").rmdir()
         return libraries
@@ -126,3 +142,12 @@ def test_a_backend_that_is_missing_is_all_that_is_missing(tiny, tmp_path, triton
         text = server.text()
     assert "unable to find backend library for backend 'onnxruntime'" in text
     assert text.count("successfully loaded 'diffseg_resize'") == text.count("successfully loaded 'diffseg_merge'") == 1
+
+
+@pytest.mark.skipif(np.lib.NumpyVersion(np.__version__) < "2.0.0", reason="needs NumPy 2 in the tests' own Python")
+def test_zeros_are_not_served(tiny, tmp_path, triton_here):
+    """This server reads zeros out of NumPy 2's arrays: the model says so instead of loading."""
+    write_repository(tiny, tmp_path / "repository", Options(batch=1, provider="cpu"))
+    with Triton(tmp_path / "repository", tmp_path, fails=True, python=sys.executable) as server:
+        text = server.text()
+    assert f"cannot read arrays of NumPy {np.__version__}, and would answer with zeros: pip install 'numpy<2'" in text
