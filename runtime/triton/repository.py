@@ -16,7 +16,17 @@ from diffseg.engines.manifest import ENCODER, MANIFEST, UNET
 from diffseg.engines.plans import RECORD, Engine, Plan
 from diffseg.runtime.image import Placement
 from diffseg.runtime.serving.kserve import MODEL
-from diffseg.runtime.triton.config import KIND, NETWORK, VERSION, WARMUP, Options, Platform, model_configs
+from diffseg.runtime.triton.config import (
+    KIND,
+    MERGE,
+    NETWORK,
+    RESIZE,
+    VERSION,
+    WARMUP,
+    Options,
+    Platform,
+    model_configs,
+)
 from diffseg.runtime.triton.models import BUNDLE, pack
 from diffseg.runtime.triton.pbtxt import to_text
 
@@ -65,6 +75,7 @@ def write_repository(
         )
     chosen = find_tensorrt_plan(bundle, plan) if options.platform is Platform.TENSORRT else None
     models = model_configs(manifest, options)
+    _check_neighbours(target)
     try:
         with atomic_folder(target, overwrite=overwrite, kind="model repository of ours", marker=MARKER) as folder:
             for name, model in models.items():
@@ -78,6 +89,17 @@ def write_repository(
     except OSError as error:
         raise BundleError(f"cannot write {target}: {error.strerror or error}; choose another folder with -o") from None
     return models
+
+
+def _check_neighbours(target: Path) -> None:
+    """See that nothing else would go with a repository of ours that is replaced."""
+    ours = {MARKER, MODEL, RESIZE, MERGE, *NETWORK.values()}
+    others = sorted({path.name for path in target.glob("*")} - ours) if (target / MARKER).is_file() else []
+    if others:
+        raise BundleError(
+            f"{target} holds {others[0]!r}, too, which this command did not write; choose another folder with -o: "
+            "Triton takes several"
+        )
 
 
 def find_tensorrt_plan(bundle: Bundle, key: str | None = None) -> Plan:

@@ -130,6 +130,14 @@ def test_only_our_own_repository_is_replaced(fake_bundle, repository):
     assert not (repository / "diffseg" / "1" / "model.py").exists()
 
 
+def test_other_models_are_not_lost(fake_bundle, repository):
+    write_repository(fake_bundle, repository)
+    (repository / "resnet50").mkdir()
+    with pytest.raises(BundleError, match="holds 'resnet50', too, which this command did not write"):
+        write_repository(fake_bundle, repository, overwrite=True)
+    assert (repository / "resnet50").is_dir()
+
+
 @pytest.mark.parametrize("platform", [Platform.PYTHON, Platform.ONNXRUNTIME])
 def test_a_damaged_bundle_is_not_served(fake_bundle, repository, platform):
     (fake_bundle.folder / "unet.onnx.data").write_bytes(b"UNET.ONNX.DATA" * 100)
