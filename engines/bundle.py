@@ -157,17 +157,25 @@ def seal(folder: Path, manifest: Manifest) -> Manifest:
 
 
 @contextmanager
-def atomic_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
+def atomic_folder(
+    target: Path, *, overwrite: bool = False, kind: str = "bundle", marker: str = MANIFEST
+) -> Iterator[Path]:
     """Give a temporary folder beside `target` that takes its name at the end, and vanishes on an error.
 
+    Args:
+        target: folder to write.
+        overwrite: replace one of the same kind that is there already.
+        kind: what is written, in words.
+        marker: file that every folder of this kind has.
+
     Raises:
-        BundleError: `target` exists and `overwrite` is not set, or is something other than a bundle.
+        BundleError: `target` exists and `overwrite` is not set, or is something other than a `kind`.
     """
     target = target.expanduser().resolve()  # `-o .` has no parent of its own, and a link is not to be replaced
     # Only what we wrote may be replaced: `-o ~` must not be the end of a home folder.
     taken = any(target.iterdir()) if target.is_dir() else target.exists()
-    if taken and not (target / MANIFEST).is_file():
-        raise BundleError(f"{target} exists and is no bundle; choose another folder with -o")
+    if taken and not (target / marker).is_file():
+        raise BundleError(f"{target} exists and is no {kind}; choose another folder with -o")
     if taken and not overwrite:
         raise BundleError(f"{target} exists; choose another folder with -o, or overwrite it with --force")
     target.parent.mkdir(parents=True, exist_ok=True)

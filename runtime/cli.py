@@ -15,6 +15,7 @@ from diffseg.runtime.commands.profile import profile
 from diffseg.runtime.commands.segment import segment
 from diffseg.runtime.commands.serve import serve
 from diffseg.runtime.commands.terminal import fail
+from diffseg.runtime.commands.triton import triton
 
 app = typer.Typer(
     name="diffseg",
@@ -23,7 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for command in (segment, export, build, verify, inspect, profile, evaluate, serve, info):
+for command in (segment, export, build, verify, inspect, profile, evaluate, serve, triton, info):
     app.command()(command)
 
 

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 ImageSource: TypeAlias = "str | Path | Image.Image | NDArray[np.uint8]"
 Fit = Literal["stretch", "crop", "pad"]
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+"""Decoders that strangers may reach: no EPS, which starts Ghostscript, and none of the formats of the eighties."""
 PAD_GREY = (127, 127, 127)
 BYTE = 255
 SUFFIXES = frozenset({".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})

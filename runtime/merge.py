@@ -180,7 +180,7 @@ def _merge_greedily(maps: Array, threshold: float) -> Array:
     terms = _entropy_terms(maps, logs)
     cross = maps @ logs.T
     distance = terms[:, None] + terms[None, :] - cross - cross.T
-    near = to_host(distance < 2 * threshold)
+    near = np.array(to_host(distance < 2 * threshold))  # NumPy 1.26 gives no writable view of another library's array
     matched = np.zeros(len(near), dtype=bool)
     groups: list[np.ndarray[tuple[int], np.dtype[np.float32]]] = []
     for i, row in enumerate(near):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-from diffseg.engines.manifest import REFINEMENTS, Refine
+from diffseg.engines.manifest import REFINEMENTS, Defaults, Refine
 from diffseg.runtime import draw
 from diffseg.runtime.arrays import Array, to_host
 from diffseg.runtime.colour import colour_refine
@@ -48,6 +48,11 @@ class MergeSettings:
             raise ValueError(f"anchors must be at least 1 a side, found {self.anchors}")
         if self.refine not in REFINEMENTS:
             raise ValueError(f"refine must be one of {', '.join(REFINEMENTS)}, found {self.refine!r}")
+
+    @classmethod
+    def of(cls, defaults: Defaults) -> MergeSettings:
+        """Return what a bundle uses when nobody says otherwise."""
+        return cls(defaults.thresholds, defaults.anchors, defaults.refine)
 
     def updated(
         self, threshold: Threshold | None = None, anchors: int | None = None, refine: Refine | None = None

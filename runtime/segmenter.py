@@ -43,7 +43,7 @@ class Segmenter:
         self.network = network
         self.batch = batch
         self._fits = batch  # what the memory of the device is known to hold
-        self.settings = MergeSettings(manifest.defaults.thresholds, manifest.defaults.anchors, manifest.defaults.refine)
+        self.settings = MergeSettings.of(manifest.defaults)
 
     @classmethod
     def load(

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 FORBIDDEN = (
     *("torch", "diffusers", "transformers", "onnx", "onnxscript", "cupy", "tensorrt"),
     *("sklearn", "scipy", "skimage", "threadpoolctl"),
-    *("fastapi", "uvicorn", "prometheus_client", "python_multipart"),
+    *("fastapi", "uvicorn", "prometheus_client", "python_multipart", "tritonclient"),
 )
 
 
@@ -140,6 +140,12 @@ def test_serve_says_what_to_install(lean):
     done = run(lean, "-m", "diffseg.runtime", "serve")
     assert done.returncode == 1
     assert done.stderr == "error: serve needs fastapi: pip install 'diffseg[serve]'\n"
+
+
+def test_a_model_repository_is_written(lean, tmp_path):
+    done = run(lean, "-m", "diffseg.runtime", "triton", "tiny", "-o", str(tmp_path / "repository"))
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "repository" / "diffseg" / "1" / "model.py").is_file()  # it is in the wheel
 
 
 def test_importing_the_runtime_pulls_in_no_command_line(lean):

@@ -23,7 +23,8 @@ from diffseg.runtime.serving.answers import (
 )
 from diffseg.runtime.serving.errors import RequestError
 from diffseg.runtime.serving.limits import image_part
-from diffseg.runtime.serving.service import MOST_ROUNDS, Service, settings_of
+from diffseg.runtime.serving.service import Service, settings_of
+from diffseg.runtime.serving.settings import MOST_ROUNDS
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from PIL import Image
 

@@ -90,7 +90,7 @@ def write_inference(inference: Inference, results: Sequence[Segmentation]) -> tu
     entries, binaries = [], []
     for name, as_binary in inference.outputs.items():
         if name == LABELS:
-            tensor = _stack(results)
+            tensor = stack_labels(results)
             entry: dict[str, Any] = {"name": name, "datatype": "UINT16", "shape": list(tensor.shape)}
             data: Any = tensor.astype("<u2").tobytes() if as_binary else tensor.ravel().tolist()
         else:
@@ -185,7 +185,12 @@ def _read_encoded(shape: list[int], data: Any) -> list[bytes]:  # noqa: ANN401
     return elements
 
 
-def _stack(results: Sequence[Segmentation]) -> NDArray[np.uint16]:
+def stack_labels(results: Sequence[Segmentation]) -> NDArray[np.uint16]:
+    """Labels of images of one size → (B, H, W).
+
+    Raises:
+        RequestError: they are of several sizes (400).
+    """
     sizes = {result.labels.shape for result in results}
     if len(sizes) > 1:
         raise bad_request(f"images of {len(sizes)} sizes have no common {LABELS}; ask for the output {SEGMENTS} alone")

@@ -10,15 +10,13 @@ from dataclasses import dataclass
 from http import HTTPStatus
 
 from diffseg.engines.errors import ImageError
-from diffseg.runtime.image import open_lazily
+from diffseg.runtime.image import FORMATS, open_lazily
 from diffseg.runtime.serving.errors import RequestError, bad_request, busy, left, too_large
 from PIL import Image, UnidentifiedImageError
 from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 
-FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
-"""Decoders that strangers may reach: no EPS, which starts Ghostscript, and none of the formats of the eighties."""
 MEGA = 1_000_000
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +17,7 @@ from diffseg.runtime.serving.batcher import Batcher, Health
 from diffseg.runtime.serving.errors import bad_request, busy, late, left
 from diffseg.runtime.serving.limits import Bodies, Limits, open_image
 from diffseg.runtime.serving.metrics import Metrics
+from diffseg.runtime.serving.settings import updated_settings
 from diffseg.runtime.serving.store import AttentionStore
 
 if TYPE_CHECKING:
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 THREADS = 4
 MERGES_WAITING = 8
-MOST_ROUNDS = 8
 KEEP_SECONDS = 600.0
 
 
@@ -178,12 +177,4 @@ def settings_of(service: Service, threshold: Any, anchors: Any, refine: Any) -> 
     Raises:
         RequestError: out of range (400).
     """
-    if anchors is not None and type(anchors) is not int:
-        raise bad_request(f"anchors must be a whole number, found {anchors!r}")
-    try:
-        settings = service.segmenter.settings.updated(threshold, anchors, refine)
-    except (TypeError, ValueError) as error:
-        raise bad_request(str(error)) from None
-    if len(settings.thresholds) > MOST_ROUNDS or not all(map(math.isfinite, settings.thresholds)):
-        raise bad_request(f"threshold must be a finite number, or one a round for at most {MOST_ROUNDS} rounds")
-    return settings
+    return updated_settings(service.segmenter.settings, threshold, anchors, refine)

@@ -1,0 +1,1 @@
+"""Triton model repositories of a bundle: how they are written, and the Python models in them."""
