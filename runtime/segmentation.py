@@ -116,19 +116,14 @@ class Segmentation:
             raise ValueError("resegment needs the attention: segment with keep_attention=True")
         settings = self.settings.updated(threshold, anchors, refine)
         timings: dict[str, float] = {}
-        with timed(timings, "merge"):
-            proposals = self.proposals(settings)
-        labels, segments = make_masks(self.attention, proposals, self.pixels, self.placement, settings, timings)
+        labels, segments = make_masks(
+            self.attention, self.pixels, self.placement, settings, timings, distances=self.distances
+        )
         return replace(self, labels=labels, segments=segments, timings=timings, settings=settings)
 
     def proposals(self, settings: MergeSettings) -> Array:
         """Merge the kept attention → (k, h, w) float32 proposals, see `merge_attention`."""
-        distances = self.distances.get(settings.anchors)
-        if distances is None:
-            distances = anchor_distances(self.attention, settings.anchors)
-            self.distances.clear()
-            self.distances[settings.anchors] = distances
-        return merge_attention(self.attention, settings.thresholds, settings.anchors, distances=distances)
+        return make_proposals(self.attention, settings, self.distances)
 
     def overlay(self, opacity: float = 0.5, *, outline: bool = True) -> Image.Image:
         """Picture with the masks over it, RGB."""
@@ -178,15 +173,32 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def make_proposals(attention: Array, settings: MergeSettings, distances: dict[int, AnchorDistances]) -> Array:
+    """Aggregated attention (n, n, n, n) → proposals (k, n, n); takes distances from the dict, or puts them there."""
+    if settings.anchors not in distances:
+        found = anchor_distances(attention, settings.anchors)
+        distances.clear()
+        distances[settings.anchors] = found
+    known = distances.get(settings.anchors)  # another thread may have put others there
+    return merge_attention(attention, settings.thresholds, settings.anchors, distances=known)
+
+
 def make_masks(
     attention: Array,
-    proposals: Array,
     pixels: NDArray[np.uint8],
     placement: Placement,
     settings: MergeSettings,
     timings: dict[str, float],
+    *,
+    distances: dict[int, AnchorDistances] | None = None,
 ) -> tuple[NDArray[np.uint16], tuple[Segment, ...]]:
-    """Proposals (k, n, n) from attention of (H, W, 3) → labels at the picture's size, and their segments."""
+    """Aggregated attention (n, n, n, n) of (H, W, 3) → labels at the picture's size, and their segments.
+
+    `distances` are those of the attention from its anchors, by anchors a side, as far as they are known; those that
+    were needed are there afterwards.
+    """
+    with timed(timings, "merge"):
+        proposals = make_proposals(attention, settings, {} if distances is None else distances)
     if settings.refine == "kmeans":
         with timed(timings, "refine"):
             proposals = kmeans_refine(attention, proposals)

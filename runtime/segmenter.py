@@ -18,7 +18,7 @@ from diffseg.engines.sessions import Network
 from diffseg.runtime.aggregate import aggregate_attention
 from diffseg.runtime.arrays import namespace, prefetched
 from diffseg.runtime.image import Fit, ImageSource, Placement, fit_image, read_image
-from diffseg.runtime.merge import anchor_distances, merge_attention
+from diffseg.runtime.merge import AnchorDistances
 from diffseg.runtime.segmentation import MergeSettings, Segmentation, Threshold, make_masks
 from diffseg.runtime.stages import timed
 
@@ -219,16 +219,16 @@ class Segmenter:
                     attention = aggregate_attention(maps, grids=grids, out=maps[0])  # in the place of the finest
                     session.wait()
                 settings = image.settings
-                with timed(timings, "merge"):
-                    distances = anchor_distances(attention, settings.anchors)
-                    proposals = merge_attention(attention, settings.thresholds, settings.anchors, distances=distances)
-                labels, segments = make_masks(attention, proposals, image.pixels, image.placement, settings, timings)
+                distances: dict[int, AnchorDistances] = {}
+                labels, segments = make_masks(
+                    attention, image.pixels, image.placement, settings, timings, distances=distances
+                )
                 result = Segmentation(
                     labels, segments, timings, None, image.picture, settings, image.placement, image.pixels
                 )
                 if image.keep_attention:
                     kept = namespace(attention).asarray(attention, copy=self.network.lends)
-                    result = replace(result, attention=kept, distances={settings.anchors: distances})
+                    result = replace(result, attention=kept, distances=distances)
                 results.append(result)
             session.wait()  # copies, too
         return results

@@ -68,10 +68,11 @@ def write_repository(
     manifest = bundle.manifest
     if options.batch is not None and options.batch > manifest.max_batch:
         raise ValueError(f"batch must be 1 to {manifest.max_batch} for bundle {manifest.name!r}, found {options.batch}")
-    if manifest.precision == "bf16" and options.platform is Platform.ONNXRUNTIME and not options.on_gpu:
+    on_cpu = options.platform is Platform.ONNXRUNTIME and not options.on_gpu
+    if on_cpu and manifest.precision == "bf16" and manifest.graphs[UNET].cpu_file is None:
         raise ProviderError(
-            f"bundle {manifest.name!r} is bf16, for which ONNX Runtime has no CPU kernels; choose --device gpu, or "
-            "export it with --precision fp32"
+            f"bundle {manifest.name!r} is bf16, for which ONNX Runtime has no CPU kernels, and has no graphs for CPUs; "
+            "choose --device gpu, or export it again"
         )
     chosen = find_tensorrt_plan(bundle, plan) if options.platform is Platform.TENSORRT else None
     models = model_configs(manifest, options)
@@ -84,7 +85,7 @@ def write_repository(
                 _place_bundle(bundle, folder / MODEL / str(VERSION) / BUNDLE, options.provider)
             else:
                 for graph in (ENCODER, UNET):
-                    _place_graph(bundle, graph, folder / NETWORK[graph] / str(VERSION), chosen)
+                    _place_graph(bundle, graph, folder / NETWORK[graph] / str(VERSION), chosen, on_cpu=on_cpu)
             _write(folder / MARKER, json.dumps(_record(bundle, options, chosen), indent=1) + "\n")
     except OSError as error:
         raise BundleError(f"cannot write {target}: {error.strerror or error}; choose another folder with -o") from None
@@ -150,16 +151,16 @@ def _write_model(folder: Path, model: Message, manifest: Manifest) -> None:
         (folder / WARMUP / name).write_bytes(pack(whole).tobytes())
 
 
-def _place_graph(bundle: Bundle, graph: str, folder: Path, plan: Plan | None) -> None:
+def _place_graph(bundle: Bundle, graph: str, folder: Path, plan: Plan | None, *, on_cpu: bool) -> None:
     """Put what Triton's own backend executes into a version's folder, under the name that it looks for."""
     if plan is not None:
         _place_plan_file(plan, graph, folder / MODEL_FILES[Platform.TENSORRT])
         return
     declared = bundle.manifest.graphs[graph]
-    beside = Path(declared.file).parent  # external data is named from there
-    for name in declared.files:
-        target = MODEL_FILES[Platform.ONNXRUNTIME] if name == declared.file else Path(name).relative_to(beside)
-        _place_file(bundle, name, folder / target)
+    file = (declared.cpu_file if on_cpu else None) or declared.file
+    _place_file(bundle, file, folder / MODEL_FILES[Platform.ONNXRUNTIME])
+    for name in declared.external_data:
+        _place_file(bundle, name, folder / Path(name).relative_to(Path(file).parent))  # named from there
 
 
 def _place_bundle(bundle: Bundle, folder: Path, provider: str | None) -> None:

@@ -13,7 +13,7 @@ from diffseg.engines.errors import BundleError, PlanError, ProviderError
 from diffseg.engines.lookup import profile
 from diffseg.engines.plans import BuildOptions, PlanSpec, Target
 from diffseg.runtime import cli
-from diffseg.runtime.triton.config import Device, Options, Platform
+from diffseg.runtime.triton.config import NETWORK, Device, Options, Platform
 from diffseg.runtime.triton.models import BUNDLE
 from diffseg.runtime.triton.repository import write_repository
 
@@ -188,9 +188,22 @@ def test_a_provider_that_needs_a_plan(fake_bundle, repository, engine):
 
 def test_a_precision_without_kernels(fake_bundle, repository):
     bundle = Bundle(fake_bundle.folder, seal(fake_bundle.folder, replace(fake_bundle.manifest, precision="bf16")))
-    with pytest.raises(ProviderError, match="no CPU kernels; choose --device gpu"):
+    with pytest.raises(ProviderError, match="no CPU kernels, .*choose --device gpu"):
         write_repository(bundle, repository, Options(Platform.ONNXRUNTIME))
     write_repository(bundle, repository, Options(Platform.ONNXRUNTIME, device=Device.GPU))
+
+
+def test_a_cpu_gets_the_graphs_for_cpus(fake_bundle, repository):
+    folder, graphs = fake_bundle.folder, dict(fake_bundle.manifest.graphs)
+    for name, graph in graphs.items():
+        (folder / f"{name}.cpu.onnx").write_bytes(f"{name} in float32".encode())
+        graphs[name] = replace(graph, cpu_file=f"{name}.cpu.onnx")
+    bundle = Bundle(folder, seal(folder, replace(fake_bundle.manifest, precision="bf16", graphs=graphs)))
+    for device in Device:
+        write_repository(bundle, repository, Options(Platform.ONNXRUNTIME, device=device), overwrite=True)
+        for graph, model in NETWORK.items():
+            expected = bundle.cpu_path(graph) if device is Device.CPU else bundle.graph_path(graph)
+            assert (repository / model / "1" / "model.onnx").read_bytes() == expected.read_bytes()
 
 
 def test_a_full_disk(fake_bundle, repository, monkeypatch):
