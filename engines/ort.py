@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from diffseg.engines.errors import BundleError, MissingPackageError, ProviderError
-from diffseg.engines.manifest import CPU_SUFFIX, ENCODER, UNET
+from diffseg.engines.manifest import ENCODER, UNET
 from diffseg.engines.operators import Operator
 from diffseg.engines.sessions import SessionPool
 
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from diffseg.engines.tensors import GraphTensors
     from numpy.typing import NDArray
 
+
+SMALL_WEIGHTS = 256 << 20
+"""Half-precision weights of up to so many bytes are cast when a graph is loaded: then it runs a tenth faster."""
 
 Memory = dict[tuple[str, int], list["NDArray[np.float32]"]]
 """Outputs, by graph and batch size."""
@@ -55,9 +58,12 @@ class OrtNetwork:
             )
         self.tensors = {name: graph.tensors for name, graph in manifest.graphs.items()}
         self._load = {
-            name: partial(_session, bundle.cpu_path(name), self.tensors[name], threads=threads, lean=lean)
+            name: partial(
+                _session, bundle.cpu_path(name), self.tensors[name],
+                threads=threads, lean=lean, mapped=_is_mapped(bundle, name, lean=lean),
+            )
             for name in (ENCODER, UNET)
-        }
+        }  # fmt: skip
         self._sessions = {name: load() for name, load in self._load.items()}
         # Graph, start and end in ns of each call, while operators are recorded.
         self._calls: list[tuple[str, int, int]] | None = None
@@ -197,28 +203,33 @@ def import_onnxruntime() -> Any:  # noqa: ANN401 - untyped upstream
     return onnxruntime
 
 
-def load_session(path: Path, *, threads: int | None = None, lean: bool = False, profile: str | None = None) -> Any:  # noqa: ANN401
+def load_session(
+    path: Path, *, threads: int | None = None, lean: bool = False, mapped: bool = False, profile: str | None = None
+) -> Any:  # noqa: ANN401
     """Load a graph onto the CPU.
 
     Args:
-        path: an .onnx file. If it ends in CPU_SUFFIX, its half-precision weights are mapped, and cast as they are
-            needed.
+        path: an .onnx file.
         threads: of one operator; None lets ONNX Runtime take every core.
         lean: give memory back after each call.
+        mapped: the weights stay in their file, and what the graph does to them is done at each call: for a
+            `Graph.cpu_file`, which casts each weight as it is needed.
         profile: prefix of the file that operators are recorded in.
     """
     options = session_options(threads=threads, lean=lean)
     if profile is not None:
         options.enable_profiling, options.profile_file_prefix = True, profile
     ort = import_onnxruntime()
-    disabled = []
-    if path.name.endswith(CPU_SUFFIX):
-        disabled.append("ConstantFolding")  # would cast all weights now
+    disabled = ["ConstantFolding"] if mapped else None  # would cast all weights now
+    if mapped:
         # What comes above (convolutions in blocks of channels) needs constant weights, and folds them anyway.
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
-    return ort.InferenceSession(
-        str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=disabled or None
-    )
+    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=disabled)
+
+
+def _is_mapped(bundle: Bundle, name: str, *, lean: bool) -> bool:
+    graph, files = bundle.manifest.graphs[name], bundle.manifest.files
+    return graph.cpu_file is not None and (lean or sum(files[f].bytes for f in graph.external_data) > SMALL_WEIGHTS)
 
 
 def _session(path: Path, tensors: GraphTensors, **options: Any) -> Any:  # noqa: ANN401

@@ -106,7 +106,7 @@ def test_the_bundle_agrees_with_diffusers(case):
 
 
 def test_a_cpu_casts_narrow_weights_as_it_needs_them(case):
-    network = OrtNetwork(case.bundle)
+    network = OrtNetwork(case.bundle, lean=True)
     with network.record_operators() as operators:
         network.attend(case.latent[:1])
     casts = [operator for operator in operators if operator.kind == "Cast"]
