@@ -54,13 +54,15 @@ RUN --mount=type=secret,id=pip --mount=type=secret,id=ca \
     pip check && \
     pip uninstall --yes pip
 
+# Here what builds wheels goes into the environment: PyTorch needs setuptools, too.
 FROM environment AS export-packages
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 COPY containers/torch.lock containers/export.lock /locks/
 RUN --mount=type=secret,id=pip --mount=type=secret,id=ca \
     --mount=type=cache,target=/root/.cache/pip \
     pip install --index-url "${TORCH_INDEX}" -r /locks/torch.lock && \
-    PYTHONPATH=/opt/tools pip install --no-build-isolation --no-binary tensorrt-rtx-cu13 -r /locks/export.lock && \
+    pip install -r /locks/build.lock && \
+    pip install --no-build-isolation --no-binary tensorrt-rtx-cu13 -r /locks/export.lock && \
     pip check && \
     pip uninstall --yes pip
 

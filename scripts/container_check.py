@@ -44,6 +44,8 @@ CLONE_NEWNET = 0x40000000
 PORT = 8000
 PATIENCE = 300.0
 TOKEN = "of-this-check-only"  # noqa: S105
+NOISE = re.compile(r"^(\|\d+ .*?)?/bin/sh -c (#\(nop\) )?|\b(dir|file):[0-9a-f]+ in ")
+"""What buildah puts around an instruction in an image's history."""
 JSON, PNG = "application/json", "image/png"
 
 
@@ -136,7 +138,7 @@ def layers(buildah: Buildah, image: str, base: str) -> list[dict[str, Any]]:
         sizes.append([layer["size"] for layer in json.loads((folder / "manifest.json").read_text())["layers"]])
         shutil.rmtree(folder)
     return [
-        {"by": " ".join(by.removeprefix("/bin/sh -c ").split()), "bytes": plain, "compressed": compressed}
+        {"by": NOISE.sub("", by).strip(), "bytes": plain, "compressed": compressed}
         for by, plain, compressed in zip(made, *sizes, strict=True)
     ][below:]
 
