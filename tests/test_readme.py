@@ -26,6 +26,7 @@ ELSEWHERE = {
     "scripts/evaluate_dev": "needs the labelled sets, and an hour",
     "pip install": "needs the network; scripts/demo installs",
     "trtexec": "comes with TensorRT, and needs a GPU",
+    "docker": "needs an engine of containers; scripts/container_check builds and runs the image without one",
 }
 
 
