@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import tempfile
@@ -155,6 +156,27 @@ def session_options(*, threads: int | None = None, lean: bool = False) -> Any:  
     return options
 
 
+@functools.cache
+def _share_arena() -> bool:
+    """Let all sessions take their memory from one arena, which grows by what is asked for.
+
+    The encoder and the UNet take turns: with an arena each, of powers of two, they would hold 0.9 GB more.
+    """
+    ort = import_onnxruntime()
+    memory = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+    settings = {
+        "max_mem": 0,
+        "arena_extend_strategy": 1,
+        "initial_chunk_size_bytes": -1,
+        "max_dead_bytes_per_chunk": -1,
+    }
+    try:
+        ort.create_and_register_allocator(memory, ort.OrtArenaCfg(settings))
+    except Exception:  # the process has one already, which is not ours to judge  # noqa: BLE001
+        return False
+    return True
+
+
 def read_operators(graph: str, events: list[dict[str, Any]], calls: list[tuple[int, int]]) -> list[Operator]:
     """ONNX Runtime's profile of a session → its operators, on the clock of our own calls.
 
@@ -219,6 +241,8 @@ def load_session(
     options = session_options(threads=threads, lean=lean)
     if profile is not None:
         options.enable_profiling, options.profile_file_prefix = True, profile
+    if not lean and _share_arena():
+        options.add_session_config_entry("session.use_env_allocators", "1")
     ort = import_onnxruntime()
     disabled = ["ConstantFolding"] if mapped else None  # would cast all weights now
     if mapped:
