@@ -243,10 +243,10 @@ def test_the_embedded_model_is_built_from_the_command_line(cache):
     # Every convolution of the graphs is found again in the engines; matrix products may have been joined.
     for graph, found in record.layers.items():
         declared = bundle.manifest.graphs[graph].layers
-        assert found.counts["convolution"] == {"float32": declared["Conv"]["float32"]}
-        assert found.misfits("fp32") == {}
-    assert record.layers["unet"].counts["matmul"]["float32"] > 40
-    check_commands(folder, record, bundle.manifest.graphs["unet"].layers["MatMul"]["float32"])
+        assert found.counts["convolution"] == {"float16": declared["Conv"]["float16"]}
+        assert found.misfits(bundle.manifest.precision, bundle.manifest.graphs[graph].layers) == {}
+    assert record.layers["unet"].counts["matmul"]["float16"] > 40
+    check_commands(folder, record, bundle.manifest.graphs["unet"].layers["MatMul"]["float16"])
 
 
 def check_commands(folder, record, products):
@@ -255,7 +255,7 @@ def check_commands(folder, record, products):
     inspected = invoke(app, ["inspect", "tiny"])
     assert inspected.exit_code == 0
     assert record.spec.purpose in inspected.output
-    assert f"MatMul {products} float32" in inspected.output
+    assert f"MatMul {products} float16" in inspected.output
     told = invoke(app, ["info", "tiny"])
     assert str(folder) in told.output
     assert record.spec.version in told.output

@@ -105,8 +105,9 @@ def test_an_unknown_provider_is_an_error(bundle):
 
 
 def test_bfloat16_without_graphs_for_cpus_is_refused(bundle):
+    graphs = {name: replace(graph, cpu_file=None) for name, graph in bundle.manifest.graphs.items()}
     with pytest.raises(ProviderError, match="export it again"):
-        OrtNetwork(Bundle(bundle.folder, replace(bundle.manifest, precision="bf16")))
+        OrtNetwork(Bundle(bundle.folder, replace(bundle.manifest, precision="bf16", graphs=graphs)))
 
 
 def test_graphs_that_are_no_onnx_are_one_clear_line(fake_bundle):
@@ -128,7 +129,7 @@ def test_graphs_of_another_size_are_refused(bundle):
 def test_graphs_with_other_tensors_are_refused(bundle, tmp_path):
     folder = tmp_path / "swapped"
     shutil.copytree(bundle.folder, folder)
-    shutil.copy(bundle.folder / "vae_encoder.onnx", folder / "unet.onnx")
+    shutil.copy(bundle.cpu_path("vae_encoder"), folder / bundle.cpu_path("unet").name)
     with pytest.raises(BundleError, match="the manifest says"):
         OrtNetwork(Bundle(folder, bundle.manifest))
 

@@ -88,16 +88,16 @@ def test_a_sweep_takes_one_pass_of_the_network(labelled, segmenter, tmp_path):
             passes.append(arguments)
             return segmenter(*arguments, **options)
 
-    run = by_attention(tmp_path, labelled, Counting(), thresholds=(0.2, 0.4))
+    run = by_attention(tmp_path, labelled, Counting(), thresholds=(0.02, 0.4))
     assert [outcome.kept for outcome in run] == [False]
     assert len(run.columns) == 3
     assert len(passes) == 1
     masks = [run.records(run.datasets[0], column)[0].overlap.masks for column in run.columns[1:]]
     assert masks[0] > masks[1]
-    assert [o.kept for o in by_attention(tmp_path, labelled, Counting(), thresholds=(0.2,))] == [True]
+    assert [o.kept for o in by_attention(tmp_path, labelled, Counting(), thresholds=(0.02,))] == [True]
     assert len(passes) == 1
     assert [o.kept for o in by_attention(tmp_path, labelled, Counting(), Protocol.PAPER)] == [False]
-    assert [o.kept for o in by_attention(tmp_path, labelled, Counting(), thresholds=(0.2, 0.3))] == [False]
+    assert [o.kept for o in by_attention(tmp_path, labelled, Counting(), thresholds=(0.02, 0.3))] == [False]
     assert len(passes) == 3
 
 
