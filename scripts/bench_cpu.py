@@ -198,7 +198,7 @@ def torch_pipeline(checkpoint: Path, image: Path) -> Callable[[], object]:
     def step() -> object:
         recorded.clear()
         pixels = fit_image(read_image(image), (512, 512), "stretch")[0]
-        tensor = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2).float() / 127.5 - 1
+        tensor = torch.from_numpy(pixels.copy())[None].permute(0, 3, 1, 2).float() / 127.5 - 1
         latent = loaded.vae.encode(tensor).latent_dist.mean * loaded.vae.config.scaling_factor
         loaded.unet(latent, 300, loaded.prompt)
         maps = [torch.stack(recorded[n]).mean(0).numpy() for n in sorted(recorded, reverse=True)]
