@@ -175,12 +175,12 @@ def replacing(path: Path) -> Iterator[Path]:
 
 def make_proposals(attention: Array, settings: MergeSettings, distances: dict[int, AnchorDistances]) -> Array:
     """Aggregated attention (n, n, n, n) → proposals (k, n, n); takes distances from the dict, or puts them there."""
-    if settings.anchors not in distances:
+    found = distances.get(settings.anchors)
+    if found is None:
         found = anchor_distances(attention, settings.anchors)
         distances.clear()
         distances[settings.anchors] = found
-    known = distances.get(settings.anchors)  # another thread may have put others there
-    return merge_attention(attention, settings.thresholds, settings.anchors, distances=known)
+    return merge_attention(attention, settings.thresholds, settings.anchors, distances=found)
 
 
 def make_masks(

@@ -25,7 +25,8 @@ import tritonclient.http as triton
 from diffseg.engines import example_images, open_bundle
 from diffseg.runtime import Segmenter
 from diffseg.runtime.image import read_image
-from diffseg.runtime.triton.config import Options, Platform
+from diffseg.runtime.triton.config import Options
+from diffseg.runtime.triton.platforms import Platform
 from diffseg.runtime.triton.repository import write_repository
 
 from tests.runtime.triton.server import PYTHON, Triton

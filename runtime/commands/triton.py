@@ -2,42 +2,27 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from diffseg.engines.providers import Provider
 from diffseg.runtime.commands.terminal import consoles
-
-
-class PlatformChoice(StrEnum):
-    """What of Triton executes the network."""
-
-    TENSORRT = "tensorrt"
-    ONNXRUNTIME = "onnxruntime"
-    PYTHON = "python"
-
-
-class DeviceChoice(StrEnum):
-    """Where an ensemble's network and merging run."""
-
-    CPU = "cpu"
-    GPU = "gpu"
+from diffseg.runtime.triton.platforms import Device, Platform
 
 
 def triton(
     bundle: Annotated[str, typer.Argument(help="Embedded model, bundle folder or hub id.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Model repository to write.")],
     platform: Annotated[
-        PlatformChoice,
+        Platform,
         typer.Option(help="python: one model, run by diffseg; others: an ensemble around Triton's own backend."),
-    ] = PlatformChoice.PYTHON,
+    ] = Platform.PYTHON,
     provider: Annotated[
         Provider | None, typer.Option(help="python: what executes the network there; auto if not set.")
     ] = None,
     device: Annotated[
-        DeviceChoice | None, typer.Option(help="onnxruntime: where network and merging run; cpu if not set.")
+        Device | None, typer.Option(help="onnxruntime: where network and merging run; cpu if not set.")
     ] = None,
     plan: Annotated[
         str | None, typer.Option(metavar="KEY", help="tensorrt: which plan, where the bundle has several.")
@@ -54,19 +39,13 @@ def triton(
     """Write a model repository, with which NVIDIA's Triton Inference Server serves a bundle."""
     from diffseg.engines.bundle import open_bundle
     from diffseg.engines.errors import DiffsegError
-    from diffseg.runtime.triton.config import Device, Options, Platform
+    from diffseg.runtime.triton.config import Options
     from diffseg.runtime.triton.repository import write_repository
 
-    if plan is not None and platform is not PlatformChoice.TENSORRT:
+    if plan is not None and platform is not Platform.TENSORRT:
         raise typer.BadParameter("a plan is for platform tensorrt", param_hint="--plan")
     try:
-        options = Options(
-            Platform(platform.value),
-            batch,
-            provider.value if provider else None,
-            Device(device.value) if device else None,
-            environment,
-        )
+        options = Options(platform, batch, provider.value if provider else None, device, environment)
         models = write_repository(open_bundle(bundle), output, options, plan=plan, overwrite=force)
     except DiffsegError:
         raise

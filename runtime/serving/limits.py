@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import io
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
 
 from diffseg.engines.errors import ImageError
-from diffseg.runtime.image import FORMATS, open_lazily
 from diffseg.runtime.serving.errors import RequestError, bad_request, busy, left, too_large
-from PIL import Image, UnidentifiedImageError
+from diffseg.runtime.serving.opening import open_encoded
+from PIL import Image
 from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
@@ -127,16 +126,4 @@ def open_image(data: bytes, pixels: int) -> Image.Image:
     """
     if not data:
         raise ImageError("an image is missing: the body is empty")
-    try:
-        image = open_lazily(io.BytesIO(data), FORMATS)
-    except UnidentifiedImageError:
-        raise ImageError(f"not an image of a format read here: {', '.join(FORMATS)}") from None
-    except Image.DecompressionBombError as error:
-        raise too_large(f"{error}; scale the image down") from None
-    except Exception as error:  # a damaged head makes a reader raise anything  # noqa: BLE001
-        raise ImageError(f"image cannot be opened ({type(error).__name__})") from None
-    if image.width * image.height > pixels:
-        raise too_large(
-            f"an image may have {pixels:,} pixels, found {image.width} × {image.height}; scale the image down"
-        )
-    return image
+    return open_encoded(data, pixels)

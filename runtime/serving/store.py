@@ -98,7 +98,8 @@ class AttentionStore:
 
 
 def _held(result: Segmentation) -> int:
-    arrays = [result.attention, *(distances.values for distances in result.distances.values())]
+    # A copy first: another thread may be putting the distances of other anchors there.
+    arrays = [result.attention, *(distances.values for distances in tuple(result.distances.values()))]
     return sum(int(array.nbytes) for array in arrays if array is not None)
 
 

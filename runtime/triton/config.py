@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from diffseg.engines.manifest import ENCODER, UNET
 from diffseg.engines.native import chained_tensors
 from diffseg.runtime.serving.kserve import INPUTS, MODEL, OUTPUTS
 from diffseg.runtime.triton.pbtxt import Map, Message, Word
+from diffseg.runtime.triton.platforms import Device, Platform
 
 if TYPE_CHECKING:
     from diffseg.engines.manifest import Manifest
@@ -43,21 +43,6 @@ DATA_TYPES = {
     "UINT16": "TYPE_UINT16",
     "BYTES": "TYPE_STRING",
 }
-
-
-class Platform(StrEnum):
-    """What of Triton executes the network."""
-
-    TENSORRT = "tensorrt"
-    ONNXRUNTIME = "onnxruntime"
-    PYTHON = "python"
-
-
-class Device(StrEnum):
-    """Where an ensemble's network and merging run."""
-
-    CPU = "cpu"
-    GPU = "gpu"
 
 
 PLATFORM_NAMES = {Platform.TENSORRT: "tensorrt_plan", Platform.ONNXRUNTIME: "onnxruntime_onnx"}

@@ -6,7 +6,6 @@ Tensors are those of our own `/v2` endpoint, and between the models of an ensemb
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -20,16 +19,17 @@ from diffseg.engines.errors import ImageError
 from diffseg.engines.manifest import Manifest, read_manifest
 from diffseg.runtime.aggregate import aggregate_attention
 from diffseg.runtime.arrays import Array, to_host
-from diffseg.runtime.image import FORMATS, Fit, ImageSource, Placement, fit_image, open_lazily, read_image
+from diffseg.runtime.image import Fit, ImageSource, Placement, fit_image, read_image
 from diffseg.runtime.segmentation import MergeSettings, Segmentation, make_masks
 from diffseg.runtime.segmenter import Prepared, Segmenter
 from diffseg.runtime.serving.answers import to_json
 from diffseg.runtime.serving.errors import RequestError, bad_request
 from diffseg.runtime.serving.kserve import ENCODED, IMAGE, LABELS, SEGMENTS, stack_labels
+from diffseg.runtime.serving.opening import check_pixels, open_encoded
 from diffseg.runtime.serving.settings import updated_settings
 from diffseg.runtime.stages import timed
 from diffseg.runtime.triton.config import KIND, PIXELS, PLACEMENT, PROVIDER, wire_shape
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -223,27 +223,9 @@ def _images(request: Request) -> list[ImageSource]:
     if IMAGE in request.tensors:
         images = request.tensors[IMAGE]
         for height, width in {image.shape[:2] for image in images}:
-            _check_pixels(height, width)
+            check_pixels(height, width, MOST_PIXELS)
         return list(images)
-    return [_open(data) for data in request.tensors[ENCODED].ravel()]
-
-
-def _open(data: bytes) -> Image.Image:
-    try:
-        image = open_lazily(io.BytesIO(data), FORMATS)
-    except UnidentifiedImageError:
-        raise bad_request(f"not an image of a format read here: {', '.join(FORMATS)}") from None
-    except Image.DecompressionBombError as error:
-        raise bad_request(f"{error}; scale the image down") from None
-    except Exception as error:  # a damaged head makes a reader raise anything  # noqa: BLE001
-        raise bad_request(f"image cannot be opened ({type(error).__name__})") from None
-    _check_pixels(image.height, image.width)
-    return image
-
-
-def _check_pixels(height: int, width: int) -> None:
-    if height * width > MOST_PIXELS:
-        raise bad_request(f"an image may have {MOST_PIXELS:,} pixels, found {width} × {height}; scale the image down")
+    return [open_encoded(data, MOST_PIXELS) for data in request.tensors[ENCODED].ravel()]
 
 
 def _masks(results: Sequence[Segmentation], wanted: Collection[str], limit: int) -> Outputs:

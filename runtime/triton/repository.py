@@ -24,11 +24,11 @@ from diffseg.runtime.triton.config import (
     VERSION,
     WARMUP,
     Options,
-    Platform,
     model_configs,
 )
 from diffseg.runtime.triton.models import BUNDLE, pack
 from diffseg.runtime.triton.pbtxt import to_text
+from diffseg.runtime.triton.platforms import Platform
 
 if TYPE_CHECKING:
     from diffseg.engines.manifest import Manifest

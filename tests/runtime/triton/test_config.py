@@ -8,8 +8,9 @@ from diffseg.engines import tensors
 from diffseg.engines.errors import PlanError
 from diffseg.engines.manifest import ENCODER, UNET
 from diffseg.runtime.serving.kserve import INPUTS, OUTPUTS
-from diffseg.runtime.triton.config import Device, Options, Platform, model_configs
+from diffseg.runtime.triton.config import Options, model_configs
 from diffseg.runtime.triton.pbtxt import to_text
+from diffseg.runtime.triton.platforms import Device, Platform
 
 json_format = pytest.importorskip("google.protobuf.json_format", reason="needs tritonclient[grpc]")
 text_format = pytest.importorskip("google.protobuf.text_format", reason="needs tritonclient[grpc]")

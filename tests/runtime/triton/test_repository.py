@@ -13,8 +13,9 @@ from diffseg.engines.errors import BundleError, PlanError, ProviderError
 from diffseg.engines.lookup import profile
 from diffseg.engines.plans import BuildOptions, PlanSpec, Target
 from diffseg.runtime import cli
-from diffseg.runtime.triton.config import NETWORK, Device, Options, Platform
+from diffseg.runtime.triton.config import NETWORK, Options
 from diffseg.runtime.triton.models import BUNDLE
+from diffseg.runtime.triton.platforms import Device, Platform
 from diffseg.runtime.triton.repository import write_repository
 
 from tests.engines.test_plans import put

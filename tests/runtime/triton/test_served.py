@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from diffseg.engines.examples import example_images
 from diffseg.runtime.image import read_image
-from diffseg.runtime.triton.config import Options, Platform
+from diffseg.runtime.triton.config import Options
+from diffseg.runtime.triton.platforms import Platform
 from diffseg.runtime.triton.repository import write_repository
 
 from tests.runtime.triton.server import Triton
