@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
@@ -223,13 +223,15 @@ class Segmenter:
                 labels, segments = make_masks(
                     attention, image.pixels, image.placement, settings, timings, distances=distances
                 )
-                result = Segmentation(
-                    labels, segments, timings, None, image.picture, settings, image.placement, image.pixels
-                )
+                kept = None
                 if image.keep_attention:
                     kept = namespace(attention).asarray(attention, copy=self.network.lends)
-                    result = replace(result, attention=kept, distances=distances)
-                results.append(result)
+                results.append(
+                    Segmentation(
+                        labels, segments, timings, kept, image.picture, settings, image.placement, image.pixels,
+                        {} if kept is None else distances,
+                    )
+                )  # fmt: skip
             session.wait()  # copies, too
         return results
 

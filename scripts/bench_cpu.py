@@ -3,7 +3,7 @@
     python scripts/bench_cpu.py WORK [--only speed,memory,start,growth] [--out record.json]
 
 WORK is a folder for a random checkpoint and its bundles (20 GB with growth); what is there already is used again.
-Needs the extras `cpu` and `export`, 20 GB of memory, and an otherwise idle machine.
+Needs the extras `cpu`, `export` and `dev`, 20 GB of memory, and an otherwise idle machine.
 
 - speed: one process takes turns between a plain torch pipeline (diffusers' eager VAE encoder and UNet with attention
   probabilities, then aggregation and merging on whole arrays), our segmenter, and a 4096³ float32 matrix product in
@@ -24,7 +24,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from datetime import date
-from importlib.metadata import PackageNotFoundError, distribution
+from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +35,11 @@ from diffseg.runtime import Segmenter
 from diffseg.runtime.profiling.environment import processor
 from diffseg.runtime.profiling.startup import STEPS, measure_starts
 from full_size import DIFFSEG, run
+from packaging.requirements import Requirement
 
 GEMM = 4096
 SIZES = (320, 512, 768, 1024)
 BATCHES = (1, 2, 4)
-LEAN = ("array-api-compat", "numpy", "pillow", "platformdirs", "rich", "typer", "onnxruntime")
 PARTS = ("memory", "start", "growth", "speed")
 """In this order: the peak of a process that a large one starts would be that one's."""
 
@@ -237,16 +237,29 @@ def start() -> dict[str, Any]:
         "import_s": round(min(found["import"]), 3),
         "command_s": round(min(found["command"]), 3),
         "steps_s": {name: round(min(found[name]), 3) for name in STEPS},
-        "lean_environment_mb": round(sum(installed_bytes(name) for name in LEAN) / 1e6),
+        "lean_packages_mb": round(sum(installed_bytes(name) for name in needed("diffseg", "cpu")) / 1e6),
     }
+
+
+def needed(name: str, extra: str = "") -> set[str]:
+    """Names of the distributions that one needs, and those that they need."""
+    found: set[str] = set()
+    waiting = [(name, extra)]
+    while waiting:
+        asker, extra = waiting.pop()
+        for text in distribution(asker).requires or []:
+            requirement = Requirement(text)
+            if requirement.name not in found and (
+                not requirement.marker or requirement.marker.evaluate({"extra": extra})
+            ):
+                found.add(requirement.name)
+                waiting.append((requirement.name, ""))
+    return found
 
 
 def installed_bytes(name: str) -> int:
     """Bytes of an installed distribution's files."""
-    try:
-        files = distribution(name).files or []
-    except PackageNotFoundError:
-        return 0
+    files = distribution(name).files or []
     return sum(path.stat().st_size for file in files if (path := Path(str(file.locate()))).is_file())
 
 

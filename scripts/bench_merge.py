@@ -14,7 +14,6 @@ import json
 import os
 import platform
 import statistics
-import sys
 import time
 import tracemalloc
 from collections.abc import Callable
@@ -24,6 +23,7 @@ from pathlib import Path
 import numpy as np
 from diffseg.runtime.aggregate import aggregate_attention
 from diffseg.runtime.merge import anchor_indices, merge_attention
+from diffseg.runtime.profiling.environment import processor
 from diffseg.runtime.refine import kmeans_refine
 from diffseg.runtime.suppress import non_max_suppression
 from numpy.typing import NDArray
@@ -123,7 +123,7 @@ def main() -> None:
     record = {
         "date": date.today().isoformat(),  # noqa: DTZ011 - the day here
         "machine": {
-            "processor": _processor(),
+            "processor": processor(),
             "cores": os.cpu_count(),
             "python": platform.python_version(),
             "numpy": np.__version__,
@@ -147,14 +147,6 @@ def main() -> None:
     )
     if arguments.out:
         arguments.out.write_text(json.dumps(record, indent=1) + "\n")
-
-
-def _processor() -> str:
-    if sys.platform == "linux":
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor()
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import time
@@ -25,6 +24,7 @@ from diffseg.engines import Bundle, example_images
 from diffseg.engines.inspection import inspect_bundle
 from diffseg.engines.manifest import UNET
 from diffseg.engines.plans import RECORD
+from diffseg.runtime.profiling.environment import processor
 
 DIFFSEG = [sys.executable, "-m", "diffseg.runtime"]
 
@@ -79,15 +79,12 @@ def main() -> None:
     checkpoint = arguments.work / arguments.family
     record: dict[str, Any] = {
         "date": date.today().isoformat(),  # noqa: DTZ011 - the day here
-        "machine": {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()},
+        "machine": {"processor": processor(), "cores": os.cpu_count()},
         "family": arguments.family,
         "size": arguments.size,
         "weights": "random",
         "steps": {},
     }
-    if sys.platform == "linux":
-        names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-        record["machine"]["processor"] = names[0].partition(":")[2].strip() if names else platform.machine()
     if not checkpoint.exists():
         script = Path(__file__).with_name("make_checkpoint.py")
         record["steps"]["make_checkpoint"] = run(sys.executable, script, arguments.family, checkpoint)

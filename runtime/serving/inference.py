@@ -8,9 +8,10 @@ from typing import Annotated, Any, get_args
 
 from diffseg.runtime.image import Fit
 from diffseg.runtime.serving.access import authorised
-from diffseg.runtime.serving.errors import RequestError, bad_request, too_large
+from diffseg.runtime.serving.errors import RequestError, bad_request
 from diffseg.runtime.serving.images import Served
 from diffseg.runtime.serving.kserve import INPUTS, MODEL, OUTPUTS, PARAMETERS, VERSION, read_inference, write_inference
+from diffseg.runtime.serving.opening import check_pixels
 from diffseg.runtime.serving.service import settings_of
 from fastapi import APIRouter, Depends, Header, Request, Response
 from fastapi.responses import JSONResponse
@@ -99,8 +100,8 @@ async def infer(
             raise bad_request(f"timeout must be a number of whole microseconds, found {microseconds!r}")
         seconds = None if microseconds is None else microseconds / MICROSECONDS
         for image in inference.images:
-            if not isinstance(image, bytes) and image.shape[0] * image.shape[1] > service.limits.pixels:
-                raise too_large(f"an image may have {service.limits.pixels:,} pixels, found {image.shape[:2]}")
+            if not isinstance(image, bytes):
+                check_pixels(image.shape[0], image.shape[1], service.limits.pixels)
         results = await service.segment(request, inference.images, settings, fit, timeout=seconds)
         content, head = await service.beside(write_inference, inference, results)
     if head is None:
