@@ -43,6 +43,7 @@ class _Job:
     queued: float = field(default_factory=time.monotonic)
     result: Future[Segmentation] = field(default_factory=Future)
     prepared: Future[Prepared] | None = None
+    begun: bool = False
 
     @property
     def expires(self) -> float:
@@ -121,14 +122,18 @@ class Batcher:
 
         Raises:
             ImageError: an image can't be decoded.
-            TimeoutError: not done in time.
-            RequestError: no room (503), no worker (503), or the network failed (500).
+            TimeoutError: begun, but not done in time.
+            RequestError: no room or no turn in time (503), no worker (503), or the network failed (500).
         """
         jobs = [_Job(prepare, seconds) for prepare in prepares]
         self._submit(jobs)
         try:
             async with asyncio.timeout(seconds):
                 return list(await asyncio.gather(*(asyncio.wrap_future(job.result) for job in jobs)))
+        except TimeoutError:
+            if any(job.begun for job in jobs):
+                raise
+            raise self._no_turn(seconds) from None
         finally:
             for job in jobs:  # who leaves, or fails in one image, frees the places of all
                 job.result.cancel()
@@ -152,6 +157,9 @@ class Batcher:
                 job.result.add_done_callback(partial(self._forget, job))
             self._decode_ahead()
             self._changed.notify_all()
+
+    def _no_turn(self, seconds: float) -> RequestError:
+        return busy(f"no turn within {seconds:.1f} s: the network was busy; try again later", self.expected_wait)
 
     def _forget(self, job: _Job, _: Future[Segmentation]) -> None:
         with self._changed:
@@ -220,8 +228,9 @@ class Batcher:
                     size = min(len(group) + 1 + len(self._jobs), self.segmenter.batch)
                     pace = self._pace if self._jobs else 0.0  # the last one is tried, as an idle worker would
                     if time.monotonic() + size * pace > job.expires:
-                        job.fail(TimeoutError())
+                        job.fail(self._no_turn(job.seconds))
                     elif job.result.set_running_or_notify_cancel():
+                        job.begun = True
                         group.append(job)
                 if group:
                     self._decode_ahead()
