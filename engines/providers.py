@@ -35,14 +35,13 @@ FASTEST_FIRST = (Provider.TENSORRT, Provider.TENSORRT_RTX, Provider.CUDA, Provid
 """What `auto` tries. Not ort-tensorrt: its first run builds engines, for minutes."""
 
 
-def load_network(bundle: Bundle, provider: str = "auto", *, threads: int | None = None, lean: bool = False) -> Network:
+def load_network(bundle: Bundle, provider: str = "auto", *, threads: int | None = None) -> Network:
     """Load a bundle's graphs into a provider.
 
     Args:
         bundle: what to execute.
         provider: one of `Provider`; `auto` takes the fastest that runs here, and logs which, and why no faster one.
         threads: CPU threads; None for all cores. Of the CPU provider alone.
-        lean: keep no memory between calls. Of the CPU provider alone.
 
     Raises:
         ProviderError: unknown, or it can't run here; nothing falls back to the CPU silently.
@@ -54,11 +53,11 @@ def load_network(bundle: Bundle, provider: str = "auto", *, threads: int | None 
     except ValueError:
         raise ProviderError(f"unknown provider {provider!r}; choose one of {', '.join(Provider)}") from None
     if wanted is not Provider.AUTO:
-        return _load(bundle, wanted, threads, lean=lean)
+        return _load(bundle, wanted, threads)
     reasons: list[str] = []
     for candidate in FASTEST_FIRST:
         try:
-            network = _load(bundle, candidate, threads, lean=lean)
+            network = _load(bundle, candidate, threads)
         except (ProviderError, PlanError, MissingPackageError) as error:
             reasons.append(f"{candidate.value}: {error}")
             continue
@@ -68,9 +67,9 @@ def load_network(bundle: Bundle, provider: str = "auto", *, threads: int | None 
     raise ProviderError(f"no provider can run bundle {bundle.manifest.name!r}; {reasons[-1]}")
 
 
-def _load(bundle: Bundle, provider: Provider, threads: int | None, *, lean: bool) -> Network:
+def _load(bundle: Bundle, provider: Provider, threads: int | None) -> Network:
     if provider is Provider.CPU:
-        return OrtNetwork(bundle, threads=threads, lean=lean)
+        return OrtNetwork(bundle, threads=threads)
     gpus = find_gpus()
     if gpus.first is None:
         raise ProviderError(

@@ -56,7 +56,7 @@ def execute(path: Path, value: NDArray[Any], precision: Precision, max_batch: in
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".widened-") as folder:
         if precision == "bf16" and not path.name.endswith(CPU_SUFFIX):
             path = _widen_bfloat16(path, Path(folder) / path.name)
-        session = load_session(path, lean=True, mapped=path.name.endswith(CPU_SUFFIX))
+        session = load_session(path, as_is=True)
         name = session.get_inputs()[0].name
         parts = [session.run(None, {name: value[i : i + max_batch]}) for i in range(0, len(value), max_batch)]
         return [np.concatenate(column) for column in zip(*parts, strict=True)]

@@ -69,7 +69,6 @@ def trace(module: torch.nn.Module, tensors: GraphTensors, path: Path) -> Traced:
         raise RuntimeError("torch.onnx.export returned nothing")
     model = program.model
     _strip(model)
-    _put_sums_last(model.graph)
     weights = [value.const_value for value in model.graph.initializers.values() if value.const_value is not None]
     narrow = any(weight.dtype.itemsize < FLOAT_BYTES for weight in weights if weight.dtype.is_floating_point())
     external = narrow or sum(weight.nbytes for weight in weights) > INLINE_BYTES  # two graphs share narrow weights
@@ -100,27 +99,6 @@ def _strip(model: Any) -> None:  # noqa: ANN401 - onnx_ir has no types
     ):
         value.metadata_props.clear()
         value.doc_string = None
-
-
-def _put_sums_last(graph: Any) -> None:  # noqa: ANN401 - onnx_ir has no types
-    """Put what only sums up for an output at the end, the first output's last of all.
-
-    ONNX Runtime works depth first from the outputs, the last node first, and takes the later one of a node's inputs
-    first. This way a map is added to its sum as soon as it is there. In the order of tracing, all maps would wait for
-    the last one: 3.2 GB in Stable Diffusion 1.5 at 512 px.
-    """
-    last: list[Any] = []
-    for output in reversed(graph.outputs):
-        chain: list[Any] = []
-        node = output.producer()
-        while node is not None and node.op_type in ("Div", "Add"):
-            chain.append(node)
-            producers = [value.producer() for value in node.inputs if value is not None]
-            node = next((p for p in producers if p is not None and p.op_type == "Add"), None)
-        last += reversed(chain)
-    for node in last:
-        graph.remove(node)
-    graph.extend(last)
 
 
 def _node_flops(node: Any) -> int:  # noqa: ANN401 - onnx_ir has no types

@@ -26,7 +26,7 @@ def widen(source: Path, target: Path) -> None:
     """
     model = ir.load(source)
     graph = model.graph
-    casts = []
+    places = {node: place for place, node in enumerate(graph)}
     for value in graph.initializers.values():
         if value.dtype not in NARROW or value.const_value is None:
             continue
@@ -36,14 +36,21 @@ def widen(source: Path, target: Path) -> None:
             continue
         output = ir.Value(name=f"{value.name}_wide", shape=value.shape, type=ir.TensorType(WIDE))
         users = list(value.uses())
-        casts.append(ir.node("Cast", [value], {"to": WIDE}, outputs=[output]))
+        cast = ir.node("Cast", [value], {"to": WIDE}, outputs=[output])
         for user, index in users:
             user.replace_input_with(index, output)
+        # Graphs are executed in the order of the file: not before it is needed.
+        graph.insert_before(min((user for user, _ in users), key=places.__getitem__), cast)
     for node in graph:
         _widen_node(node)
-    # ONNX Runtime does last what comes last, among what a node needs: at the end of the file, or beside its
-    # user, all weights would be cast before anything else.
-    graph.insert_before(graph[0], casts)
+    outputs = set(graph.outputs)
+    for node in list(graph):
+        if node.op_type not in ("Cast", "CastLike") or outputs & {*node.outputs}:
+            continue
+        # What types are unknown are of intermediate results, and all floats are wide now.
+        if node.inputs[0].dtype == WIDE and node.outputs[0].dtype in (WIDE, None):  # would copy
+            ir.convenience.replace_all_uses_with(node.outputs[0], node.inputs[0])
+            graph.remove(node, safe=True)
     ir.save(model, target)
 
 

@@ -53,7 +53,6 @@ class Segmenter:
         provider: str = "auto",
         batch: int = 1,
         threads: int | None = None,
-        lean: bool = False,
     ) -> Segmenter:
         """Load a bundle.
 
@@ -62,14 +61,13 @@ class Segmenter:
             provider: what executes it; `auto` takes the fastest that runs here. See `.provider`.
             batch: images that go through the network at once, at most the bundle's largest batch.
             threads: CPU threads of the network; None for all cores.
-            lean: give the network's memory back after each call: lower peak, slower.
 
         Raises:
             BundleError: there is no such bundle, or it is damaged.
             ProviderError: the provider can't run here.
         """
         bundle = open_bundle(model)
-        return cls(bundle, load_network(bundle, provider, threads=threads, lean=lean), batch=batch)
+        return cls(bundle, load_network(bundle, provider, threads=threads), batch=batch)
 
     @property
     def provider(self) -> str:

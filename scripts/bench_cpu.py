@@ -84,7 +84,7 @@ def targets(record: dict[str, Any]) -> Iterator[Target]:
         yield "time of both graphs over that of the products alone", 1 / speed["share_of_product_rate"], 1 / 0.9
         yield "first image over the steady one, loading left out", speed["first_over_steady"], 1.5
     for precision, found in record.get("memory", {}).items():
-        yield f"peak of segment in {precision}, GB", found["peak_gb"], 5 if "fp32" in precision else 3
+        yield f"peak of segment in {precision}, GB", found["peak_gb"], 5 if precision == "fp32" else 3
     if "start" in record:
         yield "start of a process to the first masks of tiny, s", record["start"]["first_masks_s"], 1.2
         yield "import diffseg.runtime, s", record["start"]["import_s"], 0.25
@@ -210,15 +210,7 @@ def torch_pipeline(checkpoint: Path, image: Path) -> Callable[[], object]:
 
 def memory(work: Path) -> dict[str, Any]:
     """Whole commands, one photograph."""
-    return {
-        name: segment(bundle_of(work, precision), options)
-        for name, precision, options in (
-            ("fp32", "fp32", []),
-            ("fp16", "fp16", []),
-            ("fp32, lean", "fp32", ["--lean"]),
-            ("fp16, lean", "fp16", ["--lean"]),
-        )
-    }
+    return {precision: segment(bundle_of(work, precision), []) for precision in ("fp32", "fp16")}
 
 
 def segment(bundle: Path, options: list[str], images: int = 1) -> dict[str, Any]:
@@ -231,7 +223,7 @@ def segment(bundle: Path, options: list[str], images: int = 1) -> dict[str, Any]
 
 def start() -> dict[str, Any]:
     """The embedded model."""
-    found = measure_starts("tiny", example_images()[0], 5, {"provider": "cpu", "threads": None, "lean": False})
+    found = measure_starts("tiny", example_images()[0], 5, {"provider": "cpu", "threads": None})
     return {
         "first_masks_s": round(min(found["first_masks"]), 3),
         "import_s": round(min(found["import"]), 3),

@@ -31,7 +31,6 @@ def profile(  # noqa: C901 - one branch an option
     operators: Annotated[bool, typer.Option(help="Record the engine's operators, in a pass of their own.")] = True,
     provider: Annotated[Provider, typer.Option(help="What executes the network.")] = Provider.AUTO,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; all cores if not set.")] = None,
-    lean: Annotated[bool, typer.Option("--lean", help="Lower peak memory, slower.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the record as JSON.")] = False,
     trace: Annotated[Path | None, typer.Option(help="Write trace events for Perfetto or Chrome.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write a report, one file.")] = None,
@@ -64,7 +63,7 @@ def profile(  # noqa: C901 - one branch an option
     try:
         settings = ProfileSettings(runs, warmup, batch, starts, _numbers(concurrency), operators)
         record, spans = take_profile(
-            bundle, paths, settings, provider=provider.value, threads=threads, lean=lean, progress=progress
+            bundle, paths, settings, provider=provider.value, threads=threads, progress=progress
         )
     except DiffsegError:
         raise

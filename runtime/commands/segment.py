@@ -51,7 +51,6 @@ def segment(
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Images that go through the network at once.")] = 1,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; all cores if not set.")] = None,
-    lean: Annotated[bool, typer.Option("--lean", help="Lower peak memory, slower.")] = False,
 ) -> None:
     """Segment images: write <stem>.labels.png, <stem>.overlay.png and <stem>.json for each."""
     from diffseg.runtime.segmenter import Segmenter
@@ -61,7 +60,7 @@ def segment(
         raise typer.BadParameter(f"no images in {', '.join(images)}", param_hint="IMAGE…")
     names = output_names(paths)
     try:
-        segmenter = Segmenter.load(model, provider=provider, batch=batch, threads=threads, lean=lean)
+        segmenter = Segmenter.load(model, provider=provider, batch=batch, threads=threads)
     except DiffsegError:
         raise
     except ValueError as error:

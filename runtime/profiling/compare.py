@@ -25,7 +25,6 @@ MATTERS = {
     "image size": ("environment", "bundle", "image_size"),
     "graphs": ("environment", "bundle", "content_hash"),
     "threads": ("settings", "threads"),
-    "lean": ("settings", "lean"),
 }
 """Beside what was changed on purpose, what else explains a ratio, and where a record holds it."""
 

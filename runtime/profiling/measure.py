@@ -91,7 +91,6 @@ def take_profile(
     *,
     provider: str = "auto",
     threads: int | None = None,
-    lean: bool = False,
     progress: Callable[[str], None] = lambda _: None,
 ) -> tuple[dict[str, Any], Spans]:
     """Profile a bundle on images.
@@ -105,7 +104,6 @@ def take_profile(
         settings: how much is measured.
         provider: as for `Segmenter.load`.
         threads: as for `Segmenter.load`.
-        lean: as for `Segmenter.load`.
         progress: told what comes next.
 
     Returns:
@@ -117,7 +115,7 @@ def take_profile(
     """
     facts = [_image_facts(path) for path in images]
     environment = gather(open_bundle(model))  # before anything that takes time, and raises the load average
-    options: dict[str, Any] = {"provider": provider, "threads": threads, "lean": lean}
+    options: dict[str, Any] = {"provider": provider, "threads": threads}
     starts = None
     if settings.starts:
         progress(f"{settings.starts} fresh processes")

@@ -39,7 +39,7 @@ def measure_starts(model: str, image: Path, count: int, options: dict[str, Any])
         model: as `Segmenter.load` takes it.
         image: what each process segments.
         count: how many processes of each kind.
-        options: provider, threads and lean of `Segmenter.load`.
+        options: provider and threads of `Segmenter.load`.
 
     Returns:
         Seconds, a list each: `interpreter` (process start to the first line of Python), `import` (diffseg.runtime),
@@ -51,7 +51,7 @@ def measure_starts(model: str, image: Path, count: int, options: dict[str, Any])
     """
     record: dict[str, Any] = {name: [] for name in (*STEPS, "first_masks", "command", "peak_bytes")}
     with tempfile.TemporaryDirectory(prefix="diffseg-") as folder:
-        flags = ["--provider", options["provider"], *(["--lean"] if options["lean"] else [])]
+        flags = ["--provider", options["provider"]]
         if options["threads"] is not None:
             flags += ["--threads", str(options["threads"])]
         command = ["-m", "diffseg.runtime", "segment", str(image), "--output", folder, "--model", model, *flags]

@@ -55,8 +55,8 @@ def test_a_batch_gives_what_its_images_give_alone(network, images):
             np.testing.assert_allclose(a[0], b[i], atol=1e-5)
 
 
-def test_lean_and_threads_change_no_number(bundle, network, images):
-    other = load_network(bundle, "cpu", threads=1, lean=True)
+def test_threads_change_no_number(bundle, network, images):
+    other = load_network(bundle, "cpu", threads=1)
     for a, b in zip(network.attend(network.encode(images[:1])), other.attend(other.encode(images[:1])), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
 

@@ -28,7 +28,7 @@ def loaders(monkeypatch):
     """Providers that can't be loaded, by what they raise; the others give their name."""
     failing = dict(ERRORS)
 
-    def load(bundle, provider, threads, *, lean):
+    def load(bundle, provider, threads):
         if provider in failing:
             raise failing[provider]
         return provider
