@@ -29,10 +29,12 @@ class Provider(StrEnum):
     TENSORRT = "tensorrt"
     ORT_TENSORRT = "ort-tensorrt"
     TENSORRT_RTX = "tensorrt-rtx"
+    OPENVINO = "openvino"
 
 
 FASTEST_FIRST = (Provider.TENSORRT, Provider.TENSORRT_RTX, Provider.CUDA, Provider.CPU)
-"""What `auto` tries. Not ort-tensorrt: its first run builds engines, for minutes."""
+"""What `auto` tries. Not ort-tensorrt: its first run builds engines, for minutes. Not openvino: it takes twice the
+memory of cpu, and is faster only on CPUs with bfloat16."""
 
 
 def load_network(bundle: Bundle, provider: str = "auto", *, threads: int | None = None) -> Network:
@@ -41,7 +43,7 @@ def load_network(bundle: Bundle, provider: str = "auto", *, threads: int | None 
     Args:
         bundle: what to execute.
         provider: one of `Provider`; `auto` takes the fastest that runs here, and logs which, and why no faster one.
-        threads: CPU threads; None for all cores. Of the CPU provider alone.
+        threads: CPU threads; None for all cores. Of the providers cpu and openvino alone.
 
     Raises:
         ProviderError: unknown, or it can't run here; nothing falls back to the CPU silently.
@@ -70,6 +72,10 @@ def load_network(bundle: Bundle, provider: str = "auto", *, threads: int | None 
 def _load(bundle: Bundle, provider: Provider, threads: int | None) -> Network:
     if provider is Provider.CPU:
         return OrtNetwork(bundle, threads=threads)
+    if provider is Provider.OPENVINO:
+        from diffseg.engines.openvino import OpenVinoNetwork
+
+        return OpenVinoNetwork(bundle, threads=threads)
     gpus = find_gpus()
     if gpus.first is None:
         raise ProviderError(

@@ -21,6 +21,7 @@ PACKAGES = {
     "pillow": "",
     "onnxruntime": "pip install 'diffseg[cpu]'",
     "onnxruntime-gpu": "pip install 'diffseg[gpu]', in place of onnxruntime",
+    "openvino": "pip install 'diffseg[openvino]', for CPUs with bfloat16 and Intel's GPUs and NPUs",
     "scipy": "pip install 'diffseg[eval]', for evaluate only",
     "scikit-learn": "pip install 'diffseg[eval]', for evaluate only",
     "scikit-image": "pip install 'diffseg[eval]', for evaluate only",
@@ -93,9 +94,13 @@ def _builder_note(engine: str, gpus: Gpus) -> str:
 
 def _provider(provider: Provider, packages: dict[str, tuple[str, str]], gpus: Gpus) -> tuple[str, str]:
     """Whether a provider can run here, or what it misses; a plan that fits is the bundle's affair."""
-    has_ort = packages["onnxruntime"][0] != "missing" or packages["onnxruntime-gpu"][0] != "missing"
-    if provider is Provider.CPU:
-        return ("yes", "") if has_ort else ("no", "needs onnxruntime: pip install 'diffseg[cpu]'")
+    of_any = {
+        Provider.CPU: (("onnxruntime", "onnxruntime-gpu"), "needs onnxruntime: pip install 'diffseg[cpu]'"),
+        Provider.OPENVINO: (("openvino",), "needs openvino: pip install 'diffseg[openvino]'"),
+    }
+    if provider in of_any:
+        names, note = of_any[provider]
+        return ("yes", "") if any(packages[name][0] != "missing" for name in names) else ("no", note)
     if gpus.first is None:
         return "no", "needs an NVIDIA GPU"
     if provider in (Provider.CUDA, Provider.ORT_TENSORRT):

@@ -3,6 +3,7 @@
 The reference here is not our module but diffusers' own attention processor, whose probabilities are recorded.
 """
 
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -142,7 +143,7 @@ def test_a_map_is_added_up_before_the_next_one_is_made(case, monkeypatch):
     with network.record_operators() as operators:
         network.attend(case.latent[:1])
     order = {operator.name: i for i, operator in enumerate(operators)}
-    for (_, added), (later, _) in zip(maps[1:], maps[2:], strict=False):
+    for (_, added), (later, _) in itertools.pairwise(maps[1:]):
         assert order[added] < order[later]
 
 

@@ -1,4 +1,4 @@
-"""A real Triton on free ports of this machine, from what `scripts/triton_check` has fetched."""
+"""A real Triton on free ports of this machine, from what `scripts/fetch_triton` has fetched."""
 
 import contextlib
 import os
@@ -20,7 +20,7 @@ ASK = "import sys, sysconfig; print(f'{sys.version_info[0]}.{sys.version_info[1]
 def missing():
     """Why no server can be started here; None if one can."""
     absent = [path for path in (SERVER / "bin" / "tritonserver", PYTHON) if not path.exists()]
-    return f"no {absent[0]}: run scripts/triton_check, or set DIFFSEG_TRITON" if absent else None
+    return f"no {absent[0]}: run scripts/fetch_triton, or set DIFFSEG_TRITON" if absent else None
 
 
 def make_backends(folder, python):

@@ -1,0 +1,112 @@
+"""OpenVINO: executes a bundle's graphs on CPUs, where they have it in bfloat16, and on Intel's GPUs and NPUs."""
+
+from __future__ import annotations
+
+import os
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from diffseg.engines.errors import BundleError, MissingPackageError, ProviderError
+from diffseg.engines.lookup import cache_folder
+from diffseg.engines.manifest import ENCODER, UNET
+from diffseg.engines.sessions import SessionPool
+
+if TYPE_CHECKING:
+    from diffseg.engines.bundle import Bundle
+    from numpy.typing import NDArray
+
+DEVICE = "DIFFSEG_OPENVINO_DEVICE"
+"""Environment variable that names the device as OpenVINO does: CPU, GPU, GPU.1, NPU, AUTO. Without it, the CPU."""
+
+
+class OpenVinoNetwork:
+    """The two graphs of a bundle in OpenVINO. Threads may share it.
+
+    OpenVINO chooses the arithmetic: bfloat16 on CPUs with instructions for it, float16 on GPUs, else float32.
+
+    Args:
+        bundle: what to execute.
+        threads: CPU threads; None lets OpenVINO decide.
+
+    Raises:
+        MissingPackageError: openvino is not installed.
+        ProviderError: there is no such device, or it can't run a graph.
+        BundleError: a graph's tensors are not those of the manifest.
+    """
+
+    provider = "openvino"
+    lends = True
+
+    def __init__(self, bundle: Bundle, *, threads: int | None = None) -> None:
+        openvino = import_openvino()
+        core = openvino.Core()
+        device = os.environ.get(DEVICE, "CPU")
+        if device.partition(".")[0].partition(":")[0] not in {*core.available_devices, "AUTO", "GPU"}:
+            found = ", ".join(core.available_devices) or "none"
+            raise ProviderError(f"OpenVINO has no device {device!r} here, only {found}: set {DEVICE} to one of them")
+        self.overlaps = device != "CPU"
+        settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
+        if device == "CPU":
+            settings |= {} if threads is None else {"INFERENCE_NUM_THREADS": threads}
+        else:  # compiling takes long there
+            settings["CACHE_DIR"] = str(cache_folder() / "openvino")
+        self.models = {name: self._compile(core, bundle, name, device, settings) for name in (ENCODER, UNET)}
+        self._pool = SessionPool(lambda: OpenVinoSession(self))
+
+    def session(self) -> AbstractContextManager[OpenVinoSession]:
+        """Take a session with memory of its own for the results."""
+        return self._pool.take()
+
+    def _compile(self, core: Any, bundle: Bundle, name: str, device: str, settings: dict[str, Any]) -> Any:  # noqa: ANN401
+        path = bundle.cpu_path(name) if device == "CPU" else bundle.graph_path(name)
+        try:
+            model = core.compile_model(str(path), device, settings)
+        except Exception as error:  # whatever a plugin raises  # noqa: BLE001
+            reason = str(error).strip().splitlines()[-1].strip()
+            raise ProviderError(f"OpenVINO cannot run {path} on {device}: {reason}") from None
+        tensors = bundle.manifest.graphs[name].tensors
+        declared = [(t.name, [-1 if axis.dynamic else axis.opt for axis in t.axes]) for t in tensors.outputs]
+        found = [
+            (output.get_any_name(), [d.get_length() if d.is_static else -1 for d in output.get_partial_shape()])
+            for output in model.outputs
+        ]
+        if found != declared:
+            raise BundleError(f"{path} has outputs {found}, the manifest says {declared}; export the bundle again")
+        return model
+
+
+class OpenVinoSession:
+    """One request a graph, whose outputs are views of the request's own memory."""
+
+    def __init__(self, network: OpenVinoNetwork) -> None:
+        self._requests = {name: model.create_infer_request() for name, model in network.models.items()}
+
+    def encode(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """(B, H, W, 3) uint8 → (B, C, H/8, W/8) float32 latent; it is the session's own."""
+        return self._run(ENCODER, images)[0]
+
+    def attend(self, latent: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+        """Latent → one (B, n², n²) float32 attention a resolution, finest first, to write into until the next pass."""
+        return self._run(UNET, latent)
+
+    def wait(self) -> None:
+        """Return at once: `encode` and `attend` don't return before they are done."""
+
+    def _run(self, graph: str, value: NDArray[Any]) -> list[NDArray[np.float32]]:
+        request = self._requests[graph]
+        try:
+            request.infer([np.ascontiguousarray(value)], share_inputs=True, share_outputs=True)
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[-1].strip()
+            raise ProviderError(f"OpenVINO failed in {graph} with a batch of {len(value)}: {reason}") from None
+        return [tensor.data for tensor in request.output_tensors]
+
+
+def import_openvino() -> Any:  # noqa: ANN401 - untyped upstream
+    """Import openvino, or say how to install it."""
+    try:
+        import openvino
+    except ImportError:
+        raise MissingPackageError("openvino is not installed: pip install 'diffseg[openvino]'") from None
+    return openvino
