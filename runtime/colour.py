@@ -56,23 +56,23 @@ def colour_refine(
     factor = _factor(labels.shape)
     small = labels[factor // 2 :: factor, factor // 2 :: factor].astype(np.uint16)
     height, width = small.shape
-    colours = pixels.reshape(height, factor, width, factor, 3).mean((1, 3), dtype=np.float32) / 255  # (h, w, 3)
-    features = np.concatenate([np.ones((height, width, 1), np.float32), colours, colours**2], 2)
-    features = np.ascontiguousarray(features.transpose(1, 2, 0))  # (w, 7, h), as window sums want them
-    colours = np.ascontiguousarray(colours.transpose(0, 2, 1))  # (h, 3, w)
-    around = _window_sum(features[:, :1], reach)[:, 0]
+    colours = np.ascontiguousarray(
+        pixels.reshape(height, factor, width, factor, 3).mean((1, 3), dtype=np.float32).transpose(2, 0, 1) / 255
+    )  # (3, h, w)
+    features = np.concatenate([np.ones((1, height, width), np.float32), colours, colours**2])
+    around = _window_sum(features[:1], reach)
     for _ in range(rounds):
         least, moved = np.full(small.shape, FAR), small.copy()
         for label in np.unique(small):
             mask = small == label
-            rows, columns = _surroundings(mask, radius)
-            inside = mask[rows, columns].T[:, None] * features[columns, :, rows]
-            energy = _energy(_window_sum(inside, radius), colours[rows, :, columns])
-            share = _window_sum(inside[:, :1], reach)[:, 0] / around[rows, columns]
+            window = _surroundings(mask, radius)
+            inside = features[:, *window] * mask[window]
+            energy = _energy(_window_sum(inside, radius), colours[:, *window])
+            share = _window_sum(inside[:1], reach)[0] / around[0, *window]
             energy -= smoothness * np.log(share + np.float32(1e-3))
-            better = energy < least[rows, columns]
-            least[rows, columns][better] = energy[better]
-            moved[rows, columns][better] = label
+            better = energy < least[window]
+            least[window][better] = energy[better]
+            moved[window][better] = label
         if np.array_equal(moved, small):
             break
         small = moved
@@ -95,29 +95,44 @@ def _surroundings(mask: NDArray[np.bool_], radius: int) -> tuple[slice, slice]:
 
 
 def _energy(sums: NDArray[np.float32], colours: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Negative logarithm of the likelihood of each pixel's colour, (h, 3, w), under the model there, (h, w).
+    """Negative logarithm of the likelihood of each pixel's colour, (3, h, w), under the model there, (h, w).
 
-    A model is the number of pixels, and the sums of their colours and of the squares of these, (h, 7, w).
+    A model is the number of pixels, and the sums of their colours and of the squares of these: (7, h, w), which is
+    written into, since fresh memory would cost more than the arithmetic.
     """
-    count = np.maximum(sums[:, :1], 1)
-    mean = sums[:, 1:4] / count
-    variance = np.maximum(sums[:, 4:] / count - mean**2, 0) + np.float32(LEAST_VARIANCE)
-    energy = ((colours - mean) ** 2 / variance + np.log(variance)).sum(1) / 2
-    return np.where(sums[:, 0] < 1.5, FAR, energy)  # noqa: PLR2004  one pixel is no model; sums of ones are not exact
+    absent = sums[0] < 1.5  # noqa: PLR2004  one pixel is no model; sums of ones are not exact
+    sums[1:] /= np.maximum(sums[0], 1)
+    mean, variance = sums[1:4], sums[4:]
+    energy = np.zeros_like(sums[0])
+    for m, v, colour in zip(mean, variance, colours, strict=True):
+        v -= m * m
+        np.maximum(v, 0, out=v)
+        v += np.float32(LEAST_VARIANCE)
+        np.subtract(colour, m, out=m)
+        m *= m
+        m /= v
+        energy += m
+    energy += np.log(variance.prod(0))
+    energy /= 2
+    energy[absent] = FAR
+    return energy
 
 
 def _window_sum(maps: NDArray[np.float32], radius: int) -> NDArray[np.float32]:
-    """Sums of (w, c, h) over windows of 2 radius + 1 pixels a side, cut off at the borders: (h, c, w)."""
-    return _row_sums(np.ascontiguousarray(_row_sums(maps, radius).transpose(2, 1, 0)), radius)
+    """Sums of (c, h, w) over windows of 2 radius + 1 pixels a side, cut off at the borders.
 
-
-def _row_sums(maps: NDArray[np.float32], radius: int) -> NDArray[np.float32]:
-    """Sums over 2 radius + 1 neighbours along the first axis. Row by row: `np.cumsum` takes ten times as long."""
-    size = len(maps)
-    total = np.zeros((size + 1, *maps.shape[1:]), np.float32)
-    for i in range(size):
-        np.add(total[i], maps[i], out=total[i + 1])
-    sums = np.empty_like(maps)
-    for i in range(size):
-        np.subtract(total[min(i + radius + 1, size)], total[max(i - radius, 0)], out=sums[i])
-    return sums
+    Put together of sums over 1, 2, 4, … neighbours: few additions of whole arrays.
+    """
+    for axis in (1, 2):
+        before = (slice(None),) * axis
+        size, width = maps.shape[axis], 2 * min(radius, maps.shape[axis] - 1) + 1
+        margins = [(width // 2, width // 2) if i == axis else (0, 0) for i in range(maps.ndim)]
+        part, span, done = np.pad(maps, margins), 1, 0
+        maps = np.zeros_like(maps)
+        while span <= width:
+            if width & span:
+                maps += part[*before, done : done + size]
+                done += span
+            part = part[*before, :-span] + part[*before, span:]
+            span *= 2
+    return maps
