@@ -103,17 +103,13 @@ def _energy(sums: NDArray[np.float32], colours: NDArray[np.float32]) -> NDArray[
     absent = sums[0] < 1.5  # noqa: PLR2004  one pixel is no model; sums of ones are not exact
     sums[1:] /= np.maximum(sums[0], 1)
     mean, variance = sums[1:4], sums[4:]
-    energy = np.zeros_like(sums[0])
-    for m, v, colour in zip(mean, variance, colours, strict=True):
-        v -= m * m
-        np.maximum(v, 0, out=v)
-        v += np.float32(LEAST_VARIANCE)
-        np.subtract(colour, m, out=m)
-        m *= m
-        m /= v
-        energy += m
-    energy += np.log(variance.prod(0))
-    energy /= 2
+    variance -= mean**2
+    np.maximum(variance, 0, out=variance)
+    variance += np.float32(LEAST_VARIANCE)
+    away = np.subtract(colours, mean, out=mean)
+    away *= away
+    away /= variance
+    energy = (away.sum(0) + np.log(variance.prod(0))) / 2
     energy[absent] = FAR
     return energy
 
