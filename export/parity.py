@@ -24,7 +24,16 @@ LIMITS: dict[str, dict[str, float]] = {
     "fp16": {"latent_cosine_distance": 1e-3, "row_cosine_distance_p99": 1e-3, "row_sum_max_error": 1e-3},
     "bf16": {"latent_cosine_distance": 1e-2, "row_cosine_distance_p99": 5e-2, "row_sum_max_error": 1e-3},
 }
-"""Largest value that each measure may take, a precision. A p99 distance of 1e-3 is a p1 cosine of 0.999."""
+"""Largest value that each measure may take, a precision. A p99 distance of 1e-3 is a p1 cosine of 0.999.
+
+The latent's error is that of an image of 512 × 512, see `check`.
+"""
+
+BLOCK = 1 << 24
+"""Numbers that are compared at once: a 128² map has 268 million, and each step of a comparison would copy them."""
+
+MOST_AT_ONCE = 1 << 30
+"""Bytes of results of one call: above, images go through one by one."""
 
 
 def sample_images(size: tuple[int, int], count: int = 2) -> NDArray[np.uint8]:
@@ -40,11 +49,14 @@ def sample_images(size: tuple[int, int], count: int = 2) -> NDArray[np.uint8]:
 @torch.no_grad()
 def reference(module: torch.nn.Module, value: NDArray[Any]) -> list[NDArray[np.float32]]:
     """Outputs of a torch module, one image at a time to bound its memory."""
-    rows = []
-    for item in torch.from_numpy(value)[:, None]:
-        result = module(item)
-        rows.append([result] if isinstance(result, torch.Tensor) else list(result))
-    return [torch.cat(column).numpy() for column in zip(*rows, strict=True)]
+    results: list[NDArray[np.float32]] = []
+    for i, item in enumerate(torch.from_numpy(value)[:, None]):
+        outputs = module(item)
+        outputs = [outputs] if isinstance(outputs, torch.Tensor) else outputs
+        results = results or [np.empty((len(value), *output.shape[1:]), np.float32) for output in outputs]
+        for result, output in zip(results, outputs, strict=True):
+            result[i] = output[0].numpy()
+    return results
 
 
 def execute(path: Path, value: NDArray[Any], precision: Precision, max_batch: int) -> list[NDArray[np.float32]]:
@@ -58,8 +70,13 @@ def execute(path: Path, value: NDArray[Any], precision: Precision, max_batch: in
             path = _widen_bfloat16(path, Path(folder) / path.name)
         session = load_session(path, as_is=True)
         name = session.get_inputs()[0].name
-        parts = [session.run(None, {name: value[i : i + max_batch]}) for i in range(0, len(value), max_batch)]
-        return [np.concatenate(column) for column in zip(*parts, strict=True)]
+        shapes = [(len(value), *output.shape[1:]) for output in session.get_outputs()]
+        results = [np.empty(shape, np.float32) for shape in shapes]
+        batch = max_batch if sum(result.nbytes for result in results) <= MOST_AT_ONCE else 1
+        for i in range(0, len(value), batch):
+            for result, output in zip(results, session.run(None, {name: value[i : i + batch]}), strict=True):
+                result[i : i + batch] = output
+        return results
 
 
 def measure_latent(expected: NDArray[np.float32], found: NDArray[np.float32]) -> dict[str, float]:
@@ -72,15 +89,22 @@ def measure_latent(expected: NDArray[np.float32], found: NDArray[np.float32]) ->
 
 def measure_attention(expected: NDArray[np.float32], found: NDArray[np.float32]) -> dict[str, float]:
     """Compare one resolution's attention (B, n², n²), row by row."""
+    keys = expected.shape[-1]
+    step = max(1, BLOCK // keys)
+    rows = [a.reshape(-1, keys) for a in (expected, found)]
+    blocks = [tuple(a[i : i + step] for a in rows) for i in range(0, len(rows[0]), step)]
     return {
-        "attention_max_error": _max_error(expected, found),
-        "row_cosine_distance_p99": float(np.percentile(_cosine_distance(expected, found), 99)),
+        "attention_max_error": float(np.max([_max_error(*block) for block in blocks])),
+        "row_cosine_distance_p99": float(np.percentile(np.hstack([_cosine_distance(*b) for b in blocks]), 99)),
         "row_sum_max_error": float(np.abs(found.sum(-1, dtype=np.float64) - 1).max()),
     }
 
 
-def check(figures: dict[str, dict[str, float]], precision: Precision) -> None:
+def check(figures: dict[str, dict[str, float]], precision: Precision, size: tuple[int, int]) -> None:
     """Hold measured figures against the precision's limits.
+
+    The encoder's normalisations are sums over all pixels, whose rounding grows with their number: Stable Diffusion's
+    latent is off by 1.7e-5 at 512 × 512 and by 1.9e-4 at 1024 × 1024. So the limit of its error grows, too.
 
     Raises:
         ParityError: the first figure that is over its limit.
@@ -88,11 +112,13 @@ def check(figures: dict[str, dict[str, float]], precision: Precision) -> None:
     for output, measures in figures.items():
         for measure, value in measures.items():
             limit = LIMITS[precision].get(measure, float("inf"))
+            if measure == "latent_max_error":
+                limit *= max(1.0, size[0] * size[1] / 512**2)
             # Written so that a NaN fails as well.
             if not value <= limit:
                 raise ParityError(
                     f"the exported {output} disagrees with torch: {measure} is {value:.3g}, "
-                    f"{precision} allows {limit:g}; nothing was written. "
+                    f"{precision} allows {limit:.3g}; nothing was written. "
                     "Try --precision fp32; if that fails too, please report the checkpoint"
                 )
 

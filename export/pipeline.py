@@ -140,7 +140,7 @@ def _export(
         found = parity.execute(folder / unet_file, latent, precision, max_batch)
         for output, expected, actual in zip(outputs, attention, found, strict=True):
             figures[f"{output.name}{suffix}"] = parity.measure_attention(expected, actual)
-    parity.check(figures, precision)
+    parity.check(figures, precision, size)
 
     return Manifest(
         name=name,

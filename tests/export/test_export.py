@@ -125,8 +125,24 @@ def test_an_export_that_fails_its_tolerance_leaves_nothing(checkpoint, tmp_path,
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1.0])
 def test_a_bad_figure_never_passes(value):
     with pytest.raises(ParityError):
-        parity.check({"latent": {"latent_max_error": value}}, "fp32")
-    parity.check({"latent": {"latent_max_error": 1e-5}}, "fp32")
+        parity.check({"latent": {"latent_max_error": value}}, "fp32", (512, 512))
+    parity.check({"latent": {"latent_max_error": 1e-5}}, "fp32", (512, 512))
+
+
+def test_a_larger_image_may_round_more():
+    figures = {"latent": {"latent_max_error": 3e-4}}
+    parity.check(figures, "fp32", (1024, 1024))
+    with pytest.raises(ParityError, match="0.0003, fp32 allows 0.0002"):
+        parity.check(figures, "fp32", (512, 1024))
+
+
+def test_attention_is_compared_block_by_block_as_a_whole(monkeypatch):
+    rng = np.random.default_rng(0)
+    good, bad = (rng.dirichlet(np.ones(16), (2, 16)).astype(np.float32) for _ in range(2))
+    whole = parity.measure_attention(good, bad)
+    monkeypatch.setattr(parity, "BLOCK", 16 * 5)
+    assert parity.measure_attention(good, bad) == pytest.approx(whole)
+    assert whole["attention_max_error"] == np.abs(good - bad).max()
 
 
 def test_every_export_is_checked_on_noise_and_on_a_photograph(checkpoint, tmp_path, monkeypatch):
@@ -146,7 +162,7 @@ def test_nan_in_an_output_shows_in_its_figures():
     bad[0, 2, 1] = np.nan
     for precision in ("fp32", "fp16", "bf16"):
         with pytest.raises(ParityError):
-            parity.check({"attention_2": parity.measure_attention(good, bad)}, precision)
+            parity.check({"attention_2": parity.measure_attention(good, bad)}, precision, (64, 64))
 
 
 @pytest.mark.parametrize(
