@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from diffseg.engines.errors import BundleError, MissingPackageError, ProviderError
+from diffseg.engines.errors import BundleError, DeviceMemoryError, MissingPackageError, ProviderError
 from diffseg.engines.lookup import cache_folder
 from diffseg.engines.manifest import ENCODER, UNET
 from diffseg.engines.sessions import SessionPool
@@ -17,13 +17,16 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 DEVICE = "DIFFSEG_OPENVINO_DEVICE"
-"""Environment variable that names the device as OpenVINO does: CPU, GPU, GPU.1, NPU, AUTO. Without it, the CPU."""
+"""Environment variable that names the device as OpenVINO does: CPU, GPU, GPU.1, NPU. Without it, the CPU."""
+
+PRECISIONS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}
+"""OpenVINO's names."""
 
 
 class OpenVinoNetwork:
     """The two graphs of a bundle in OpenVINO. Threads may share it.
 
-    OpenVINO chooses the arithmetic: bfloat16 on CPUs with instructions for it, float16 on GPUs, else float32.
+    It computes in the bundle's precision where the device can, else in float32.
 
     Args:
         bundle: what to execute.
@@ -35,18 +38,23 @@ class OpenVinoNetwork:
         BundleError: a graph's tensors are not those of the manifest.
     """
 
-    provider = "openvino"
     lends = True
 
     def __init__(self, bundle: Bundle, *, threads: int | None = None) -> None:
         openvino = import_openvino()
         core = openvino.Core()
-        device = os.environ.get(DEVICE, "CPU")
-        if device.partition(".")[0].partition(":")[0] not in {*core.available_devices, "AUTO", "GPU"}:
+        device = os.environ.get(DEVICE) or "CPU"
+        if device not in core.available_devices and f"{device}.0" not in core.available_devices:
             found = ", ".join(core.available_devices) or "none"
             raise ProviderError(f"OpenVINO has no device {device!r} here, only {found}: set {DEVICE} to one of them")
+        self.provider = "openvino" if device == "CPU" else f"openvino:{device}"
         self.overlaps = device != "CPU"
-        settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
+        precision = bundle.manifest.precision
+        able = precision.upper() in core.get_property(device, "OPTIMIZATION_CAPABILITIES")
+        settings: dict[str, Any] = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_PRECISION_HINT": PRECISIONS[precision if able else "fp32"],
+        }
         if device == "CPU":
             settings |= {} if threads is None else {"INFERENCE_NUM_THREADS": threads}
         else:  # compiling takes long there
@@ -63,8 +71,7 @@ class OpenVinoNetwork:
         try:
             model = core.compile_model(str(path), device, settings)
         except Exception as error:  # whatever a plugin raises  # noqa: BLE001
-            reason = str(error).strip().splitlines()[-1].strip()
-            raise ProviderError(f"OpenVINO cannot run {path} on {device}: {reason}") from None
+            raise ProviderError(f"OpenVINO cannot run {path} on {device}: {_reason(error)}") from None
         tensors = bundle.manifest.graphs[name].tensors
         declared = [(t.name, [-1 if axis.dynamic else axis.opt for axis in t.axes]) for t in tensors.outputs]
         found = [
@@ -80,7 +87,10 @@ class OpenVinoSession:
     """One request a graph, whose outputs are views of the request's own memory."""
 
     def __init__(self, network: OpenVinoNetwork) -> None:
-        self._requests = {name: model.create_infer_request() for name, model in network.models.items()}
+        try:
+            self._requests = {name: model.create_infer_request() for name, model in network.models.items()}
+        except RuntimeError as error:
+            raise ProviderError(f"OpenVINO cannot begin: {_reason(error)}") from None
 
     def encode(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """(B, H, W, 3) uint8 → (B, C, H/8, W/8) float32 latent; it is the session's own."""
@@ -98,9 +108,15 @@ class OpenVinoSession:
         try:
             request.infer([np.ascontiguousarray(value)], share_inputs=True, share_outputs=True)
         except RuntimeError as error:
-            reason = str(error).strip().splitlines()[-1].strip()
-            raise ProviderError(f"OpenVINO failed in {graph} with a batch of {len(value)}: {reason}") from None
+            reason = _reason(error)
+            kind = DeviceMemoryError if "alloc" in reason.lower() or "memory" in reason.lower() else ProviderError
+            raise kind(f"OpenVINO failed in {graph} with a batch of {len(value)}: {reason}") from None
         return [tensor.data for tensor in request.output_tensors]
+
+
+def _reason(error: Exception) -> str:
+    """The last line of what OpenVINO says; above it stand places in its source."""
+    return (str(error).strip() or type(error).__name__).splitlines()[-1].strip()
 
 
 def import_openvino() -> Any:  # noqa: ANN401 - untyped upstream

@@ -28,14 +28,14 @@ def widen(source: Path, target: Path) -> None:
     graph = model.graph
     places = {node: place for place, node in enumerate(graph)}
     for value in graph.initializers.values():
-        if value.dtype not in NARROW or value.const_value is None:
+        users = list(value.uses())
+        if value.dtype not in NARROW or value.const_value is None or not users:
             continue
         if value.const_value.size <= SMALL:
             value.const_value = ir.tensor(value.const_value.numpy().astype(np.float32), name=value.name)
             value.dtype = WIDE
             continue
         output = ir.Value(name=f"{value.name}_wide", shape=value.shape, type=ir.TensorType(WIDE))
-        users = list(value.uses())
         cast = ir.node("Cast", [value], {"to": WIDE}, outputs=[output])
         for user, index in users:
             user.replace_input_with(index, output)
@@ -45,13 +45,18 @@ def widen(source: Path, target: Path) -> None:
         _widen_node(node)
     outputs = set(graph.outputs)
     for node in list(graph):
-        if node.op_type not in ("Cast", "CastLike") or outputs & {*node.outputs}:
-            continue
-        # What types are unknown are of intermediate results, and all floats are wide now.
-        if node.inputs[0].dtype == WIDE and node.outputs[0].dtype in (WIDE, None):  # would copy
+        if _copies(node) and not outputs & {*node.outputs}:
             ir.convenience.replace_all_uses_with(node.outputs[0], node.inputs[0])
             graph.remove(node, safe=True)
     ir.save(model, target)
+
+
+def _copies(node: Any) -> bool:  # noqa: ANN401 - onnx_ir has no types
+    """Whether a node of the wide graph casts to the type that its input has."""
+    if node.op_type == "Cast":
+        return bool(node.inputs[0].dtype == node.attributes["to"].as_int() == WIDE)
+    # Beside floats alone, in the exporter's normalisations; types of intermediate results may be unknown.
+    return node.op_type == "CastLike" and bool(node.inputs[0].dtype == WIDE) and node.inputs[1].dtype in (WIDE, None)
 
 
 def _widen_node(node: Any) -> None:  # noqa: ANN401 - onnx_ir has no types

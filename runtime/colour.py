@@ -100,7 +100,7 @@ def _energy(sums: NDArray[np.float32], colours: NDArray[np.float32]) -> NDArray[
     A model is the number of pixels, and the sums of their colours and of the squares of these: (7, h, w), which is
     written into, since fresh memory would cost more than the arithmetic.
     """
-    absent = sums[0] < 1.5  # noqa: PLR2004  one pixel is no model; sums of ones are not exact
+    absent = sums[0] < 2  # noqa: PLR2004  one pixel is no model
     sums[1:] /= np.maximum(sums[0], 1)
     mean, variance = sums[1:4], sums[4:]
     variance -= mean**2
@@ -129,6 +129,7 @@ def _window_sum(maps: NDArray[np.float32], radius: int) -> NDArray[np.float32]:
             if width & span:
                 maps += part[*before, done : done + size]
                 done += span
-            part = part[*before, :-span] + part[*before, span:]
+            if 2 * span <= width:
+                part = part[*before, :-span] + part[*before, span:]
             span *= 2
     return maps

@@ -69,7 +69,8 @@ def main() -> None:
         "growth": lambda: growth(work),
     }
     for part in sorted(arguments.only.split(","), key=PARTS.index):
-        record[part] = steps[part]()
+        other = part == "speed" and arguments.provider != "cpu"
+        record[f"{part}_{arguments.provider}" if other else part] = steps[part]()
         if arguments.out:
             arguments.out.write_text(json.dumps(record, indent=1) + "\n")
     print(json.dumps(record, indent=1))
@@ -79,8 +80,7 @@ def main() -> None:
 
 def targets(record: dict[str, Any]) -> Iterator[Target]:
     """Figures that have a target."""
-    if "speed" in record:
-        speed = record["speed"]
+    for speed in (part for name, part in record.items() if name.startswith("speed")):
         most = 1 / 3.5 if speed["provider"] == "cpu" else 1 / 6
         yield f"{speed['provider']}: image file to masks, of the torch pipeline's time", speed["share_of_torch"], most
         yield "time of both graphs over that of the products alone", 1 / speed["share_of_product_rate"], 1 / 0.9

@@ -122,24 +122,27 @@ class Batcher:
 
         Raises:
             ImageError: an image can't be decoded.
-            TimeoutError: begun, but not done in time.
+            TimeoutError: not done in time, though it was begun, or nobody was ahead.
             RequestError: no room or no turn in time (503), no worker (503), or the network failed (500).
         """
         jobs = [_Job(prepare, seconds) for prepare in prepares]
-        self._submit(jobs)
+        ahead = self._submit(jobs)
         try:
             async with asyncio.timeout(seconds):
                 return list(await asyncio.gather(*(asyncio.wrap_future(job.result) for job in jobs)))
         except TimeoutError:
-            if any(job.begun for job in jobs):
+            if not ahead or any(job.begun for job in jobs):
                 raise
-            raise self._no_turn(seconds) from None
+            message = "no turn before the deadline: others were ahead; try again later"
+            raise busy(message, self.expected_wait) from None
         finally:
             for job in jobs:  # who leaves, or fails in one image, frees the places of all
                 job.result.cancel()
 
-    def _submit(self, jobs: list[_Job]) -> None:
+    def _submit(self, jobs: list[_Job]) -> bool:
+        """Queue jobs; whether others are ahead of them."""
         with self._changed:
+            ahead = bool(self._jobs or self._running)
             if self._closing or self._health in (Health.DEAD, Health.CLOSED):
                 raise unavailable(f"nothing is segmented here any more: the worker is {self._health}")
             if len(jobs) > self.capacity:
@@ -149,7 +152,7 @@ class Batcher:
             # What is surely too late is refused, so that the network's time goes into answers. An idle worker tries
             # anything: else a pace that was measured in a bad moment would never be measured again.
             done = self.expected_wait + len(jobs) * self._pace
-            if (self._jobs or self._running) and done > jobs[0].seconds:
+            if ahead and done > jobs[0].seconds:
                 message = f"{len(self._jobs)} images wait, too many for {jobs[0].seconds:.1f} s; try again later"
                 raise busy(message, self.expected_wait)
             for job in jobs:
@@ -157,9 +160,7 @@ class Batcher:
                 job.result.add_done_callback(partial(self._forget, job))
             self._decode_ahead()
             self._changed.notify_all()
-
-    def _no_turn(self, seconds: float) -> RequestError:
-        return busy(f"no turn within {seconds:.1f} s: the network was busy; try again later", self.expected_wait)
+            return ahead
 
     def _forget(self, job: _Job, _: Future[Segmentation]) -> None:
         with self._changed:
@@ -228,7 +229,7 @@ class Batcher:
                     size = min(len(group) + 1 + len(self._jobs), self.segmenter.batch)
                     pace = self._pace if self._jobs else 0.0  # the last one is tried, as an idle worker would
                     if time.monotonic() + size * pace > job.expires:
-                        job.fail(self._no_turn(job.seconds))
+                        job.fail(TimeoutError())
                     elif job.result.set_running_or_notify_cancel():
                         job.begun = True
                         group.append(job)

@@ -38,7 +38,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     408: {"description": "The body came too slowly", **ERROR},
     413: {"description": "Too many bytes or pixels", **ERROR},
     503: {"description": "No room in the queue, or no turn before the deadline; see Retry-After", **ERROR},
-    504: {"description": "Begun, and not done before the deadline", **ERROR},
+    504: {"description": "Not done before the deadline", **ERROR},
 }
 MASKS: dict[int | str, dict[str, Any]] = {
     200: {

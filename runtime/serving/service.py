@@ -161,9 +161,16 @@ async def unless_left(request: Request, work: Awaitable[T]) -> T:
 
 
 def _remaining(request: Request, whole: float) -> float:
-    """Seconds that are left of a request's; none: it times out at once."""
+    """Seconds that are left of a request's.
+
+    Raises:
+        TimeoutError: none.
+    """
     start: float = request.state.start
-    return max(0.0, whole - (time.monotonic() - start))
+    left = whole - (time.monotonic() - start)
+    if left <= 0:
+        raise TimeoutError
+    return left
 
 
 async def _gone(request: Request) -> None:

@@ -33,19 +33,22 @@ def images(bundle):
     return np.stack([pixels(path, "RGB", (width, height)) for path in example_images()[:2]])
 
 
-def test_it_agrees_with_onnx_runtime(bundle, network, images):
-    """Closely where it computes in float32; a CPU with bfloat16 instructions rounds to three digits."""
-    import openvino
+@pytest.fixture(scope="module")
+def exact():
+    """Whether this CPU computes the float16 of `tiny` in float32, as ONNX Runtime does."""
+    openvino = pytest.importorskip("openvino")
+    return "FP16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
-    close = "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+def test_it_agrees_with_onnx_runtime(bundle, network, images, exact):
     other = OrtNetwork(bundle)
     latent = other.encode(images)
     with network.session() as session:
-        np.testing.assert_allclose(session.encode(images), latent, atol=1e-3 if close else 0.1)
+        np.testing.assert_allclose(session.encode(images), latent, atol=1e-3 if exact else 0.1)
         for found, expected in zip(session.attend(latent), other.attend(latent), strict=True):
             assert found.dtype == np.float32
             error = np.linalg.norm(found - expected) / np.linalg.norm(expected)
-            assert error < (1e-4 if close else 3e-2)
+            assert error < (1e-4 if exact else 3e-2)
 
 
 def test_results_hold_until_the_next_pass_and_may_be_written_into(network, images):
@@ -61,11 +64,10 @@ def test_results_hold_until_the_next_pass_and_may_be_written_into(network, image
         np.testing.assert_allclose(again[0].sum(-1), 1, atol=1e-2)
 
 
-def test_masks_are_those_of_the_cpu_provider():
-    pytest.importorskip("openvino")
+def test_masks_are_those_of_the_cpu_provider(exact):
     image = example_images()[0]
     found, expected = (Segmenter.load("tiny", provider=name)(image).labels for name in ("openvino", "cpu"))
-    assert (found == expected).mean() > 0.99
+    assert (found == expected).mean() > (0.99 if exact else 0.9)
 
 
 def test_without_the_package_it_says_how_to_get_it(monkeypatch):

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from diffseg.runtime.colour import colour_refine
+from diffseg.runtime.colour import _window_sum, colour_refine
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -67,6 +67,18 @@ def test_no_mask_is_invented_whatever_the_size(height, width, masks, seed, radiu
     assert refined.shape == labels.shape
     assert refined.dtype == np.uint16
     assert set(np.unique(refined)) <= set(np.unique(labels))
+
+
+@settings(deadline=None, max_examples=30)
+@given(height=st.integers(1, 20), width=st.integers(1, 20), radius=st.integers(0, 30), seed=st.integers(0, 99))
+def test_window_sums_are_sums_over_windows(height, width, radius, seed):
+    maps = np.random.default_rng(seed).random((2, height, width), np.float32)
+    expected = np.empty_like(maps)
+    for y in range(height):
+        for x in range(width):
+            window = maps[:, max(y - radius, 0) : y + radius + 1, max(x - radius, 0) : x + radius + 1]
+            expected[:, y, x] = window.sum((1, 2))
+    np.testing.assert_allclose(_window_sum(maps, radius), expected, rtol=1e-5)
 
 
 def test_other_sizes_are_refused():
