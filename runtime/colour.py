@@ -109,7 +109,7 @@ def _energy(sums: NDArray[np.float32], colours: NDArray[np.float32]) -> NDArray[
     away = np.subtract(colours, mean, out=mean)
     away *= away
     away /= variance
-    energy = (away.sum(0) + np.log(variance.prod(0))) / 2
+    energy: NDArray[np.float32] = (away.sum(0) + np.log(variance.prod(0))) / 2
     energy[absent] = FAR
     return energy
 
