@@ -1,4 +1,4 @@
-"""OpenVINO: executes a bundle's graphs on CPUs, where they have it in bfloat16, and on Intel's GPUs and NPUs."""
+"""OpenVINO: executes a bundle's graphs on CPUs, and on Intel's GPUs and NPUs."""
 
 from __future__ import annotations
 

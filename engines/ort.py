@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,12 +57,9 @@ class OrtNetwork:
             )
         self.tensors = {name: graph.tensors for name, graph in manifest.graphs.items()}
         self._load = {
-            name: partial(
-                _session, bundle.cpu_path(name), self.tensors[name],
-                threads=threads, as_is=_is_large(bundle, name),
-            )
+            name: partial(_session, bundle.cpu_path(name), self.tensors[name], threads=threads)
             for name in (ENCODER, UNET)
-        }  # fmt: skip
+        }
         self._sessions = {name: load() for name, load in self._load.items()}
         # Graph, start and end in ns of each call, while operators are recorded.
         self._calls: list[tuple[str, int, int]] | None = None
@@ -155,7 +151,7 @@ def session_options(*, threads: int | None = None) -> Any:  # noqa: ANN401 - unt
     return options
 
 
-@functools.cache
+@cache
 def _share_arena() -> bool:
     """Let all sessions take their memory from one arena, which grows by what is asked for.
 
@@ -224,7 +220,7 @@ def import_onnxruntime() -> Any:  # noqa: ANN401 - untyped upstream
     return onnxruntime
 
 
-def load_session(path: Path, *, threads: int | None = None, as_is: bool = False, profile: str | None = None) -> Any:  # noqa: ANN401
+def load_session(path: Path, *, threads: int | None = None, profile: str | None = None) -> Any:  # noqa: ANN401
     """Load a graph onto the CPU.
 
     An optimised graph is up to a tenth faster, by convolutions in blocks of channels, for which the weights are
@@ -235,7 +231,6 @@ def load_session(path: Path, *, threads: int | None = None, as_is: bool = False,
     Args:
         path: an .onnx file.
         threads: of one operator; None lets ONNX Runtime take every core.
-        as_is: do not optimise.
         profile: prefix of the file that operators are recorded in.
     """
     options = session_options(threads=threads)
@@ -246,14 +241,15 @@ def load_session(path: Path, *, threads: int | None = None, as_is: bool = False,
     if _share_arena():
         options.add_session_config_entry("session.use_env_allocators", "1")
     ort = import_onnxruntime()
-    if as_is:
+    if _is_large(path):
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
-def _is_large(bundle: Bundle, name: str) -> bool:
-    files = bundle.manifest.files
-    return sum(files[file].bytes for file in bundle.manifest.graphs[name].external_data) > LARGE_WEIGHTS
+def _is_large(path: Path) -> bool:
+    """Whether a graph is executed as it is; its external data are named after it, and `Graph.cpu_file` shares them."""
+    data = path.parent.glob(f"{path.name.partition('.')[0]}*.data")
+    return sum(file.stat().st_size for file in data) > LARGE_WEIGHTS
 
 
 def _session(path: Path, tensors: GraphTensors, **options: Any) -> Any:  # noqa: ANN401

@@ -34,7 +34,7 @@ class Provider(StrEnum):
 
 FASTEST_FIRST = (Provider.TENSORRT, Provider.TENSORRT_RTX, Provider.CUDA, Provider.CPU)
 """What `auto` tries. Not ort-tensorrt: its first run builds engines, for minutes. Not openvino: it takes twice the
-memory of cpu, and is faster only on CPUs with bfloat16."""
+memory of cpu, and was slower on the one CPU that it was tried on, which has no bfloat16."""
 
 
 def load_network(bundle: Bundle, provider: str = "auto", *, threads: int | None = None) -> Network:

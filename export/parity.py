@@ -12,7 +12,7 @@ import torch
 from diffseg.engines.errors import ParityError
 from diffseg.engines.examples import example_images
 from diffseg.engines.manifest import CPU_SUFFIX
-from diffseg.engines.ort import LARGE_WEIGHTS, load_session
+from diffseg.engines.ort import load_session
 from PIL import Image
 
 if TYPE_CHECKING:
@@ -68,8 +68,7 @@ def execute(path: Path, value: NDArray[Any], precision: Precision, max_batch: in
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".widened-") as folder:
         if precision == "bf16" and not path.name.endswith(CPU_SUFFIX):
             path = _widen_bfloat16(path, Path(folder) / path.name)
-        weights = sum(file.stat().st_size for file in path.parent.glob(f"{path.name.partition('.')[0]}*.data"))
-        session = load_session(path, as_is=weights > LARGE_WEIGHTS)  # as the runtime does
+        session = load_session(path)
         name = session.get_inputs()[0].name
         shapes = [(len(value), *output.shape[1:]) for output in session.get_outputs()]
         results = [np.empty(shape, np.float32) for shape in shapes]

@@ -34,7 +34,7 @@ from diffseg.engines import Bundle, example_images
 from diffseg.runtime import Segmenter
 from diffseg.runtime.profiling.environment import processor
 from diffseg.runtime.profiling.startup import STEPS, measure_starts
-from full_size import DIFFSEG, run
+from full_size import DIFFSEG, run, segment
 from packaging.requirements import Requirement
 
 GEMM = 4096
@@ -213,15 +213,7 @@ def torch_pipeline(checkpoint: Path, image: Path) -> Callable[[], object]:
 
 def memory(work: Path) -> dict[str, Any]:
     """Whole commands, one photograph."""
-    return {precision: segment(bundle_of(work, precision), []) for precision in ("fp32", "fp16")}
-
-
-def segment(bundle: Path, options: list[str], images: int = 1) -> dict[str, Any]:
-    """Run `diffseg segment` in a process of its own."""
-    pictures, masks = example_images()[:images], bundle.parent / "masks"
-    found: dict[str, Any] = run(*DIFFSEG, "segment", *pictures, "-o", masks, "--model", bundle, *options)
-    timings = json.loads((masks / f"{pictures[0].stem}.json").read_text())["timings"]
-    return found | {"stages": {stage: round(seconds, 3) for stage, seconds in timings.items()}}
+    return {precision: segment(bundle_of(work, precision)) for precision in ("fp32", "fp16")}
 
 
 def start() -> dict[str, Any]:
@@ -260,9 +252,9 @@ def installed_bytes(name: str) -> int:
 
 def growth(work: Path) -> dict[str, Any]:
     """Time and peak memory by size, and by batch."""
-    sizes = [{"size": size} | segment(bundle_of(work, "fp32", size), []) for size in SIZES]
+    sizes = [{"size": size} | segment(bundle_of(work, "fp32", size)) for size in SIZES]
     bundle = bundle_of(work)
-    batches = [{"batch": n} | segment(bundle, ["--batch", str(n)], images=max(BATCHES)) for n in BATCHES]
+    batches = [{"batch": n} | segment(bundle, "--batch", str(n), images=max(BATCHES)) for n in BATCHES]
     return {"sizes": sizes, "batches": batches}
 
 
