@@ -137,7 +137,7 @@ def _log(maps: Array) -> Array:
     The shift cancels in the divergence, and keeps the products near 0, where float32 is finest.
     """
     xp = namespace(maps)
-    logs = xp.log(xp.maximum(maps, xp.asarray(FLOOR, dtype=maps.dtype)))
+    logs = xp.log(xp.maximum(maps, xp.asarray(FLOOR, dtype=maps.dtype, device=device(maps))))
     logs += math.log(maps.shape[1])
     return logs
 
