@@ -29,7 +29,7 @@ for command in (segment, export, build, verify, inspect, profile, evaluate, serv
 
 
 def main() -> None:
-    """Run the command line: 0 all worked, 1 something failed, 2 wrong usage."""
+    """Run the command line: 0 all worked, 1 something failed, 2 wrong usage, or too few runs for `--fail-above`."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # an arrow that the console cannot show is no reason to stop

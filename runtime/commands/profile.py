@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from diffseg.engines.errors import DiffsegError
 from diffseg.engines.providers import Provider
-from diffseg.runtime.commands.terminal import FAILED, consoles
+from diffseg.runtime.commands.terminal import FAILED, WRONG_USAGE, consoles, fail
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -38,7 +38,12 @@ def profile(  # noqa: C901 - one branch an option
         tuple[Path, Path] | None, typer.Option(metavar="A.json B.json", help="Compare two records; runs nothing.")
     ] = None,
     fail_above: Annotated[
-        float | None, typer.Option(min=0, help="With --compare: end with 1 if B surely takes more than this times A.")
+        float | None,
+        typer.Option(
+            min=0,
+            help="With --compare: end with 1 if B surely takes more than this times A, with 2 if there are too few "
+            "runs to tell.",
+        ),
     ] = None,
 ) -> None:
     """Measure where the time of an image goes: by stage, by operator, from the first start to a steady state."""
@@ -94,6 +99,7 @@ def _show(record: dict[str, Any], console: Console, errors: Console, *, as_json:
 
 def _compare(a: Path, b: Path, fail_above: float | None) -> None:
     from diffseg.runtime.profiling.compare import compare_records, read_record
+    from diffseg.runtime.profiling.statistics import LEAST_PAIRS
     from diffseg.runtime.profiling.table import comparison_tables
 
     console, errors = consoles()
@@ -102,7 +108,15 @@ def _compare(a: Path, b: Path, fail_above: float | None) -> None:
         console.print(item)
     for warning in comparison.warnings:
         errors.print(f"warning: {warning}", style="yellow")
-    if fail_above is not None and comparison.slower_than(fail_above):
+    if fail_above is None:
+        return
+    if not comparison.decisive:  # a gate that cannot tell must not pass
+        fail(
+            f"--fail-above needs at least {LEAST_PAIRS} runs of each profile, found {comparison.pairs}; "
+            f"take both again with --runs {LEAST_PAIRS} or more",
+            WRONG_USAGE,
+        )
+    if comparison.slower_than(fail_above):
         errors.print(f"{b} takes more than {fail_above:g} times as long as {a}", style="red")
         raise typer.Exit(FAILED)
 

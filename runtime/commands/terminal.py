@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 FAILED = 1
+WRONG_USAGE = 2
 INTERRUPTED = 130
 PIPE_WIDTH = 200
 """Columns that tables may take where nobody's terminal ends."""
@@ -37,7 +38,7 @@ def track(results: Iterable[T], total: int, description: str = "segmenting") -> 
     return progress.track(results, description, total, console=consoles()[1], transient=True)
 
 
-def fail(message: str) -> NoReturn:
-    """End the command with an error."""
+def fail(message: str, code: int = FAILED) -> NoReturn:
+    """End the command with an error of one line and this exit code."""
     typer.echo(f"error: {message}", err=True)
-    sys.exit(FAILED)
+    sys.exit(code)

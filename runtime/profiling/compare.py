@@ -10,7 +10,7 @@ from typing import Any
 from diffseg.engines.errors import ProfileError
 from diffseg.runtime.profiling.environment import busy_line
 from diffseg.runtime.profiling.measure import SCHEMA, TOTAL
-from diffseg.runtime.profiling.statistics import Ratio, paired_ratio
+from diffseg.runtime.profiling.statistics import LEAST_PAIRS, Ratio, paired_ratio
 
 MATTERS = {
     "CPU": ("environment", "cpu", "model"),
@@ -37,10 +37,15 @@ class Comparison:
     pairs: int
     warnings: list[str]
 
+    @property
+    def decisive(self) -> bool:
+        """Whether there are enough pairs of runs for intervals, without which no limit can be decided."""
+        return self.pairs >= LEAST_PAIRS
+
     def slower_than(self, limit: float) -> bool:
         """Whether the whole run certainly takes more than `limit` times as long: the interval's lower end does.
 
-        Of fewer than six pairs, which have no interval, the median decides.
+        A comparison that is not `decisive` has no interval: its median answers, which is no more than a hint.
         """
         ratio = self.stages[TOTAL][2]
         return (ratio.median if ratio.low is None else ratio.low) > limit

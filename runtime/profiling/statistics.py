@@ -15,6 +15,8 @@ SIGNIFICANCE = (
     0.05  # two-sided; at 1 % a quarter slower from the middle on is seen in 20 runs no more than every other time
 )
 SMALLEST_DRIFT = 0.05  # of the median, from the first run to the last: less is not worth a warning
+LEAST_PAIRS = 6
+"""Pairs below which a ratio has no interval of 95 %; see `paired_ratio`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +109,7 @@ def paired_ratio(a: Sequence[float], b: Sequence[float], confidence: float = 0.9
     """Median of b/a over pairs, with the interval that the sign test gives.
 
     The interval runs from the k-th smallest to the k-th largest ratio, k being the largest number with
-    P(Binomial(n, 1/2) < k) ≤ (1 - confidence) / 2; six pairs are the fewest for 95 %. It holds for any distribution
+    P(Binomial(n, 1/2) < k) ≤ (1 - confidence) / 2; `LEAST_PAIRS` are the fewest for 95 %. It holds for any distribution
     of independent pairs. What differs between two processes (memory placement, other load) it cannot see: a change of
     a few per cent needs more than one profile of each.
 

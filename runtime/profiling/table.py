@@ -7,7 +7,7 @@ from typing import Any
 
 from diffseg.runtime.profiling.compare import Comparison
 from diffseg.runtime.profiling.environment import busy_line
-from diffseg.runtime.profiling.statistics import SIGNIFICANCE
+from diffseg.runtime.profiling.statistics import LEAST_PAIRS, SIGNIFICANCE
 from rich.table import Table
 
 STATISTICS = ("min", "mean", "median", "p90", "p95", "p99")
@@ -49,8 +49,8 @@ def comparison_tables(comparison: Comparison) -> Iterator[Table | str]:
         table.add_row(stage, milliseconds(before), milliseconds(after), f"{ratio.median:.3f}", interval)
     yield table
     yield f"medians; b/a is the median over {comparison.pairs} pairs of runs on the same images"
-    if comparison.stages and next(iter(comparison.stages.values()))[2].low is None:
-        yield "no intervals: they need 6 pairs"
+    if not comparison.decisive:
+        yield f"no intervals: they need {LEAST_PAIRS} pairs"
 
 
 def subject(record: dict[str, Any]) -> str:

@@ -6,6 +6,7 @@ import json
 import pytest
 from diffseg.engines.errors import ProfileError
 from diffseg.runtime.profiling.compare import compare_records, read_record
+from diffseg.runtime.profiling.statistics import LEAST_PAIRS, paired_ratio
 
 from tests.runtime.test_cli import diffseg
 
@@ -118,3 +119,22 @@ def test_the_command(profiled, tmp_path):
     done = diffseg("profile", "--compare", "a.json", "none.json", cwd=tmp_path)
     assert (done.returncode, "Traceback" in done.stderr) == (1, False)
     assert "error: cannot read none.json" in done.stderr
+
+
+@pytest.mark.parametrize("factor", [1, 1.2])  # whatever the medians say
+def test_too_few_runs_decide_nothing(profiled, tmp_path, factor):
+    (tmp_path / "a.json").write_text(json.dumps(scaled(profiled.record, 1, 8)))
+    (tmp_path / "b.json").write_text(json.dumps(scaled(profiled.record, factor, 5)))
+    done = diffseg("profile", "--compare", "a.json", "b.json", "--fail-above", 1.1, cwd=tmp_path)
+    assert done.returncode == 2
+    line = "error: --fail-above needs at least 6 runs of each profile, found 5; take both again with --runs 6 or more"
+    assert done.stderr.splitlines()[-1] == line
+    assert "takes more than" not in done.stderr
+    done = diffseg("profile", "--compare", "a.json", "b.json", cwd=tmp_path)
+    assert done.returncode == 0
+    assert "no intervals: they need 6 pairs" in done.stdout
+
+
+def test_the_fewest_pairs_that_have_an_interval():
+    assert paired_ratio([1] * LEAST_PAIRS, [1] * LEAST_PAIRS).low == 1
+    assert paired_ratio([1] * (LEAST_PAIRS - 1), [1] * (LEAST_PAIRS - 1)).low is None
