@@ -1,8 +1,8 @@
 """Train the embedded model: a Stable-Diffusion-shaped VAE and UNet small enough for a 2-core CPU.
 
-    python scripts/train_tiny.py --data ../shared/data/train --dev ../shared/data/dev \
+    python scripts/train_tiny.py --data PHOTOGRAPHS --dev LABELLED \
         --work DIR --minutes 60 [--from CHECKPOINT]
-    python scripts/train_tiny.py --dev ../shared/data/dev --work DIR --evaluate DIR/checkpoint
+    python scripts/train_tiny.py --dev LABELLED --work DIR --evaluate DIR/checkpoint
 
 The first command builds region hierarchies, trains, writes the diffusers checkpoint DIR/checkpoint
 and scores it; started again after a kill, it goes on where it stopped. With a CUDA device it trains

@@ -23,7 +23,6 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 ELSEWHERE = {
     "scripts/demo": "CI runs it",
     "scripts/test": "is this run",
-    "scripts/evaluate_dev": "needs the labelled sets, and an hour",
     "pip install": "needs the network; scripts/demo installs",
     "trtexec": "comes with TensorRT, and needs a GPU",
     "docker": "needs an engine of containers; scripts/container_check builds and runs the image without one",
