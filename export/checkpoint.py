@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffseg.engines.errors import BundleNotFoundError, CheckpointError
-from diffseg.engines.hub import is_hub_id, snapshot
+from diffseg.engines.errors import CheckpointError
 from diffseg.engines.manifest import Source
 from diffseg.engines.tensors import LATENT_FACTOR
+from diffseg.export.locate import SUPPORTED, CheckpointFiles, find_checkpoint
 from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 from diffusers.utils import logging as diffusers_logging
 from transformers import CLIPTextModel, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
-PARTS = ("unet", "vae", "text_encoder", "tokenizer")
-SUPPORTED = "supported are UNets of Stable Diffusion's shape: SD 1.x, SD 2.x, BK-SDM and alike"
 ENCODERS = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
 
 
@@ -44,17 +40,20 @@ def load_checkpoint(checkpoint: str | Path, *, vae: str | Path | None = None) ->
     Raises:
         CheckpointError: not found, parts missing or unreadable, or an architecture that is not supported.
     """
+    return load_files(find_checkpoint(checkpoint, vae=vae))
+
+
+def load_files(files: CheckpointFiles) -> Checkpoint:
+    """Load what `find_checkpoint` found.
+
+    Raises:
+        CheckpointError: unreadable weights, or parts that don't belong together.
+    """
     transformers_logging.disable_progress_bar()
     diffusers_logging.disable_progress_bar()
-    folder, revision = _resolve(checkpoint)
-    _check_index(folder)
-    missing = [part for part in PARTS if not (folder / part).is_dir() and not (part == "vae" and vae)]
-    if missing:
-        raise CheckpointError(
-            f"{folder} has no {', '.join(f'{part}/' for part in missing)}; pass a diffusers checkpoint ({SUPPORTED})"
-        )
+    folder = files.folder
     unet = _load_unet(folder)
-    encoder = _load_vae(_resolve_vae(vae) if vae else folder / "vae")
+    encoder = _load_vae(files.vae, files.vae_kind)
     if unet.config.in_channels != encoder.config.latent_channels:
         raise CheckpointError(
             f"the UNet of {folder} takes {unet.config.in_channels} channels "
@@ -67,62 +66,9 @@ def load_checkpoint(checkpoint: str | Path, *, vae: str | Path | None = None) ->
             f"the text encoder of {folder} gives {prompt.shape[-1]} features "
             f"and the UNet wants {unet.config.cross_attention_dim}; the parts are not of one checkpoint"
         )
-    # A folder is recorded by name: the path on the machine that exported it tells a user of the bundle nothing.
-    name = str(checkpoint).partition("@")[0] if revision else folder.resolve().name
     card = folder / "README.md"
-    source = Source(name, revision, _licence(card))
+    source = Source(files.name, files.revision, _licence(card))
     return Checkpoint(unet, encoder, prompt, source, card if card.is_file() else None)
-
-
-def _resolve(checkpoint: str | Path) -> tuple[Path, str | None]:
-    folder = Path(checkpoint).expanduser()
-    if folder.is_dir():
-        return folder, None
-    if folder.exists():
-        raise CheckpointError(
-            f"{folder} is a file; single-file checkpoints must be converted to a diffusers folder first"
-        )
-    if not is_hub_id(str(checkpoint)):
-        raise CheckpointError(f"no checkpoint {str(checkpoint)!r}: neither a folder nor a hub id (owner/name)")
-    small = ["*.json", "*.txt", "README.md"]
-    configs = ["unet/config.json", "vae/config.json", "text_encoder/config.json"]
-    try:
-        found = snapshot(str(checkpoint), [*small, *(f"{part}/*.safetensors" for part in PARTS)], required=configs)
-        if not any((found.folder / "unet").glob("*.safetensors")):
-            found = snapshot(str(checkpoint), [*small, *(f"{part}/*.bin" for part in PARTS)], required=configs)
-    except BundleNotFoundError as error:
-        raise CheckpointError(str(error)) from None
-    return found.folder, found.revision
-
-
-def _resolve_vae(vae: str | Path) -> Path:
-    folder, _ = _resolve(vae)
-    return folder if (folder / "config.json").is_file() else folder / "vae"
-
-
-def _check_index(folder: Path) -> None:
-    """Refuse pipelines that are known to be something else before gigabytes of them are read."""
-    index = _config(folder, "model_index.json", optional=True)
-    name = str(index.get("_class_name", ""))
-    if re.search(r"XL|StableDiffusion3|Flux|PixArt|Kandinsky|Cascade|Video|Inpaint|Upscale", name):
-        raise CheckpointError(f"{folder} is a {name}, which is not supported; {SUPPORTED}")
-    if (folder / "transformer").is_dir():
-        raise CheckpointError(
-            f"{folder} has a transformer/ instead of a UNet (a DiT), which is not supported; {SUPPORTED}"
-        )
-
-
-def _config(folder: Path, name: str, *, optional: bool = False) -> dict[str, Any]:
-    path = folder / name
-    if optional and not path.exists():
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"cannot read {path} ({error}); download the checkpoint again") from None
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} is no configuration; download the checkpoint again")
-    return value
 
 
 def _load(kind: Any, folder: Path, **options: Any) -> Any:  # noqa: ANN401 - any model class of diffusers or transformers
@@ -141,34 +87,13 @@ def _load(kind: Any, folder: Path, **options: Any) -> Any:  # noqa: ANN401 - any
 
 
 def _load_unet(folder: Path) -> UNet2DConditionModel:
-    config = _config(folder / "unet", "config.json")
-    kind = config.get("_class_name")
-    if kind != "UNet2DConditionModel":
-        raise CheckpointError(f"{folder / 'unet'} is a {kind}, expected a UNet2DConditionModel; {SUPPORTED}")
-    known_blocks = {"CrossAttnDownBlock2D", "DownBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"}
-    blocks = {*config.get("down_block_types", known_blocks), *config.get("up_block_types", known_blocks)}
-    unsupported = {
-        "addition_embed_type": config.get("addition_embed_type"),
-        "class_embed_type": config.get("class_embed_type"),
-        "encoder_hid_dim_type": config.get("encoder_hid_dim_type"),
-        "dual_cross_attention": config.get("dual_cross_attention"),
-        "only_cross_attention": config.get("only_cross_attention"),
-        "blocks": sorted(blocks - known_blocks),
-    }
-    found = {key: value for key, value in unsupported.items() if value}
-    if found:
-        details = ", ".join(f"{key}={value}" for key, value in found.items())
-        raise CheckpointError(f"the UNet of {folder} has {details}, which is not supported; {SUPPORTED}")
     unet = _load(UNet2DConditionModel, folder / "unet")
     if not any(name.endswith("attn1") for name, _ in unet.named_modules()):
         raise CheckpointError(f"the UNet of {folder} has no self-attention; {SUPPORTED}")
     return unet
 
 
-def _load_vae(folder: Path) -> AutoencoderKL | AutoencoderTiny:
-    kind = _config(folder, "config.json").get("_class_name")
-    if kind not in ENCODERS:
-        raise CheckpointError(f"{folder} is a {kind}, expected {' or '.join(ENCODERS)}")
+def _load_vae(folder: Path, kind: str) -> AutoencoderKL | AutoencoderTiny:
     vae = _load(ENCODERS[kind], folder)
     blocks = vae.config.block_out_channels if kind == "AutoencoderKL" else vae.config.encoder_block_out_channels
     factor = 2 ** (len(blocks) - 1)

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 from diffseg.runtime.commands.segment import RefineChoice
-from diffseg.runtime.commands.terminal import consoles, fail
+from diffseg.runtime.commands.terminal import consoles
 from diffseg.runtime.tables import si
 
 PARITY_SHOWN = ("latent_max_error", "attention_max_error", "row_cosine_distance_p99", "row_sum_max_error")
@@ -39,11 +39,8 @@ def export(
     force: Annotated[bool, typer.Option("--force", help="Replace a bundle that is there.")] = False,
 ) -> None:
     """Export a checkpoint to a bundle of ONNX graphs, verified against torch."""
-    try:
-        from diffseg.export import ExportSettings, export_bundle, parse_size
-    except ImportError as error:
-        fail(f"export needs {error.name or error}: pip install 'diffseg[export]'")
     from diffseg.engines.manifest import Defaults
+    from diffseg.export import ExportSettings, export_bundle, parse_size
 
     try:
         defaults = Defaults((threshold,) * 3, refine=refine.value)

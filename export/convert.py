@@ -1,0 +1,144 @@
+"""The heavy half of an export: checkpoint files → verified graphs and their manifest, by PyTorch."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from diffseg.engines import tensors
+from diffseg.engines.manifest import ENCODER, UNET, Graph, Manifest, Precision
+from diffseg.engines.packages import installed_version
+from diffseg.export import parity
+from diffseg.export.checkpoint import load_files
+from diffseg.export.graphs import AttentionUNet, Encoder
+from diffseg.export.locate import CheckpointFiles
+from diffseg.export.settings import ExportSettings
+from diffseg.export.trace import OPSET, trace
+from diffusers import UNet2DConditionModel
+from torch.utils.flop_counter import FlopCounterMode
+
+DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+RECORDED = ("diffseg", "torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxruntime")
+
+
+@torch.no_grad()
+def convert(
+    files: CheckpointFiles,
+    folder: Path,
+    settings: ExportSettings,
+    name: str,
+    progress: Callable[[str], None],
+) -> Manifest:
+    """Write a checkpoint's graphs to `folder`, and compare them with torch.
+
+    Args:
+        files: what `find_checkpoint` found.
+        folder: an empty folder.
+        settings: image size, precision, timestep, largest batch, default thresholds.
+        name: the bundle's name.
+        progress: is told each step, as one line of text.
+
+    Returns:
+        The manifest, which has no hashes of files yet.
+
+    Raises:
+        CheckpointError: the checkpoint can't be read or is not supported.
+        ParityError: a graph disagrees with torch by more than its precision allows.
+    """
+    loaded = load_files(files)
+    if loaded.card is not None:
+        shutil.copyfile(loaded.card, folder / loaded.card.name)  # the licence goes where the weights go
+    size, precision, max_batch = settings.size, settings.precision, settings.max_batch
+    dtype = DTYPES[precision]
+    unet_parameters, unet_flops = _parameters(loaded.unet), _flops(loaded.unet, size, loaded.prompt)
+    vae_parameters = _parameters(loaded.vae)
+    source, scale = loaded.source, float(loaded.vae.config.scaling_factor)
+    encoder, unet = Encoder(loaded.vae), AttentionUNet(loaded.unet, loaded.prompt, settings.timestep, size)
+    channels = encoder.channels
+
+    progress("run it in torch")
+    images = parity.sample_images(size)
+    latent = parity.reference(encoder, images)[0]
+    attention = parity.reference(unet, latent)
+    outputs = unet.outputs()
+
+    encoder_tensors = tensors.encoder_tensors(size, channels, max_batch)
+    unet_tensors = tensors.unet_tensors(size, channels, outputs, max_batch)
+    progress(f"trace the VAE encoder in {precision}")
+    traced_encoder = trace(encoder.to(dtype), encoder_tensors, folder / f"{ENCODER}.onnx")
+    progress(f"trace the UNet in {precision}")
+    traced_unet = trace(unet.to(dtype), unet_tensors, folder / f"{UNET}.onnx")
+    del loaded, encoder, unet  # the only references: ONNX Runtime needs the room
+
+    progress("compare with torch")
+    figures: dict[str, dict[str, float]] = {}
+    for suffix, encoder_file, unet_file in (
+        ("", traced_encoder.file, traced_unet.file),
+        ("_cpu", traced_encoder.cpu_file, traced_unet.cpu_file),
+    ):
+        if encoder_file is None or unet_file is None:
+            continue
+        found = parity.execute(folder / encoder_file, images, precision, max_batch)
+        figures[f"latent{suffix}"] = parity.measure_latent(latent, found[0])
+        found = parity.execute(folder / unet_file, latent, precision, max_batch)
+        for output, expected, actual in zip(outputs, attention, found, strict=True):
+            figures[f"{output.name}{suffix}"] = parity.measure_attention(expected, actual)
+    parity.check(figures, precision, size)
+
+    return Manifest(
+        name=name,
+        source=source,
+        image_size=size,
+        latent_scale=scale,
+        timestep=settings.timestep,
+        precision=precision,
+        graphs={
+            ENCODER: Graph(
+                file=traced_encoder.file,
+                external_data=traced_encoder.external_data,
+                cpu_file=traced_encoder.cpu_file,
+                tensors=encoder_tensors,
+                opset=OPSET,
+                parameters=traced_encoder.parameters,
+                flops=traced_encoder.flops,
+                layers=traced_encoder.layers,
+                activation_bytes=traced_encoder.activation_bytes,
+                parameters_dropped=vae_parameters - traced_encoder.parameters,
+            ),
+            UNET: Graph(
+                file=traced_unet.file,
+                external_data=traced_unet.external_data,
+                cpu_file=traced_unet.cpu_file,
+                tensors=unet_tensors,
+                opset=OPSET,
+                parameters=traced_unet.parameters,
+                flops=traced_unet.flops,
+                layers=traced_unet.layers,
+                activation_bytes=traced_unet.activation_bytes,
+                parameters_dropped=unet_parameters - traced_unet.parameters,
+                flops_dropped=unet_flops - traced_unet.flops,
+            ),
+        },
+        attention=outputs,
+        defaults=settings.defaults,
+        versions={"python": platform.python_version(), **{p: v for p in RECORDED if (v := installed_version(p))}},
+        parity=figures,
+    )
+
+
+def _parameters(module: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _flops(unet: UNet2DConditionModel, size: tuple[int, int], prompt: torch.Tensor) -> int:
+    """FLOPs of the whole UNet for one image, counted on shapes alone."""
+    with torch.device("meta"):
+        twin = UNet2DConditionModel.from_config(unet.config)
+        rows, columns = (n // tensors.LATENT_FACTOR for n in size)
+        latent = torch.zeros(1, unet.config.in_channels, rows, columns)
+        with FlopCounterMode(display=False) as counter:
+            twin(latent, torch.zeros(1), torch.zeros(prompt.shape))
+    return int(counter.get_total_flops())

@@ -1,0 +1,55 @@
+"""What a bundle is made for. Nothing here needs PyTorch, so that a bad setting is refused before it is imported."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import get_args
+
+from diffseg.engines.manifest import Defaults, Precision
+
+PRECISIONS: tuple[str, ...] = get_args(Precision)
+SIZE_STEP = 64
+TIMESTEPS = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class ExportSettings:
+    """What a bundle is made for.
+
+    Raises:
+        ValueError: a setting that no UNet takes.
+    """
+
+    size: tuple[int, int] = (512, 512)  # height, width in pixels
+    precision: Precision = "fp32"
+    timestep: int = 300
+    max_batch: int = 4
+    defaults: Defaults = field(default_factory=Defaults)
+
+    def __post_init__(self) -> None:
+        if any(n < SIZE_STEP or n % SIZE_STEP for n in self.size):
+            raise ValueError(f"size must be multiples of {SIZE_STEP} pixels, found {self.size[0]}x{self.size[1]}")
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, found {self.precision!r}")
+        if not 0 <= self.timestep < TIMESTEPS:
+            raise ValueError(f"timestep must be 0 to {TIMESTEPS - 1}, found {self.timestep}")
+        if self.max_batch < 1:
+            raise ValueError(f"max_batch must be at least 1, found {self.max_batch}")
+        thresholds, anchors = self.defaults.thresholds, self.defaults.anchors
+        if not thresholds or not all(0 <= t < math.inf for t in thresholds) or anchors < 1:
+            raise ValueError(
+                f"defaults need finite thresholds of at least 0 and at least one anchor, found {self.defaults}"
+            )
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Read `512` or `512x768` (height x width).
+
+    Raises:
+        ValueError: it is neither.
+    """
+    parts = text.lower().split("x")
+    if len(parts) > 2 or not all(part.isdecimal() for part in parts):  # noqa: PLR2004
+        raise ValueError(f"size must be N or HEIGHTxWIDTH in pixels, found {text!r}")
+    return int(parts[0]), int(parts[-1])
