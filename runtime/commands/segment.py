@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 import time
 from collections.abc import Iterable
 from enum import StrEnum
@@ -12,7 +13,7 @@ from typing import Annotated
 import typer
 from diffseg.engines.errors import DiffsegError, ImageError
 from diffseg.engines.providers import Provider
-from diffseg.runtime.commands.terminal import FAILED, consoles, track
+from diffseg.runtime.commands.terminal import FAILED, consoles, fail, track
 
 OUTPUT_ENDINGS = (".labels.png", ".overlay.png")
 
@@ -59,6 +60,9 @@ def segment(
     if not paths:
         raise typer.BadParameter(f"no images in {', '.join(images)}", param_hint="IMAGE…")
     names = output_names(paths)
+    problem = folder_problem(output)
+    if problem is not None:  # better now than after minutes
+        fail(f"cannot write to {output}: {problem}; choose another folder with -o")
     try:
         segmenter = Segmenter.load(model, provider=provider, batch=batch, threads=threads)
     except DiffsegError:
@@ -109,6 +113,21 @@ def expand(images: Iterable[str]) -> list[Path]:
             found = [path]
         paths.update(dict.fromkeys(found))
     return list(paths)
+
+
+def folder_problem(folder: Path) -> str | None:
+    """What keeps files from being written to `folder`, which may not exist yet; None if nothing does.
+
+    Nothing is created. A disk that fills up, or permissions that change, still show when a file is written.
+    """
+    place = folder
+    while not os.path.lexists(place) and place != place.parent:  # the part of the path that is there
+        place = place.parent
+    if not place.is_dir():
+        return f"{place} is not a folder"
+    if not os.access(place, os.W_OK | os.X_OK):
+        return f"{place} is not writable"
+    return None
 
 
 def output_names(paths: list[Path]) -> list[str]:

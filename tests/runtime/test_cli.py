@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from diffseg.engines.bundle import MODELS
 from diffseg.engines.examples import example_images
+from diffseg.runtime.cli import app
 from diffseg.runtime.commands.segment import expand, output_names
+from typer.testing import CliRunner
 
 from tests.pictures import pixels
 
@@ -90,6 +92,34 @@ def test_a_folder_that_cannot_be_written(pictures, tmp_path):
     assert done.returncode == 1
     assert "cannot write to" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("output", "reason"),
+    [
+        ("file", "file is not a folder"),
+        ("file/below/it", "file is not a folder"),
+        ("link", "link is not a folder"),
+    ],
+)
+def test_an_output_folder_is_checked_before_the_work(pictures, tmp_path, output, reason):
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("nowhere")
+    done = diffseg("segment", pictures, "-o", output, "--model", "nope", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"error: cannot write to {output}: {reason}; choose another folder with -o\n"
+    assert {p.name for p in tmp_path.iterdir()} == {"file", "link", "pictures"}
+
+
+@pytest.mark.parametrize("output", ["", "new", "new/below"])
+def test_a_folder_without_permission(tmp_path, output, monkeypatch):
+    """The tests may run as root, whom no permission stops: the system's answer is replaced."""
+    (tmp_path / "photo.jpg").touch()
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path or not mode & os.W_OK)
+    done = CliRunner().invoke(app, ["segment", str(tmp_path / "photo.jpg"), "-o", str(tmp_path / output)])
+    assert done.exit_code == 1
+    assert f"cannot write to {tmp_path / output}: {tmp_path} is not writable" in done.stderr
+    assert [p.name for p in tmp_path.iterdir()] == ["photo.jpg"]
 
 
 def test_a_console_without_an_arrow(pictures, tmp_path):
