@@ -195,17 +195,16 @@ def test_a_plan_that_cannot_be_written_is_one_line(toy, cache):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals")
-def test_an_interrupted_build_leaves_nothing(tmp_path):
+def test_an_interrupted_build_leaves_nothing(models):
     """Ctrl-C while the builder works on the embedded model's UNet."""
-    environment = os.environ | {"DIFFSEG_CACHE": str(tmp_path)}
     code = (
-        "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it\n"
+        "import signal, sys\nsignal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it\n"
         "from diffseg.engines.build import build_plan\nfrom diffseg.engines.bundle import open_bundle\n"
-        "build_plan(open_bundle('tiny'), 'tensorrt-rtx', compute_capabilities=['8.9'],\n"
+        "build_plan(open_bundle(sys.argv[1]), 'tensorrt-rtx', compute_capabilities=['8.9'],\n"
         "           report=lambda graph, *_: print(graph, flush=True))\n"
     )
     process = subprocess.Popen(
-        [sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [sys.executable, "-c", code, str(models / "tiny")], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
     for line in process.stdout:
         if line.strip() == b"unet":
@@ -214,7 +213,7 @@ def test_an_interrupted_build_leaves_nothing(tmp_path):
     _, errors = process.communicate(timeout=120)
     assert process.returncode != 0
     assert b"KeyboardInterrupt" in errors
-    assert [p.suffix for p in (tmp_path / "plans").iterdir()] == [".lock"]
+    assert [p.suffix for p in (models / "tiny" / "plans").iterdir()] == [".lock"]
 
 
 def test_of_two_processes_one_builds(toy):
@@ -229,13 +228,13 @@ def test_of_two_processes_one_builds(toy):
     assert sorted(process.communicate(timeout=120)[0].strip() for process in both) == [b"False", b"True"]
 
 
-def test_the_embedded_model_is_built_from_the_command_line(cache):
+def test_the_embedded_model_is_built_from_the_command_line(models):
     words = ["build", "tiny", "--engine", "tensorrt-rtx"]
     for capability in ADA:
         words += ["--compute-capability", capability]
     result = CliRunner().invoke(app, words)
     assert result.exit_code == 0, result.output
-    folder = next(path for path in (cache / "plans").iterdir() if path.is_dir())
+    folder = next(path for path in (models / "tiny" / "plans").iterdir() if path.is_dir())
     assert folder.name in result.output
     assert "compute capability 8.6, 8.9, 12.0" in result.output
     bundle = open_bundle("tiny")
@@ -259,7 +258,7 @@ def check_commands(folder, record, products):
     told = invoke(app, ["info", "tiny"])
     assert str(folder) in told.output
     assert record.spec.version in told.output
-    assert f"{folder}/unet.plan" in invoke(app, ["verify", "tiny"]).output
+    assert f"plans/{folder.name}/unet.plan" in invoke(app, ["verify", "tiny"]).output
     (folder / "unet.plan").write_bytes(b"cut short")
     damaged = invoke(app, ["verify", "tiny"])
     assert damaged.exit_code == 1

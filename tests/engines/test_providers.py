@@ -85,7 +85,7 @@ def test_what_is_missing_is_named(a_gpu, monkeypatch):
     assert load_network(tiny, "auto").provider == "cpu"
 
 
-def test_a_plan_is_missing(a_gpu):
+def test_a_plan_is_missing(a_gpu, models):
     pytest.importorskip("tensorrt_rtx", reason="needs the extra 'rtx-build'")
     with pytest.raises(
         PlanError, match="has no tensorrt-rtx plan; build one: diffseg build tiny --engine tensorrt-rtx"
