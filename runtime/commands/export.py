@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from diffseg.engines.packages import install_command
 from diffseg.runtime.commands.segment import RefineChoice
 from diffseg.runtime.commands.terminal import consoles, fail
 from diffseg.runtime.tables import si
@@ -42,7 +43,7 @@ def export(
     try:
         from diffseg.export import ExportSettings, export_bundle, parse_size
     except ImportError as error:
-        fail(f"export needs {error.name or error}: pip install 'diffseg[export]'")
+        fail(f"export needs {error.name or error}: {install_command('export')}")
     from diffseg.engines.manifest import Defaults
 
     try:

@@ -20,6 +20,7 @@ from diffseg.engines.bundle import Bundle, open_bundle, seal
 from diffseg.engines.errors import MissingPackageError, PlanError
 from diffseg.engines.gpu import Gpu, Gpus
 from diffseg.engines.lookup import Here, find_plan, mismatches
+from diffseg.engines.packages import install_command
 from diffseg.engines.plans import BuildOptions, Plan
 from diffseg.runtime.cli import app
 from typer.testing import CliRunner
@@ -152,14 +153,14 @@ def test_what_the_builder_cannot_do_is_refused_at_once(toy, message):
 )
 def test_tensorrt_builds_for_the_gpu_that_is_here_alone(toy, monkeypatch, gpus, message):
     # TensorRT itself is not here: what is refused before it is called.
-    monkeypatch.setattr(build_module, "import_engine", lambda _: sys.modules["tensorrt_rtx"])
+    monkeypatch.setattr(build_module, "import_engine", lambda *_: sys.modules["tensorrt_rtx"])
     with pytest.raises(PlanError, match=message):
         build_plan(toy, "tensorrt", gpus=gpus, compute_capabilities=["8.6"])
 
 
 def test_a_missing_builder_names_its_extra(toy, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorrt", None)
-    with pytest.raises(MissingPackageError, match=r"pip install 'diffseg\[tensorrt\]'"):
+    with pytest.raises(MissingPackageError, match=re.escape(install_command("tensorrt"))):
         build_plan(toy, "tensorrt", gpus=NO_GPU)
 
 
