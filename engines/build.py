@@ -20,7 +20,15 @@ from diffseg.engines.layers import EngineLayers
 from diffseg.engines.lookup import Here, plans_folder, profile
 from diffseg.engines.manifest import File
 from diffseg.engines.plans import RECORD, BuildOptions, Engine, Plan, PlanRecord, PlanSpec, Target
-from diffseg.engines.trt import Report, build_graph, import_engine, known_compute_capabilities, read_layers, write
+from diffseg.engines.trt import (
+    BUILD_EXTRAS,
+    Report,
+    build_graph,
+    import_engine,
+    known_compute_capabilities,
+    read_layers,
+    write,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +62,7 @@ def build_plan(
         MissingPackageError: the engine is not installed.
         PlanError: it can't be built here, or the builder gave another precision than the bundle has.
     """
-    options, gpus, module = options or BuildOptions(), gpus or find_gpus(), import_engine(engine)
+    options, gpus, module = options or BuildOptions(), gpus or find_gpus(), import_engine(engine, BUILD_EXTRAS[engine])
     target = _target(module, engine, tuple(compute_capabilities), gpus)
     _check_options(engine, options, gpus)
     spec = PlanSpec(
@@ -114,7 +122,7 @@ def _lock(path: Path) -> Any:  # noqa: ANN401 - imported here
     try:
         from filelock import FileLock
     except ImportError:
-        raise MissingPackageError("filelock is not installed: pip install 'diffseg[rtx]'") from None
+        raise MissingPackageError("filelock is not installed: pip install filelock") from None
     return FileLock(path)
 
 

@@ -44,6 +44,11 @@ class Bundle:
                 )
         return cls(folder, manifest)
 
+    @property
+    def embedded(self) -> bool:
+        """Whether the bundle ships with the package, so that commands take its name for its folder."""
+        return MODELS in self.folder.parents
+
     def graph_path(self, graph: str) -> Path:
         """Path of a graph's ONNX file."""
         return self.folder / self.manifest.graphs[graph].file

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from diffseg.engines.errors import BundleNotFoundError, MissingPackageError
+from diffseg.engines.packages import install_command
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +41,7 @@ def snapshot(name: str, patterns: list[str], *, required: Sequence[str] = ()) ->
         from huggingface_hub.errors import LocalEntryNotFoundError
     except ImportError:
         raise MissingPackageError(
-            f"{name!r} looks like a hub id, which needs huggingface-hub: pip install 'diffseg[hub]'"
+            f"{name!r} looks like a hub id, which needs huggingface-hub: {install_command('hub')}"
         ) from None
     repository, _, revision = name.partition("@")
     options = {

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import platformdirs
-from diffseg.engines.bundle import MODELS, PLANS, Bundle
+from diffseg.engines.bundle import PLANS, Bundle
 from diffseg.engines.errors import PlanError
 from diffseg.engines.gpu import Gpu
 from diffseg.engines.plans import Engine, Plan, PlanSpec, Profile
@@ -41,16 +41,14 @@ def cache_folder() -> Path:
 
 
 def plans_folder(bundle: Bundle) -> Path:
-    """Folder to build plans in: the bundle's own, or the cache's when that can't be written or is the package's."""
+    """Folder to build plans in: the bundle's own, or the cache's if the bundle can't be written."""
     own = bundle.folder / PLANS
-    if MODELS not in bundle.folder.parents:
-        try:
-            own.mkdir(exist_ok=True)
-            with tempfile.TemporaryFile(dir=own):
-                return own
-        except OSError:
-            pass
-    return cache_folder() / PLANS
+    try:
+        own.mkdir(exist_ok=True)
+        with tempfile.TemporaryFile(dir=own):
+            return own
+    except OSError:
+        return cache_folder() / PLANS
 
 
 def list_plans(bundle: Bundle) -> Iterator[tuple[Path, Plan | PlanError]]:
@@ -116,7 +114,7 @@ def verify_plans(bundle: Bundle) -> Iterator[tuple[str, str | None]]:
 
 def build_command(bundle: Bundle, engine: Engine) -> str:
     """Command line that builds a plan for this machine."""
-    where = bundle.folder.name if MODELS in bundle.folder.parents else str(bundle.folder)
+    where = bundle.folder.name if bundle.embedded else str(bundle.folder)
     return shlex.join(["diffseg", "build", where, "--engine", engine])
 
 

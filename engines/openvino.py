@@ -10,6 +10,7 @@ import numpy as np
 from diffseg.engines.errors import BundleError, DeviceMemoryError, MissingPackageError, ProviderError
 from diffseg.engines.lookup import cache_folder
 from diffseg.engines.manifest import ENCODER, UNET
+from diffseg.engines.packages import install_command
 from diffseg.engines.sessions import SessionPool
 
 if TYPE_CHECKING:
@@ -124,5 +125,5 @@ def import_openvino() -> Any:  # noqa: ANN401 - untyped upstream
     try:
         import openvino
     except ImportError:
-        raise MissingPackageError("openvino is not installed: pip install 'diffseg[openvino]'") from None
+        raise MissingPackageError(f"openvino is not installed: {install_command('openvino')}") from None
     return openvino

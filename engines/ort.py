@@ -16,6 +16,7 @@ import numpy as np
 from diffseg.engines.errors import BundleError, MissingPackageError, ProviderError
 from diffseg.engines.manifest import ENCODER, UNET
 from diffseg.engines.operators import Operator
+from diffseg.engines.packages import install_command
 from diffseg.engines.sessions import SessionPool
 
 if TYPE_CHECKING:
@@ -216,7 +217,7 @@ def import_onnxruntime() -> Any:  # noqa: ANN401 - untyped upstream
     try:
         import onnxruntime
     except ImportError:
-        raise MissingPackageError("onnxruntime is not installed: pip install 'diffseg[cpu]'") from None
+        raise MissingPackageError(f"onnxruntime is not installed: {install_command('cpu')}") from None
     return onnxruntime
 
 

@@ -12,12 +12,12 @@ from diffseg.engines.errors import DeviceMemoryError, MissingPackageError, Provi
 from diffseg.engines.lookup import cache_folder, profile
 from diffseg.engines.manifest import ENCODER, UNET, Graph
 from diffseg.engines.ort import check_tensors, import_onnxruntime, session_options
+from diffseg.engines.packages import install_command
 
 if TYPE_CHECKING:
     from diffseg.engines.bundle import Bundle
 
 NAMES = {"cuda": "CUDAExecutionProvider", "ort-tensorrt": "TensorrtExecutionProvider"}
-INSTALL = "pip install 'diffseg[gpu]', and no plain onnxruntime beside it: the two share one module"
 
 
 class OrtGpuNetwork:
@@ -74,7 +74,7 @@ class OrtGpuNetwork:
         wanted = NAMES[self.provider]
         if wanted not in ort.get_available_providers():
             others = ", ".join(ort.get_available_providers())
-            raise ProviderError(f"onnxruntime {ort.__version__} has no {wanted}, only {others}: {INSTALL}")
+            raise ProviderError(f"onnxruntime {ort.__version__} has no {wanted}, only {others}: {_install()}")
         ort.preload_dlls()  # CUDA's libraries out of their wheels, without LD_LIBRARY_PATH
         path = bundle.graph_path(name)
         settings = self._settings(bundle.manifest.graphs[name], bundle.content_hash(name))
@@ -88,7 +88,7 @@ class OrtGpuNetwork:
         if taken != wanted:
             raise ProviderError(
                 f"onnxruntime {ort.__version__} took {taken} for {path} instead of {wanted}: a library of CUDA or "
-                f"cuDNN is missing, or the driver is too old; {INSTALL}; `diffseg info` says what is here"
+                f"cuDNN is missing, or the driver is too old; {_install()}; `diffseg info` says what is here"
             )
         check_tensors(session, self.tensors[name], path)
         return session
@@ -127,3 +127,7 @@ class OrtGpuNetwork:
             kind = DeviceMemoryError if full else ProviderError
             raise kind(f"{self.provider} failed in {graph} with a batch of {batch}: {reason}") from None
         return results
+
+
+def _install() -> str:
+    return f"{install_command('gpu')}, and no plain onnxruntime beside it: the two share one module"

@@ -19,32 +19,44 @@ from diffseg.engines.errors import MissingPackageError, PlanError
 from diffseg.engines.layers import EngineLayers, read_inspector, read_program
 from diffseg.engines.lookup import cache_folder
 from diffseg.engines.manifest import Graph
+from diffseg.engines.packages import install_command
 from diffseg.engines.plans import Engine, PlanSpec
 
 logger = logging.getLogger(__name__)
 
 MODULES: dict[Engine, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
-EXTRAS: dict[Engine, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "rtx"}  # `rtx-build` is enough for building
+EXTRAS: dict[Engine, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "rtx"}
+"""Extra that executes an engine's plans."""
+BUILD_EXTRAS: dict[Engine, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "rtx-build"}
+"""Extra that builds an engine's plans."""
 
 Report = Callable[[str, str, int, int], None]
 """Called with graph, phase, step and number of steps, from the builder's thread."""
 
 
-def import_engine(engine: Engine) -> Any:  # noqa: ANN401 - untyped upstream
-    """Import TensorRT or TensorRT-RTX, or say how to install it."""
+def import_engine(engine: Engine, extra: str | None = None) -> Any:  # noqa: ANN401 - untyped upstream
+    """Import TensorRT or TensorRT-RTX, or say how to install it.
+
+    Args:
+        engine: which of the two.
+        extra: what the error says to install; None: the extra that executes plans.
+
+    Raises:
+        MissingPackageError: it cannot be imported.
+    """
     try:
         return importlib.import_module(MODULES[engine])
     except ImportError as error:
         raise MissingPackageError(
-            f"{MODULES[engine]} cannot be imported ({error}): pip install 'diffseg[{EXTRAS[engine]}]'"
+            f"{MODULES[engine]} cannot be imported ({error}): {install_command(extra or EXTRAS[engine])}"
         ) from None
 
 
 def engine_version(engine: Engine) -> str | None:
     """Full version of an installed TensorRT or TensorRT-RTX; None if there is none."""
     try:
-        return str(import_engine(engine).__version__)
-    except MissingPackageError:
+        return str(importlib.import_module(MODULES[engine]).__version__)
+    except ImportError:
         return None
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from diffseg.engines.bundle import Bundle, atomic_folder, seal
 from diffseg.engines.errors import MissingPackageError
+from diffseg.engines.packages import install_command
 from diffseg.export.locate import find_checkpoint
 from diffseg.export.settings import ExportSettings
 
@@ -63,4 +64,4 @@ def export_bundle(
 
 
 def _missing(package: str) -> MissingPackageError:
-    return MissingPackageError(f"export needs {package}: pip install 'diffseg[export]'")
+    return MissingPackageError(f"export needs {package}: {install_command('export')}")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from diffseg.engines.errors import MissingPackageError
+from diffseg.engines.packages import install_command
 from diffseg.engines.providers import load_network
 from diffseg.runtime.arrays import to_host
 from diffseg.runtime.image import fit_image, read_image
@@ -114,7 +115,7 @@ def mask_iou(expected: NDArray[np.integer[Any]], found: NDArray[np.integer[Any]]
     try:
         from scipy.optimize import linear_sum_assignment
     except ImportError:
-        raise MissingPackageError("scipy is not installed: pip install 'diffseg[eval]'") from None
+        raise MissingPackageError(f"scipy is not installed: {install_command('eval')}") from None
     shape = int(expected.max()) + 1, int(found.max()) + 1
     flat = expected.ravel().astype(np.int64) * shape[1] + found.ravel()
     both = np.bincount(flat, minlength=shape[0] * shape[1]).reshape(shape)

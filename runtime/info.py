@@ -12,26 +12,26 @@ from diffseg.engines.device import import_cupy
 from diffseg.engines.errors import MissingPackageError, PlanError
 from diffseg.engines.gpu import Gpus, find_gpus
 from diffseg.engines.lookup import Here, list_plans, mismatches
-from diffseg.engines.packages import installed_version
+from diffseg.engines.packages import install_command, installed_version
 from diffseg.engines.providers import Provider
-from diffseg.engines.trt import EXTRAS, engine_version
+from diffseg.engines.trt import BUILD_EXTRAS, EXTRAS, engine_version
 
 PACKAGES = {
     "numpy": "",
     "pillow": "",
-    "onnxruntime": "pip install 'diffseg[cpu]'",
-    "onnxruntime-gpu": "pip install 'diffseg[gpu]', in place of onnxruntime",
-    "openvino": "pip install 'diffseg[openvino]', for CPUs with bfloat16 and Intel's GPUs and NPUs",
-    "scipy": "pip install 'diffseg[eval]', for evaluate only",
-    "scikit-learn": "pip install 'diffseg[eval]', for evaluate only",
-    "scikit-image": "pip install 'diffseg[eval]', for evaluate only",
-    "huggingface-hub": "pip install 'diffseg[hub]', for models by hub id",
-    "fastapi": "pip install 'diffseg[serve]', for serve only",
-    "uvicorn": "pip install 'diffseg[serve]', for serve only",
-    "prometheus-client": "pip install 'diffseg[serve]', for serve only",
-    "torch": "pip install 'diffseg[export]', for export only",
-    "diffusers": "pip install 'diffseg[export]', for export only",
-    "onnxscript": "pip install 'diffseg[export]', for export only",
+    "onnxruntime": "extra 'cpu'",
+    "onnxruntime-gpu": "extra 'gpu', in place of onnxruntime",
+    "openvino": "extra 'openvino', for CPUs with bfloat16 and Intel's GPUs and NPUs",
+    "scipy": "extra 'eval', for evaluate only",
+    "scikit-learn": "extra 'eval', for evaluate only",
+    "scikit-image": "extra 'eval', for evaluate only",
+    "huggingface-hub": "extra 'hub', for models by hub id",
+    "fastapi": "extra 'serve', for serve only",
+    "uvicorn": "extra 'serve', for serve only",
+    "prometheus-client": "extra 'serve', for serve only",
+    "torch": "extra 'export', for export only",
+    "diffusers": "extra 'export', for export only",
+    "onnxscript": "extra 'export', for export only",
 }
 NO_CUPY = "without CuPy the attention (90 MB an image at 512 px) is copied to the host and merged there"
 
@@ -56,10 +56,9 @@ def gather(bundle: str | None = None) -> dict[str, Any]:
         "gpus": [dataclasses.asdict(gpu) for gpu in gpus.gpus],
         "no_gpu": gpus.reason,
         "packages": packages,
+        "install_extra": install_command("EXTRA"),
         "builders": {
-            engine: (found, _builder_note(engine, gpus))
-            if found
-            else ("missing", f"pip install 'diffseg[{EXTRAS[engine]}]'")
+            engine: (found, _builder_note(engine, gpus)) if found else ("missing", f"extra '{BUILD_EXTRAS[engine]}'")
             for engine, found in versions.items()
         },
         "providers": {
@@ -95,8 +94,8 @@ def _builder_note(engine: str, gpus: Gpus) -> str:
 def _provider(provider: Provider, packages: dict[str, tuple[str, str]], gpus: Gpus) -> tuple[str, str]:
     """Whether a provider can run here, or what it misses; a plan that fits is the bundle's affair."""
     of_any = {
-        Provider.CPU: (("onnxruntime", "onnxruntime-gpu"), "needs onnxruntime: pip install 'diffseg[cpu]'"),
-        Provider.OPENVINO: (("openvino",), "needs openvino: pip install 'diffseg[openvino]'"),
+        Provider.CPU: (("onnxruntime", "onnxruntime-gpu"), "needs onnxruntime: extra 'cpu'"),
+        Provider.OPENVINO: (("openvino",), "needs openvino: extra 'openvino'"),
     }
     if provider in of_any:
         names, note = of_any[provider]
@@ -105,11 +104,11 @@ def _provider(provider: Provider, packages: dict[str, tuple[str, str]], gpus: Gp
         return "no", "needs an NVIDIA GPU"
     if provider in (Provider.CUDA, Provider.ORT_TENSORRT):
         if packages["onnxruntime-gpu"][0] == "missing":
-            return "no", "needs onnxruntime-gpu: pip install 'diffseg[gpu]'"
+            return "no", "needs onnxruntime-gpu: extra 'gpu'"
         return "yes", "" if _has_cupy() else NO_CUPY
     engine = "tensorrt" if provider is Provider.TENSORRT else "tensorrt-rtx"
     if engine_version(engine) is None:  # type: ignore[arg-type]
-        return "no", f"pip install 'diffseg[{EXTRAS[engine]}]'"  # type: ignore[index]
+        return "no", f"needs {engine}: extra '{EXTRAS[engine]}'"  # type: ignore[index]
     return (
         ("yes", "with a plan: diffseg build") if _has_cupy() else ("no", "needs CuPy: pip install 'cupy-cuda13x[ctk]'")
     )

@@ -58,6 +58,7 @@ def machine_tables(facts: dict[str, Any]) -> Iterator[Table | str]:
         for name, (state, note) in facts[title].items():
             table.add_row(name, state, note)
         yield table
+    yield f"to install an extra: {facts['install_extra']}"
     yield f"embedded models: {', '.join(facts['models'])}"
     for plan in facts["plans"]:
         yield f"plan {plan['folder']}\n  for {plan['purpose']}\n  {plan['here']}"

@@ -1,10 +1,13 @@
 import numpy as np
 import pytest
+from diffseg.engines import bundle as bundle_module
 from diffseg.engines import tensors
 from diffseg.engines.bundle import Bundle, seal
 from diffseg.engines.manifest import ENCODER, UNET, Graph, Manifest, Source
 from diffseg.runtime import Segmenter
 from hypothesis import settings
+
+from tests.models import copy_models
 
 settings.register_profile("any-machine", deadline=None)  # a busy machine is slow, not wrong
 settings.load_profile("any-machine")
@@ -13,6 +16,13 @@ settings.load_profile("any-machine")
 @pytest.fixture(scope="session")
 def segmenter():
     return Segmenter.load("tiny", provider="cpu", batch=2)
+
+
+@pytest.fixture
+def models(tmp_path, monkeypatch):
+    """Folder of the embedded models, which is a copy without plans during the test."""
+    monkeypatch.setattr(bundle_module, "MODELS", copy_models(tmp_path / "models"))
+    return tmp_path / "models"
 
 
 @pytest.fixture

@@ -18,6 +18,8 @@ import pytest
 from diffseg.engines.examples import example_images
 from PIL import Image
 
+from tests.models import copy_models
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 ELSEWHERE = {
@@ -28,7 +30,13 @@ ELSEWHERE = {
     "docker": "needs an engine of containers; scripts/container_check builds and runs the image without one",
 }
 
-
+BUILD_IN_A_COPY = """
+from pathlib import Path
+from diffseg.engines import bundle
+bundle.MODELS = Path("models").resolve()
+from diffseg.runtime.cli import main
+main()
+"""
 PORT = "8000"
 PATIENCE = 120
 
@@ -107,6 +115,8 @@ def test_command(command, place):
         run = [sys.executable, "-m", "diffseg.runtime", *arguments]
         if arguments[0] == "build":
             pytest.importorskip("tensorrt_rtx", reason="needs the extra 'rtx-build'")
+            copy_models(place / "models")  # the plan goes into the bundle
+            run = [sys.executable, "-c", BUILD_IN_A_COPY, *arguments]
         if arguments[0] == "export":
             pytest.importorskip("torch", reason="needs the extra 'export'")
             maker = [sys.executable, ROOT / "scripts" / "make_checkpoint.py", "bk-sdm-tiny", arguments[1], "--small"]
@@ -116,7 +126,8 @@ def test_command(command, place):
             run += ["--runs", "1", "--warmup", "0", "--starts", "0"]
     elif program == "polygraphy":
         pytest.importorskip("tensorrt_rtx", reason="needs the extra 'rtx-build'")
-        shutil.copytree(ROOT / "engines" / "models" / "tiny", place / "bundle")
+        copy_models(place / "models")
+        (place / "models" / "tiny").rename(place / "bundle")
         run = [Path(sys.executable).with_name(program), *arguments]
     else:
         assert program == "python", f"nothing runs {command!r}"

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 from diffseg.engines.errors import DiffsegError, MissingPackageError
+from diffseg.engines.packages import install_command
 from diffseg.engines.providers import Provider
 from diffseg.runtime.commands.terminal import fail
 
@@ -42,7 +43,7 @@ def serve(
         import python_multipart  # noqa: F401
         import uvicorn  # noqa: F401
     except ImportError as error:
-        raise MissingPackageError(f"serve needs {error.name}: pip install 'diffseg[serve]'") from None
+        raise MissingPackageError(f"serve needs {error.name}: {install_command('serve')}") from None
     from diffseg.engines.bundle import open_bundle
     from diffseg.runtime.segmenter import Segmenter
     from diffseg.runtime.serving.access import is_loopback

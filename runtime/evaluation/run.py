@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from diffseg.engines.errors import DiffsegError, ImageError, MissingPackageError
 from diffseg.engines.manifest import ENCODER, UNET
+from diffseg.engines.packages import install_command
 from diffseg.runtime.arrays import prefetched, to_host
 from diffseg.runtime.evaluation.datasets import VOID, Dataset, Sample
 from diffseg.runtime.evaluation.methods import (
@@ -202,7 +203,7 @@ def need_packages() -> None:
 
     missing = [name for name in NEEDED if find_spec(name) is None]
     if missing:
-        raise MissingPackageError(f"evaluate needs {', '.join(missing)}: pip install 'diffseg[eval]'")
+        raise MissingPackageError(f"evaluate needs {', '.join(missing)}: {install_command('eval')}")
 
 
 def _content(dataset: Dataset, sample: Sample) -> str:

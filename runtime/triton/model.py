@@ -18,8 +18,9 @@ try:
     from diffseg.runtime.triton.models import Refused, Request, load_model
 except ImportError as error:
     raise ImportError(
-        f"{error}; the Python that Triton starts must have the package: pip install 'diffseg[cpu]' in the server's "
-        "image, or write the repository with `diffseg triton --environment` and the folder of one that has it"
+        f"{error}; the Python that Triton starts must have the package: install diffseg with its extra "
+        "'cpu' in the server's image, or write the repository with `diffseg triton --environment` and the folder of "
+        "one that has it"
     ) from None
 
 if TYPE_CHECKING:

@@ -20,6 +20,7 @@ from diffseg.engines.bundle import Bundle, open_bundle, seal
 from diffseg.engines.errors import MissingPackageError, PlanError
 from diffseg.engines.gpu import Gpu, Gpus
 from diffseg.engines.lookup import Here, find_plan, mismatches
+from diffseg.engines.packages import install_command
 from diffseg.engines.plans import BuildOptions, Plan
 from diffseg.runtime.cli import app
 from typer.testing import CliRunner
@@ -152,14 +153,14 @@ def test_what_the_builder_cannot_do_is_refused_at_once(toy, message):
 )
 def test_tensorrt_builds_for_the_gpu_that_is_here_alone(toy, monkeypatch, gpus, message):
     # TensorRT itself is not here: what is refused before it is called.
-    monkeypatch.setattr(build_module, "import_engine", lambda _: sys.modules["tensorrt_rtx"])
+    monkeypatch.setattr(build_module, "import_engine", lambda *_: sys.modules["tensorrt_rtx"])
     with pytest.raises(PlanError, match=message):
         build_plan(toy, "tensorrt", gpus=gpus, compute_capabilities=["8.6"])
 
 
 def test_a_missing_builder_names_its_extra(toy, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorrt", None)
-    with pytest.raises(MissingPackageError, match=r"pip install 'diffseg\[tensorrt\]'"):
+    with pytest.raises(MissingPackageError, match=re.escape(install_command("tensorrt"))):
         build_plan(toy, "tensorrt", gpus=NO_GPU)
 
 
@@ -195,17 +196,16 @@ def test_a_plan_that_cannot_be_written_is_one_line(toy, cache):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals")
-def test_an_interrupted_build_leaves_nothing(tmp_path):
+def test_an_interrupted_build_leaves_nothing(models):
     """Ctrl-C while the builder works on the embedded model's UNet."""
-    environment = os.environ | {"DIFFSEG_CACHE": str(tmp_path)}
     code = (
-        "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it\n"
+        "import signal, sys\nsignal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it\n"
         "from diffseg.engines.build import build_plan\nfrom diffseg.engines.bundle import open_bundle\n"
-        "build_plan(open_bundle('tiny'), 'tensorrt-rtx', compute_capabilities=['8.9'],\n"
+        "build_plan(open_bundle(sys.argv[1]), 'tensorrt-rtx', compute_capabilities=['8.9'],\n"
         "           report=lambda graph, *_: print(graph, flush=True))\n"
     )
     process = subprocess.Popen(
-        [sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [sys.executable, "-c", code, str(models / "tiny")], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
     for line in process.stdout:
         if line.strip() == b"unet":
@@ -214,7 +214,7 @@ def test_an_interrupted_build_leaves_nothing(tmp_path):
     _, errors = process.communicate(timeout=120)
     assert process.returncode != 0
     assert b"KeyboardInterrupt" in errors
-    assert [p.suffix for p in (tmp_path / "plans").iterdir()] == [".lock"]
+    assert [p.suffix for p in (models / "tiny" / "plans").iterdir()] == [".lock"]
 
 
 def test_of_two_processes_one_builds(toy):
@@ -229,13 +229,13 @@ def test_of_two_processes_one_builds(toy):
     assert sorted(process.communicate(timeout=120)[0].strip() for process in both) == [b"False", b"True"]
 
 
-def test_the_embedded_model_is_built_from_the_command_line(cache):
+def test_the_embedded_model_is_built_from_the_command_line(models):
     words = ["build", "tiny", "--engine", "tensorrt-rtx"]
     for capability in ADA:
         words += ["--compute-capability", capability]
     result = CliRunner().invoke(app, words)
     assert result.exit_code == 0, result.output
-    folder = next(path for path in (cache / "plans").iterdir() if path.is_dir())
+    folder = next(path for path in (models / "tiny" / "plans").iterdir() if path.is_dir())
     assert folder.name in result.output
     assert "compute capability 8.6, 8.9, 12.0" in result.output
     bundle = open_bundle("tiny")
@@ -259,7 +259,7 @@ def check_commands(folder, record, products):
     told = invoke(app, ["info", "tiny"])
     assert str(folder) in told.output
     assert record.spec.version in told.output
-    assert f"{folder}/unet.plan" in invoke(app, ["verify", "tiny"]).output
+    assert f"plans/{folder.name}/unet.plan" in invoke(app, ["verify", "tiny"]).output
     (folder / "unet.plan").write_bytes(b"cut short")
     damaged = invoke(app, ["verify", "tiny"])
     assert damaged.exit_code == 1

@@ -5,6 +5,9 @@ import hashlib
 import json
 import shlex
 import shutil
+import subprocess
+import sys
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,6 +30,7 @@ from diffseg.engines.lookup import (
 from diffseg.engines.manifest import File
 from diffseg.engines.plans import RECORD, BuildOptions, Plan, PlanRecord, PlanSpec, Target
 
+ROOT = Path(__file__).parents[2]
 L4 = Gpu("NVIDIA L4", "8.9", 24 << 30, 58, "13.0")
 HERE = Here("1.7.1.116", L4, "linux", "x86_64")
 
@@ -306,9 +310,42 @@ def test_plans_of_a_bundle_that_cannot_be_written_lie_in_the_cache(fake_bundle, 
     assert find_plan(fake_bundle, "tensorrt-rtx", HERE).folder == folder
 
 
-def test_plans_of_an_embedded_bundle_lie_in_the_cache(cache):
+def test_plans_of_an_embedded_bundle_lie_in_it_where_it_can_be_written(models):
+    tiny = open_bundle("tiny")
+    assert plans_folder(tiny) == models / "tiny" / "plans"
+    assert list(tiny.verify()) == [(name, None) for name in tiny.manifest.files]
+    assert build_command(tiny, "tensorrt-rtx") == "diffseg build tiny --engine tensorrt-rtx"
+
+
+def test_plans_of_an_embedded_bundle_that_cannot_be_written_lie_in_the_cache(models, cache):
+    (models / "tiny" / "plans").write_text("in the way, as a read-only disk would be")
     assert plans_folder(open_bundle("tiny")) == cache / "plans"
-    assert build_command(open_bundle("tiny"), "tensorrt-rtx") == "diffseg build tiny --engine tensorrt-rtx"
+
+
+def test_git_does_not_see_the_plans_of_an_embedded_bundle():
+    git = shutil.which("git")
+    if git is None or not (ROOT / ".git").exists():
+        pytest.skip("needs a clone, and git")
+    for name in ("key/plan.json", "key/unet.plan", ".key.lock"):
+        subprocess.run([git, "check-ignore", "--quiet", f"engines/models/tiny/plans/{name}"], cwd=ROOT, check=True)
+
+
+def test_the_wheel_has_no_plans(tmp_path):
+    pytest.importorskip("setuptools")
+    for name in ("engines", "export", "runtime"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tmp_path)
+    plan = tmp_path / "engines" / "models" / "tiny" / "plans" / "key" / "unet.plan"
+    plan.parent.mkdir(parents=True, exist_ok=True)
+    for path in (plan, plan.parents[1] / ".key.lock"):
+        path.write_text("a plan")
+    build = "from setuptools.build_meta import build_wheel; build_wheel('dist')"
+    subprocess.run([sys.executable, "-c", build], cwd=tmp_path, check=True, capture_output=True)
+    with zipfile.ZipFile(next((tmp_path / "dist").glob("*.whl"))) as wheel:
+        names = wheel.namelist()
+    assert "diffseg/engines/models/tiny/manifest.json" in names
+    assert not [name for name in names if "/plans/" in name]
 
 
 def test_the_cache_is_the_platform_s_unless_named(monkeypatch):

@@ -1,6 +1,7 @@
 """Which provider is taken, and what is said where none can be: without a GPU, nothing of one is needed."""
 
 import logging
+import re
 import sys
 from dataclasses import replace
 
@@ -12,6 +13,7 @@ from diffseg.engines.errors import DeviceMemoryError, MissingPackageError, PlanE
 from diffseg.engines.gpu import Gpu, Gpus
 from diffseg.engines.native import chained_tensors
 from diffseg.engines.ort_gpu import OrtGpuNetwork
+from diffseg.engines.packages import install_command
 from diffseg.engines.providers import Provider, load_network
 from diffseg.engines.tensors import batch_axis
 
@@ -73,19 +75,20 @@ def a_gpu(monkeypatch, tmp_path):
 
 def test_what_is_missing_is_named(a_gpu, monkeypatch):
     tiny = open_bundle("tiny")
-    with pytest.raises(MissingPackageError, match=r"tensorrt cannot be imported .*pip install 'diffseg\[tensorrt\]'"):
+    hint = {extra: re.escape(install_command(extra)) for extra in ("tensorrt", "gpu", "rtx")}
+    with pytest.raises(MissingPackageError, match=f"tensorrt cannot be imported .*{hint['tensorrt']}"):
         load_network(tiny, "tensorrt")
-    with pytest.raises(ProviderError, match=r"has no CUDAExecutionProvider, only .*pip install 'diffseg\[gpu\]'"):
+    with pytest.raises(ProviderError, match=f"has no CUDAExecutionProvider, only .*{hint['gpu']}"):
         load_network(tiny, "cuda")
     with pytest.raises(ProviderError, match="has no TensorrtExecutionProvider"):
         load_network(tiny, "ort-tensorrt")
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
-    with pytest.raises(MissingPackageError, match="tensorrt_rtx cannot be imported"):
+    with pytest.raises(MissingPackageError, match=f"tensorrt_rtx cannot be imported .*{hint['rtx']}"):
         load_network(tiny, "tensorrt-rtx")
     assert load_network(tiny, "auto").provider == "cpu"
 
 
-def test_a_plan_is_missing(a_gpu):
+def test_a_plan_is_missing(a_gpu, models):
     pytest.importorskip("tensorrt_rtx", reason="needs the extra 'rtx-build'")
     with pytest.raises(
         PlanError, match="has no tensorrt-rtx plan; build one: diffseg build tiny --engine tensorrt-rtx"

@@ -4,7 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from diffseg.engines import example_images, open_bundle
+from diffseg.engines import bundle, example_images, open_bundle
 from diffseg.engines.build import build_plan
 from diffseg.engines.lookup import Here, find_plan
 from diffseg.engines.native import NativeNetwork
@@ -13,13 +13,16 @@ from diffseg.runtime import Segmenter
 from diffseg.runtime.arrays import to_host
 from diffseg.runtime.compare import compare_providers
 
+from tests.models import copy_models
+
 NATIVE = ("tensorrt", "tensorrt-rtx")
 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    """The embedded bundle; plans go to a cache of this run's own."""
+    """A copy of the embedded bundle, which is its own for this run: plans go there, and other files to a new cache."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bundle, "MODELS", copy_models(tmp_path_factory.mktemp("models") / "models"))
         patch.setenv("DIFFSEG_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield open_bundle("tiny")
 

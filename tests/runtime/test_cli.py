@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from diffseg.engines.bundle import MODELS
 from diffseg.engines.examples import example_images
 from diffseg.runtime.cli import app
 from diffseg.runtime.commands.segment import expand, output_names
 from typer.testing import CliRunner
 
+from tests.models import copy_models
 from tests.pictures import pixels
 
 
@@ -134,10 +134,7 @@ def test_verify(tmp_path):
     done = diffseg("verify", "tiny")
     assert done.returncode == 0
     assert "every file is as it was made" in done.stdout
-    folder = tmp_path / "copy"
-    folder.mkdir()
-    for path in (MODELS / "tiny").iterdir():
-        (folder / path.name).write_bytes(path.read_bytes())
+    folder = copy_models(tmp_path / "models") / "tiny"
     data = bytearray((folder / "unet.onnx").read_bytes())
     data[1000] ^= 1
     (folder / "unet.onnx").write_bytes(data)

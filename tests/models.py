@@ -1,0 +1,14 @@
+"""Copies of the embedded models, for tests that build plans: those must not land in the source tree."""
+
+import shutil
+from pathlib import Path
+
+from diffseg.engines import bundle
+
+EMBEDDED = bundle.MODELS
+
+
+def copy_models(folder: Path) -> Path:
+    """Copy the embedded models, without any plans, into a new folder that can be written."""
+    shutil.copytree(EMBEDDED, folder, ignore=shutil.ignore_patterns("plans"))
+    return folder
