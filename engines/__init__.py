@@ -1,6 +1,6 @@
 """Bundles of ONNX graphs, and what executes them. Needs no PyTorch."""
 
-from diffseg.engines.bundle import Bundle, embedded_models, open_bundle
+from diffseg.engines.bundle.bundle import Bundle, embedded_models, open_bundle
 from diffseg.engines.errors import (
     BundleError,
     BundleNotFoundError,
@@ -14,8 +14,8 @@ from diffseg.engines.errors import (
     ProviderError,
 )
 from diffseg.engines.examples import example_images
-from diffseg.engines.manifest import Manifest
-from diffseg.engines.providers import Provider, load_network
+from diffseg.engines.bundle.manifest import Manifest
+from diffseg.engines.providers.select import Provider, load_network
 
 __all__ = [
     "Bundle",

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from diffseg.engines import tensors
-from diffseg.engines.manifest import ENCODER, UNET, Graph, Manifest, Precision
+from diffseg.engines.bundle import specs
+from diffseg.engines.bundle.manifest import ENCODER, UNET, Graph, Manifest, Precision
 from diffseg.engines.packages import installed_version
 from diffseg.export import parity
 from diffseg.export.checkpoint import load_files
@@ -65,8 +65,8 @@ def convert(
     attention = parity.reference(unet, latent)
     outputs = unet.outputs()
 
-    encoder_tensors = tensors.encoder_tensors(size, channels, max_batch)
-    unet_tensors = tensors.unet_tensors(size, channels, outputs, max_batch)
+    encoder_tensors = specs.encoder_tensors(size, channels, max_batch)
+    unet_tensors = specs.unet_tensors(size, channels, outputs, max_batch)
     progress(f"trace the VAE encoder in {precision}")
     traced_encoder = trace(encoder.to(dtype), encoder_tensors, folder / f"{ENCODER}.onnx")
     progress(f"trace the UNet in {precision}")
@@ -137,7 +137,7 @@ def _flops(unet: UNet2DConditionModel, size: tuple[int, int], prompt: torch.Tens
     """FLOPs of the whole UNet for one image, counted on shapes alone."""
     with torch.device("meta"):
         twin = UNet2DConditionModel.from_config(unet.config)
-        rows, columns = (n // tensors.LATENT_FACTOR for n in size)
+        rows, columns = (n // specs.LATENT_FACTOR for n in size)
         latent = torch.zeros(1, unet.config.in_channels, rows, columns)
         with FlopCounterMode(display=False) as counter:
             twin(latent, torch.zeros(1), torch.zeros(prompt.shape))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from diffseg.engines import tensors
+from diffseg.engines.bundle import specs
 from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
@@ -46,7 +46,7 @@ class AttentionUNet(nn.Module):
         super().__init__()
         self.unet = unet
         self.prompt_shape = tuple(prompt.shape)
-        latent = [n // tensors.LATENT_FACTOR for n in size]
+        latent = [n // specs.LATENT_FACTOR for n in size]
         self.attention = Accumulator()
         with torch.no_grad():
             embedding = self.unet.time_embedding(self.unet.time_proj(torch.tensor([timestep])))
@@ -78,10 +78,10 @@ class AttentionUNet(nn.Module):
         self.unet(latent.to(dtype), torch.zeros((), dtype=torch.long), encoder_hidden_states=prompt, return_dict=False)
         return self.attention.means()
 
-    def outputs(self) -> tuple[tensors.Attention, ...]:
+    def outputs(self) -> tuple[specs.AttentionOutput, ...]:
         """Describe the outputs, after a forward pass has shown them."""
         return tuple(
-            tensors.Attention(tensors.attention_name(self.grids[n]), self.grids[n], len(heads), heads[0])
+            specs.AttentionOutput(specs.attention_name(self.grids[n]), self.grids[n], len(heads), heads[0])
             for n, heads in self.attention.heads.items()
         )
 

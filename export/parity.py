@@ -11,12 +11,12 @@ import onnx_ir as ir
 import torch
 from diffseg.engines.errors import ParityError
 from diffseg.engines.examples import example_images
-from diffseg.engines.manifest import CPU_SUFFIX
-from diffseg.engines.ort import load_session
+from diffseg.engines.bundle.manifest import CPU_SUFFIX
+from diffseg.engines.providers.onnxruntime import load_session
 from PIL import Image
 
 if TYPE_CHECKING:
-    from diffseg.engines.manifest import Precision
+    from diffseg.engines.bundle.manifest import Precision
     from numpy.typing import NDArray
 
 LIMITS: dict[str, dict[str, float]] = {

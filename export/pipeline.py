@@ -6,7 +6,7 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
-from diffseg.engines.bundle import Bundle, atomic_folder, seal
+from diffseg.engines.bundle.bundle import Bundle, atomic_folder, write_manifest
 from diffseg.engines.errors import MissingPackageError
 from diffseg.engines.packages import install_command
 from diffseg.export.locate import find_checkpoint
@@ -59,7 +59,7 @@ def export_bundle(
             raise _missing(str(error.name or error)) from error
         manifest = convert(files, folder, settings, name or target.name, progress)
         progress("hash the files")
-        seal(folder, manifest)
+        write_manifest(folder, manifest)
     return Bundle.open(target)
 
 

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import get_args
 
-from diffseg.engines.manifest import Defaults, Precision
+from diffseg.engines.bundle.manifest import Defaults, Precision
 
 PRECISIONS: tuple[str, ...] = get_args(Precision)
 SIZE_STEP = 64

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from diffseg.engines.manifest import CPU_SUFFIX
+from diffseg.engines.bundle.manifest import CPU_SUFFIX
 from diffseg.export.widen import widen
 
 if TYPE_CHECKING:
-    from diffseg.engines.tensors import GraphTensors
+    from diffseg.engines.bundle.specs import GraphTensors
 
 OPSET = 18
 FLOAT_BYTES = 4

@@ -1,5 +1,5 @@
-"""`python -m diffseg.runtime` is the command line too."""
+"""`python -m diffseg` is the command line too."""
 
-from diffseg.runtime.cli import main
+from diffseg.cli.app import main
 
 main()

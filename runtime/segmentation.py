@@ -11,18 +11,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-from diffseg.engines.manifest import REFINEMENTS, Defaults, Refine
-from diffseg.runtime import draw
-from diffseg.runtime.arrays import Array, to_host
-from diffseg.runtime.colour import colour_refine
-from diffseg.runtime.merge import AnchorDistances, anchor_distances, merge_attention
-from diffseg.runtime.refine import kmeans_refine
-from diffseg.runtime.stages import timed
-from diffseg.runtime.suppress import non_max_suppression
+from diffseg.engines.bundle.manifest import REFINEMENTS, Defaults, Refine
+from diffseg import draw
+from diffseg.arrays import Array, to_host
+from diffseg.methods.colour import colour_refine
+from diffseg.methods.merge import AnchorDistances, anchor_distances, merge_attention
+from diffseg.methods.kmeans import kmeans_refine
+from diffseg.stages import stage
+from diffseg.methods.suppress import non_max_suppression
 from PIL import Image
 
 if TYPE_CHECKING:
-    from diffseg.runtime.image import Placement
+    from diffseg.image import Placement
     from numpy.typing import NDArray
 
 Threshold: TypeAlias = "float | Sequence[float]"
@@ -151,7 +151,7 @@ class Segmentation:
         """
         folder = Path(folder)
         paths = [folder / f"{name}{ending}" for ending in (".labels.png", ".overlay.png", ".json")]
-        with timed(None, "write"):
+        with stage(None, "write"):
             folder.mkdir(parents=True, exist_ok=True)
             with replacing(paths[0]) as temporary:
                 self.label_image().save(temporary, "PNG")
@@ -197,16 +197,16 @@ def make_masks(
     `distances` are those of the attention from its anchors, by anchors a side, as far as they are known; those that
     were needed are there afterwards.
     """
-    with timed(timings, "merge"):
+    with stage(timings, "merge"):
         proposals = make_proposals(attention, settings, {} if distances is None else distances)
     if settings.refine == "kmeans":
-        with timed(timings, "refine"):
+        with stage(timings, "refine"):
             proposals = kmeans_refine(attention, proposals)
-    with timed(timings, "suppress"):
+    with stage(timings, "suppress"):
         labels = to_host(non_max_suppression(proposals, placement.size))
         if settings.refine != "colour":
             return place_labels(labels, placement)
-    with timed(timings, "refine"):
+    with stage(timings, "refine"):
         return place_labels(colour_refine(labels, pixels), placement)
 
 

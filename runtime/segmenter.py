@@ -10,17 +10,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
-from diffseg.engines.bundle import Bundle, open_bundle
+from diffseg.engines.bundle.bundle import Bundle, open_bundle
 from diffseg.engines.errors import DeviceMemoryError, ImageError
-from diffseg.engines.manifest import Refine
-from diffseg.engines.providers import load_network
-from diffseg.engines.sessions import Network
-from diffseg.runtime.aggregate import aggregate_attention
-from diffseg.runtime.arrays import namespace, prefetched
-from diffseg.runtime.image import Fit, ImageSource, Placement, fit_image, read_image
-from diffseg.runtime.merge import AnchorDistances
-from diffseg.runtime.segmentation import MergeSettings, Segmentation, Threshold, make_masks
-from diffseg.runtime.stages import timed
+from diffseg.engines.bundle.manifest import Refine
+from diffseg.engines.providers.select import load_network
+from diffseg.engines.providers.network import Network
+from diffseg.methods.aggregate import aggregate_attention
+from diffseg.arrays import namespace, prefetched
+from diffseg.image import Fit, ImageSource, Placement, fit_image, read_image
+from diffseg.methods.merge import AnchorDistances
+from diffseg.segmentation import MergeSettings, Segmentation, Threshold, make_masks
+from diffseg.stages import stage
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -42,7 +42,7 @@ class Segmenter:
         self.bundle = bundle
         self.network = network
         self.batch = batch
-        self._fits = batch  # what the memory of the device is known to hold
+        self._batch_limit = batch  # what the memory of the device is known to hold
         self.settings = MergeSettings.of(manifest.defaults)
 
     @classmethod
@@ -170,9 +170,9 @@ class Segmenter:
             ValueError: an unknown `fit`.
         """
         timings: dict[str, float] = {}
-        with timed(timings, "decode"):
+        with stage(timings, "decode"):
             picture = read_image(source)
-        with timed(timings, "resize"):
+        with stage(timings, "resize"):
             pixels, placement = fit_image(picture, self.bundle.manifest.image_size, fit)
         return Prepared(picture, pixels, placement, timings, settings or self.settings, keep_attention)
 
@@ -183,14 +183,14 @@ class Segmenter:
             images: at most the bundle's largest batch; less go at once where the device's memory is full.
         """
         results: list[Segmentation] = []
-        while part := images[len(results) : len(results) + self._fits]:
+        while part := images[len(results) : len(results) + self._batch_limit]:
             try:
                 results += self._pass(part)
             except DeviceMemoryError as error:
                 if len(part) == 1:
                     raise
-                self._fits = len(part) // 2
-                logger.warning("%s; going on with %d at once", error, self._fits)
+                self._batch_limit = len(part) // 2
+                logger.warning("%s; going on with %d at once", error, self._batch_limit)
         return results
 
     def _finish_good(
@@ -204,16 +204,16 @@ class Segmenter:
         shared: dict[str, float] = {}
         results = []
         with self.network.session() as session:
-            with timed(shared, "encode"):
+            with stage(shared, "encode"):
                 latent = session.encode(np.stack([image.pixels for image in images]))
                 session.wait()
-            with timed(shared, "attend"):
+            with stage(shared, "attend"):
                 outputs = session.attend(latent)
                 session.wait()
             for i, image in enumerate(images):
                 timings = image.timings | {stage: seconds / len(images) for stage, seconds in shared.items()}
                 maps = [output[i, ...] for output in outputs]
-                with timed(timings, "aggregate"):
+                with stage(timings, "aggregate"):
                     attention = aggregate_attention(maps, grids=grids, out=maps[0])  # in the place of the finest
                     session.wait()
                 settings = image.settings

@@ -42,7 +42,7 @@ def observing(observer: Observer) -> Iterator[None]:
             _observers = tuple(other for other in _observers if other is not observer)
 
 
-class timed:  # noqa: N801 - reads as the statement it is; a class costs half of what a generator does
+class stage:  # noqa: N801 - reads as the statement it is; a class costs half of what a generator does
     """Add the seconds of a block to a stage of `timings`; None: only the observers learn of it."""
 
     __slots__ = ("_observers", "_stage", "_start", "_timings")

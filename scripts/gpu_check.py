@@ -29,15 +29,15 @@ from typing import Any
 import numpy as np
 from bench_merge import make_maps
 from diffseg.engines import Bundle, DiffsegError, example_images, open_bundle
-from diffseg.engines.device import import_cupy
-from diffseg.engines.gpu import find_gpus
+from diffseg.engines.providers.cuda import import_cupy
+from diffseg.engines.machine import find_gpus
 from diffseg.engines.packages import installed_version
-from diffseg.runtime import Segmenter
-from diffseg.runtime.aggregate import aggregate_attention
-from diffseg.runtime.compare import compare_providers
-from diffseg.runtime.image import fit_image, read_image
-from diffseg.runtime.merge import merge_attention
-from diffseg.runtime.suppress import non_max_suppression
+from diffseg import Segmenter
+from diffseg.methods.aggregate import aggregate_attention
+from diffseg.measure.compare import compare_providers
+from diffseg.image import fit_image, read_image
+from diffseg.methods.merge import merge_attention
+from diffseg.methods.suppress import non_max_suppression
 
 GEMM = 8192
 PROVIDERS = ("cuda", "tensorrt-rtx", "tensorrt", "ort-tensorrt")
@@ -124,7 +124,7 @@ def check_export(check: Check) -> dict[str, Any]:
     seconds = {}
     steps = {
         checkpoint: [scripts / "make_checkpoint.py", check.family, checkpoint],
-        check.bundle: ["-m", "diffseg.runtime", "export", checkpoint, "-o", check.bundle, "--precision", "fp16"],
+        check.bundle: ["-m", "diffseg", "export", checkpoint, "-o", check.bundle, "--precision", "fp16"],
     }
     for target, command in steps.items():
         if not target.exists():
@@ -180,7 +180,7 @@ def check_provider(check: Check, bundle: Bundle, provider: str) -> dict[str, Any
     result: dict[str, Any] = {}
     if provider in ("tensorrt", "tensorrt-rtx"):
         start = time.perf_counter()
-        words = [sys.executable, "-m", "diffseg.runtime", "build", str(bundle.folder), "--engine", provider]
+        words = [sys.executable, "-m", "diffseg", "build", str(bundle.folder), "--engine", provider]
         done = subprocess.run(words, capture_output=True, text=True, check=False)
         if done.returncode:
             raise RuntimeError(done.stderr.strip().splitlines()[-1])

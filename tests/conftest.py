@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 from diffseg.engines import bundle as bundle_module
-from diffseg.engines import tensors
-from diffseg.engines.bundle import Bundle, seal
-from diffseg.engines.manifest import ENCODER, UNET, Graph, Manifest, Source
-from diffseg.runtime import Segmenter
+from diffseg.engines.bundle import specs
+from diffseg.engines.bundle.bundle import Bundle, write_manifest
+from diffseg.engines.bundle.manifest import ENCODER, UNET, Graph, Manifest, Source
+from diffseg import Segmenter
 from hypothesis import settings
 
 from tests.models import copy_models
@@ -42,7 +42,7 @@ def fake_bundle(tmp_path):
     folder.mkdir()
     for name in ("vae_encoder.onnx", "unet.onnx", "unet.onnx.data"):
         (folder / name).write_bytes(name.encode() * 100)
-    attention = (tensors.Attention("attention_8", (8, 8), 5, 8), tensors.Attention("attention_4", (4, 4), 1, 8))
+    attention = (specs.AttentionOutput("attention_8", (8, 8), 5, 8), specs.AttentionOutput("attention_4", (4, 4), 1, 8))
     manifest = Manifest(
         name="fake",
         source=Source("nowhere"),
@@ -51,10 +51,10 @@ def fake_bundle(tmp_path):
         timestep=300,
         precision="fp32",
         graphs={
-            ENCODER: Graph("vae_encoder.onnx", (), tensors.encoder_tensors((64, 64), 4, 4), 18, 10, 20),
-            UNET: Graph("unet.onnx", ("unet.onnx.data",), tensors.unet_tensors((64, 64), 4, attention, 4), 18, 10, 20),
+            ENCODER: Graph("vae_encoder.onnx", (), specs.encoder_tensors((64, 64), 4, 4), 18, 10, 20),
+            UNET: Graph("unet.onnx", ("unet.onnx.data",), specs.unet_tensors((64, 64), 4, attention, 4), 18, 10, 20),
         },
         attention=attention,
     )
-    seal(folder, manifest)
+    write_manifest(folder, manifest)
     return Bundle.open(folder)

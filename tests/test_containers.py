@@ -1,6 +1,6 @@
 """What can be known of the images without building one: the Dockerfile, compose.yaml, the locks, and the pages on them.
 
-`scripts/container_check` builds and runs them.
+`scripts/release/container_check` builds and runs them.
 """
 
 import json
@@ -15,8 +15,8 @@ import pytest
 pytest.importorskip("packaging")
 pytest.importorskip("yaml")
 import yaml
-from diffseg.engines.manifest import ENCODER
-from diffseg.runtime.cli import app as command_line
+from diffseg.engines.bundle.manifest import ENCODER
+from diffseg.cli.app import app as command_line
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
@@ -82,7 +82,7 @@ def test_a_lock_has_what_the_project_asks_for(target, machine):
     versions = pinned(target, machine)
     for requirement in wanted(TARGETS[target], machine):
         version = versions.get(canonicalize_name(requirement.name))
-        assert version is not None, f"{requirement} is not locked: run scripts/lock"
+        assert version is not None, f"{requirement} is not locked: run scripts/release/lock"
         assert requirement.specifier.contains(version, prereleases=True), f"{version}, wanted {requirement}"
     assert not {"onnxruntime", "onnxruntime-gpu"} <= set(versions), "the two share one module"
 
@@ -209,7 +209,7 @@ class TestTarget:
 class TestServer:
     def test_is_healthy_when_it_is_ready(self, target):
         pytest.importorskip("fastapi", reason="needs the extra 'serve'")
-        from diffseg.runtime.serving.inference import router
+        from diffseg.serving.http.inference import router
 
         (path,) = re.findall(r"'(/v2[^']*)'", last(target, "HEALTHCHECK"))
         assert path in [route.path for route in router.routes]
@@ -317,7 +317,7 @@ class TestService:
         assert told == set(options.split())
 
     def test_has_time_to_finish(self, name):
-        limits = pytest.importorskip("diffseg.runtime.serving.limits", reason="needs the extra 'serve'").Limits()
+        limits = pytest.importorskip("diffseg.serving.http.limits", reason="needs the extra 'serve'").Limits()
         grace = int(COMPOSE["services"][name]["stop_grace_period"].removesuffix("s"))
         assert grace > limits.deadline + limits.body_seconds
 
@@ -387,7 +387,7 @@ def test_the_deployment_fits_the_image():
     assert container["ports"] == [{"name": "http", "containerPort": port}]
     ready = re.findall(r"'(/v2[^']*)'", last("cpu", "HEALTHCHECK"))
     assert [container["readinessProbe"]["httpGet"]["path"]] == ready
-    router = pytest.importorskip("diffseg.runtime.serving.inference", reason="needs the extra 'serve'").router
+    router = pytest.importorskip("diffseg.serving.http.inference", reason="needs the extra 'serve'").router
     paths = {container[probe]["httpGet"]["path"] for probe in ("startupProbe", "livenessProbe", "readinessProbe")}
     assert paths <= {route.path for route in router.routes}
 

@@ -97,7 +97,7 @@ def test_the_runtime_imports_and_segments(lean):
     code = f"""
 import sys, json
 from diffseg.engines import example_images
-from diffseg.runtime import Segmenter
+from diffseg import Segmenter
 results = Segmenter.load("tiny", provider="cpu")([*example_images()])
 print(json.dumps([len(r.segments) for r in results]), *sorted(m for m in sys.modules if m in {FORBIDDEN}))
 """
@@ -108,7 +108,7 @@ print(json.dumps([len(r.segments) for r in results]), *sorted(m for m in sys.mod
 
 def test_the_command_line_segments(lean, tmp_path):
     command = lean.parent / "diffseg"
-    command.write_text(f"#!{lean}\nfrom diffseg.runtime.cli import main\nmain()\n")
+    command.write_text(f"#!{lean}\nfrom diffseg.cli.app import main\nmain()\n")
     command.chmod(0o755)
     image = next((ROOT / "engines" / "examples").glob("*.jpg"))
     done = subprocess.run(
@@ -119,7 +119,7 @@ def test_the_command_line_segments(lean, tmp_path):
 
 
 def test_export_says_what_to_install(lean, tmp_path):
-    done = run(lean, "-m", "diffseg.runtime", "export", str(tmp_path), "-o", str(tmp_path / "bundle"))
+    done = run(lean, "-m", "diffseg", "export", str(tmp_path), "-o", str(tmp_path / "bundle"))
     assert done.returncode == 1
     assert "pip install 'diffseg[export]'" in done.stderr
     assert "Traceback" not in done.stderr
@@ -130,20 +130,20 @@ def test_evaluate_says_what_to_install(lean, tmp_path):
         (tmp_path / kind).mkdir()
     (tmp_path / "images" / "photo.jpg").touch()
     out = tmp_path / "out"
-    done = run(lean, "-m", "diffseg.runtime", "evaluate", str(tmp_path), "--methods", "colour", "-o", str(out))
+    done = run(lean, "-m", "diffseg", "evaluate", str(tmp_path), "--methods", "colour", "-o", str(out))
     assert done.returncode == 1
     assert done.stderr == "error: evaluate needs scipy, sklearn, skimage: pip install 'diffseg[eval]'\n"
     assert not out.exists()
 
 
 def test_serve_says_what_to_install(lean):
-    done = run(lean, "-m", "diffseg.runtime", "serve")
+    done = run(lean, "-m", "diffseg", "serve")
     assert done.returncode == 1
     assert done.stderr == "error: serve needs fastapi: pip install 'diffseg[serve]'\n"
 
 
 def test_a_model_repository_is_written(lean, tmp_path):
-    done = run(lean, "-m", "diffseg.runtime", "triton", "tiny", "-o", str(tmp_path / "repository"))
+    done = run(lean, "-m", "diffseg", "triton", "tiny", "-o", str(tmp_path / "repository"))
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "repository" / "diffseg" / "1" / "model.py").is_file()  # it is in the wheel
 
@@ -152,7 +152,7 @@ def test_importing_the_runtime_pulls_in_no_command_line(lean):
     done = run(
         lean,
         "-c",
-        "import sys, diffseg.runtime; print(*[m for m in ('typer', 'rich', 'onnxruntime') if m in sys.modules])",
+        "import sys, diffseg; print(*[m for m in ('typer', 'rich', 'onnxruntime') if m in sys.modules])",
     )
     assert done.stdout.strip() == ""
     assert done.returncode == 0, done.stderr

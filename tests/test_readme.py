@@ -27,14 +27,14 @@ ELSEWHERE = {
     "scripts/test": "is this run",
     "pip install": "needs the network; scripts/demo installs",
     "trtexec": "comes with TensorRT, and needs a GPU",
-    "docker": "needs an engine of containers; scripts/container_check builds and runs the image without one",
+    "docker": "needs an engine of containers; scripts/release/container_check builds and runs the image without one",
 }
 
 BUILD_IN_A_COPY = """
 from pathlib import Path
 from diffseg.engines import bundle
 bundle.MODELS = Path("models").resolve()
-from diffseg.runtime.cli import main
+from diffseg.cli.app import main
 main()
 """
 PORT = "8000"
@@ -74,7 +74,7 @@ def place(tmp_path, monkeypatch):
 def serving(arguments, place):
     """The README's server on a free port; ends well when it is asked to."""
     pytest.importorskip("fastapi", reason="needs the extra 'serve'")
-    run = [sys.executable, "-m", "diffseg.runtime", *(word.replace(PORT, "0") for word in arguments)]
+    run = [sys.executable, "-m", "diffseg", *(word.replace(PORT, "0") for word in arguments)]
     with subprocess.Popen(run, stderr=subprocess.PIPE, text=True, cwd=place) as process:
         timer = threading.Timer(PATIENCE, process.kill)
         timer.start()
@@ -112,7 +112,7 @@ def test_command(command, place):
     settings = dict(words.pop(0).split("=") for _ in takewhile(lambda word: "=" in word, list(words)))
     program, *arguments = words
     if program == "diffseg":
-        run = [sys.executable, "-m", "diffseg.runtime", *arguments]
+        run = [sys.executable, "-m", "diffseg", *arguments]
         if arguments[0] == "build":
             pytest.importorskip("tensorrt_rtx", reason="needs the extra 'rtx-build'")
             copy_models(place / "models")  # the plan goes into the bundle

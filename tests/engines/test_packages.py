@@ -11,13 +11,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from diffseg.engines.build import build_plan
+from diffseg.engines.tensorrt.pipeline import build_plan
 from diffseg.engines.errors import MissingPackageError
-from diffseg.engines.gpu import Gpus
+from diffseg.engines.machine import Gpus
 from diffseg.engines.packages import install_command
-from diffseg.engines.trt import import_engine
-from diffseg.runtime import info
-from diffseg.runtime.tables import machine_tables
+from diffseg.engines.tensorrt.build import import_engine
+from diffseg import info
+from diffseg.cli.tables import machine_tables
 
 ROOT = Path(__file__).parents[2]
 WHEEL = "file:///downloads/diffseg-0.1.0-py3-none-any.whl"

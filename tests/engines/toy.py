@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from diffseg.engines import tensors
-from diffseg.engines.bundle import Bundle, seal
-from diffseg.engines.manifest import ENCODER, UNET, Graph, Manifest, Source
+from diffseg.engines.bundle import specs
+from diffseg.engines.bundle.bundle import Bundle, write_manifest
+from diffseg.engines.bundle.manifest import ENCODER, UNET, Graph, Manifest, Source
 from onnx import TensorProto, helper, numpy_helper
 
 SIZE = (64, 64)
@@ -15,8 +15,8 @@ SIZE = (64, 64)
 def make_toy(folder: Path, precision: str = "fp32", dtype: str = "float32") -> Bundle:
     """Write the bundle; its graphs compute in `dtype`, whatever the manifest says."""
     folder.mkdir(parents=True)
-    attention = (tensors.Attention("attention_8", (8, 8), 1, 1),)
-    encoder, unet = tensors.encoder_tensors(SIZE, 4, 4), tensors.unet_tensors(SIZE, 4, attention, 4)
+    attention = (specs.AttentionOutput("attention_8", (8, 8), 1, 1),)
+    encoder, unet = specs.encoder_tensors(SIZE, 4, 4), specs.unet_tensors(SIZE, 4, attention, 4)
     rng = np.random.default_rng(0)
     write(
         folder / "vae_encoder.onnx",
@@ -59,14 +59,14 @@ def make_toy(folder: Path, precision: str = "fp32", dtype: str = "float32") -> B
         },
         attention=attention,
     )
-    seal(folder, manifest)
+    write_manifest(folder, manifest)
     return Bundle.open(folder)
 
 
-def write(path: Path, declared: tensors.GraphTensors, nodes: list, weights: dict) -> None:
+def write(path: Path, declared: specs.GraphTensors, nodes: list, weights: dict) -> None:
     """Write an ONNX file with the declared inputs and outputs."""
 
-    def value(tensor: tensors.Tensor) -> onnx.ValueInfoProto:
+    def value(tensor: specs.Tensor) -> onnx.ValueInfoProto:
         shape = [axis.name if axis.dynamic else axis.opt for axis in tensor.axes]
         return helper.make_tensor_value_info(
             tensor.name, helper.np_dtype_to_tensor_dtype(np.dtype(tensor.dtype)), shape

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 from diffseg.engines.errors import CheckpointError, ParityError
-from diffseg.engines.manifest import Defaults
-from diffseg.engines.ort import import_onnxruntime
+from diffseg.engines.bundle.manifest import Defaults
+from diffseg.engines.providers.onnxruntime import import_onnxruntime
 from diffseg.export import ExportSettings, export_bundle, parity, parse_size
 from diffseg.export.checkpoint import load_checkpoint
 

@@ -11,14 +11,14 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
-from diffseg.engines.build import build_plan
-from diffseg.engines.gpu import Gpus
-from diffseg.engines.layers import PRECISIONS
-from diffseg.engines.ort import OrtNetwork
+from diffseg.engines.tensorrt.pipeline import build_plan
+from diffseg.engines.machine import Gpus
+from diffseg.engines.tensorrt.precision import PRECISIONS
+from diffseg.engines.providers.onnxruntime import OrtNetwork
 from diffseg.export import ExportSettings, export_bundle
 from diffseg.export.checkpoint import load_checkpoint
 from diffseg.export.parity import execute, sample_images
-from diffseg.runtime import Segmenter
+from diffseg import Segmenter
 from diffusers.models.attention_processor import Attention, AttnProcessor
 
 CASES = {
@@ -107,7 +107,7 @@ def test_the_bundle_agrees_with_diffusers(case):
 
 
 def test_a_cpu_casts_narrow_weights_as_it_needs_them(case, monkeypatch):
-    monkeypatch.setattr("diffseg.engines.ort.LARGE_WEIGHTS", -1)
+    monkeypatch.setattr("diffseg.engines.providers.onnxruntime.LARGE_WEIGHTS", -1)
     network = OrtNetwork(case.bundle)
     with network.record_operators() as operators:
         network.attend(case.latent[:1])
@@ -130,7 +130,7 @@ def test_a_cpu_casts_narrow_weights_as_it_needs_them(case, monkeypatch):
 
 def test_a_map_is_added_up_before_the_next_one_is_made(case, monkeypatch):
     """In ONNX Runtime's own order of execution, where the weights are so large that the graph is executed as it is."""
-    monkeypatch.setattr("diffseg.engines.ort.LARGE_WEIGHTS", -1)
+    monkeypatch.setattr("diffseg.engines.providers.onnxruntime.LARGE_WEIGHTS", -1)
     graph = ir.load(case.bundle.cpu_path("unet")).graph
     node, maps = graph.outputs[0].producer(), []
     while node.op_type in ("Div", "Add"):
@@ -149,7 +149,7 @@ def test_a_map_is_added_up_before_the_next_one_is_made(case, monkeypatch):
 
 def test_graphs_as_they_are_and_optimised_agree(case, monkeypatch):
     optimised = OrtNetwork(case.bundle)
-    monkeypatch.setattr("diffseg.engines.ort.LARGE_WEIGHTS", -1)
+    monkeypatch.setattr("diffseg.engines.providers.onnxruntime.LARGE_WEIGHTS", -1)
     plain = OrtNetwork(case.bundle)
     np.testing.assert_allclose(plain.encode(case.images), optimised.encode(case.images), atol=1e-4)
     for found, expected in zip(plain.attend(case.latent), optimised.attend(case.latent), strict=True):
@@ -202,7 +202,7 @@ def test_tensorrt_rtx_builds_the_bundle(case, tmp_path, monkeypatch):
     plan = build_plan(case.bundle, "tensorrt-rtx", compute_capabilities=capabilities, gpus=Gpus((), "in this test"))
     for name, graph in case.bundle.manifest.graphs.items():
         found = plan.record.layers[name]
-        assert found.misfits(case.precision, graph.layers) == {}
+        assert found.wrong_precision(case.precision, graph.layers) == {}
         assert found.counts["convolution"] == {PRECISIONS[case.precision]: sum(graph.layers["Conv"].values())}
         assert found.activation_bytes > 0
     products = plan.record.layers["unet"].counts["matmul"]

@@ -1,5 +1,5 @@
 import pytest
-from diffseg.engines.gpu import find_gpus
+from diffseg.engines.machine import find_gpus
 
 
 @pytest.fixture(scope="session", autouse=True)

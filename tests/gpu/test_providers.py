@@ -5,13 +5,13 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 from diffseg.engines import bundle, example_images, open_bundle
-from diffseg.engines.build import build_plan
-from diffseg.engines.lookup import Here, find_plan
-from diffseg.engines.native import NativeNetwork
-from diffseg.engines.trt import engine_version
-from diffseg.runtime import Segmenter
-from diffseg.runtime.arrays import to_host
-from diffseg.runtime.compare import compare_providers
+from diffseg.engines.tensorrt.pipeline import build_plan
+from diffseg.engines.tensorrt.lookup import Machine, find_plan
+from diffseg.engines.tensorrt.execute import NativeNetwork
+from diffseg.engines.tensorrt.build import engine_version
+from diffseg import Segmenter
+from diffseg.arrays import to_host
+from diffseg.measure.compare import compare_providers
 
 from tests.models import copy_models
 
@@ -74,7 +74,7 @@ def test_a_captured_graph_gives_what_single_launches_give(tiny, gpu, engine):
     if version is None:
         pytest.skip(f"{engine} is not installed")
     build_plan(tiny, engine)
-    plan = find_plan(tiny, engine, Here(version, gpu))
+    plan = find_plan(tiny, engine, Machine(version, gpu))
     images = np.random.default_rng(0).integers(0, 256, (2, 512, 512, 3), np.uint8)
     outputs = {}
     for capture in (False, True):

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import numpy as np
 from diffseg.engines.errors import DeviceMemoryError
-from diffseg.engines.sessions import SessionPool
+from diffseg.engines.providers.network import SessionPool
 
 
 def attention_of(latent, grid):

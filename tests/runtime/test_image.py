@@ -7,7 +7,7 @@ import zlib
 import numpy as np
 import pytest
 from diffseg.engines.errors import ImageError
-from diffseg.runtime.image import fit_image, read_image
+from diffseg.image import fit_image, read_image
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image

@@ -7,8 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 from diffseg.engines.errors import DeviceMemoryError, ImageError
-from diffseg.engines.sessions import SessionPool
-from diffseg.runtime import Segmenter
+from diffseg.engines.providers.network import SessionPool
+from diffseg import Segmenter
 
 from tests.runtime.doubles import LendingNetwork
 

@@ -4,14 +4,14 @@ import inspect
 from concurrent.futures import ThreadPoolExecutor
 
 import diffseg.engines
-import diffseg.runtime
+import diffseg
 import numpy as np
 import pytest
 from diffseg.engines.errors import BundleError, DiffsegError, ImageError
 from diffseg.engines.examples import example_images
-from diffseg.runtime import Segmentation, Segmenter
-from diffseg.runtime.image import Placement
-from diffseg.runtime.segmentation import place_labels
+from diffseg import Segmentation, Segmenter
+from diffseg.image import Placement
+from diffseg.segmentation import place_labels
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -37,8 +37,8 @@ def check(result, shape):
 
 
 def test_the_exported_names():
-    assert diffseg.runtime.__all__ == ["MergeSettings", "Segment", "Segmentation", "Segmenter"]
-    for module in (diffseg.runtime, diffseg.engines):
+    assert diffseg.__all__ == ["MergeSettings", "Segment", "Segmentation", "Segmenter"]
+    for module in (diffseg, diffseg.engines):
         assert all(inspect.getdoc(getattr(module, name)) for name in module.__all__)
         assert module.__all__ == sorted(module.__all__)
 
@@ -106,7 +106,7 @@ def test_new_thresholds_do_not_measure_the_anchors_again(segmenter, monkeypatch)
     kept = segmenter(example_images()[0], keep_attention=True)
     expected = kept.resegment(0.3, anchors=5).labels
     assert list(kept.distances) == [5]  # the last that were needed
-    monkeypatch.setattr("diffseg.runtime.segmentation.anchor_distances", None)
+    monkeypatch.setattr("diffseg.segmentation.anchor_distances", None)
     np.testing.assert_array_equal(kept.resegment(0.3, anchors=5).resegment(0.3).labels, expected)
 
 

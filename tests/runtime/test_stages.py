@@ -3,16 +3,16 @@
 import threading
 
 import pytest
-from diffseg.runtime.profiling.recorder import Recorder
-from diffseg.runtime.stages import observing, timed
+from diffseg.measure.profile.recorder import Recorder
+from diffseg.stages import observing, stage
 
 
 def test_seconds_of_a_stage_add_up_also_after_an_error():
     timings = {}
-    with timed(timings, "merge"):
+    with stage(timings, "merge"):
         pass
     once = timings["merge"]
-    with pytest.raises(KeyError), timed(timings, "merge"):
+    with pytest.raises(KeyError), stage(timings, "merge"):
         raise KeyError
     assert timings["merge"] > once > 0
     assert list(timings) == ["merge"]
@@ -22,7 +22,7 @@ def test_an_observer_sees_the_stages_of_every_thread_and_only_while_it_watches()
     recorder = Recorder()
 
     def work():
-        with timed(None, "decode"):
+        with stage(None, "decode"):
             pass
 
     work()
@@ -44,7 +44,7 @@ def test_an_observer_sees_the_stages_of_every_thread_and_only_while_it_watches()
 
 def test_two_observers_and_a_stage_that_outlives_one():
     outer, inner = Recorder(), Recorder()
-    stage = timed(None, "attend")
+    stage = stage(None, "attend")
     with observing(outer):
         with observing(inner):
             stage.__enter__()
@@ -55,7 +55,7 @@ def test_two_observers_and_a_stage_that_outlives_one():
 
 def test_the_seconds_are_those_of_the_span():
     recorder, timings = Recorder(), {}
-    with observing(recorder), timed(timings, "encode"):
+    with observing(recorder), stage(timings, "encode"):
         pass
     (span,) = recorder.take()
     assert timings["encode"] == pytest.approx(span.seconds, abs=1e-12)
@@ -66,6 +66,6 @@ def test_ranges_of_nvtx(monkeypatch):
     calls = []
     monkeypatch.setattr(nvtx, "push_range", lambda name, domain: calls.append(("push", name, domain)))
     monkeypatch.setattr(nvtx, "pop_range", lambda domain: calls.append(("pop", domain)))
-    with observing(Recorder()), timed(None, "encode"):
+    with observing(Recorder()), stage(None, "encode"):
         calls.append("inside")
     assert calls == [("push", "encode", "diffseg"), "inside", ("pop", "diffseg")]

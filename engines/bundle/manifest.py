@@ -1,0 +1,161 @@
+"""The manifest of a bundle: typed, and read strictly from JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, get_args
+
+from diffseg.engines.strict_json import DecodeError, is_safe_name, parse_json, read_json
+from diffseg.engines.errors import BundleError
+from diffseg.engines.bundle.specs import AttentionOutput, GraphTensors
+
+SCHEMA = 1
+MANIFEST = "manifest.json"
+FIX = "export the bundle again"
+ENCODER, UNET = "vae_encoder", "unet"
+CPU_SUFFIX = ".cpu.onnx"
+"""Ending of a `Graph.cpu_file`."""
+
+Precision = Literal["fp32", "fp16", "bf16"]
+Refine = Literal["none", "kmeans", "colour"]
+REFINEMENTS: tuple[str, ...] = get_args(Refine)
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where the weights come from."""
+
+    checkpoint: str
+    revision: str | None = None
+    licence: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Graph:
+    """One ONNX file, the tensors at its border, and what tracing left out of it."""
+
+    file: str
+    external_data: tuple[str, ...]
+    tensors: GraphTensors
+    opset: int
+    parameters: int
+    flops: int  # multiply and add counted apart, at batch 1
+    parameters_dropped: int = 0
+    flops_dropped: int = 0  # counted for the UNet only
+    layers: dict[str, dict[str, int]] = field(default_factory=dict)  # kind: number format: how many nodes
+    activation_bytes: int = 0  # of the intermediate results that live at once, at batch 1; 0: not recorded
+    cpu_file: str | None = None  # the same in float32, casting the same half-precision weights as it needs them
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The graph and its external data, without what a CPU runs instead."""
+        return (self.file, *self.external_data)
+
+
+@dataclass(frozen=True, slots=True)
+class Defaults:
+    """What `segment` uses when the caller doesn't say."""
+
+    thresholds: tuple[float, ...] = (1.0, 1.0, 1.0)
+    anchors: int = 16
+    refine: Refine = "none"
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """Fingerprint of one file of the bundle."""
+
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """Everything that is known of a bundle without opening its graphs."""
+
+    name: str
+    source: Source
+    image_size: tuple[int, int]  # height, width in pixels
+    latent_scale: float
+    timestep: int
+    precision: Precision
+    graphs: dict[str, Graph]
+    attention: tuple[AttentionOutput, ...]  # in the order of the UNet's outputs, finest first
+    files: dict[str, File] = field(default_factory=dict)
+    defaults: Defaults = field(default_factory=Defaults)
+    versions: dict[str, str] = field(default_factory=dict)
+    parity: dict[str, dict[str, float]] = field(default_factory=dict)
+    schema: int = SCHEMA
+
+    @property
+    def max_batch(self) -> int:
+        """The largest batch that the graphs were declared for."""
+        return self.graphs[ENCODER].tensors.inputs[0].axes[0].max
+
+    def to_json(self) -> str:
+        """Return the manifest as JSON text."""
+        return json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, where: str = MANIFEST) -> Manifest:
+        """Read a manifest.
+
+        Raises:
+            BundleError: no JSON, an unknown schema, or a field that is missing, of another type or unsafe.
+        """
+        try:
+            manifest = parse_json(text, cls, SCHEMA, where)
+        except DecodeError as error:
+            raise BundleError(f"{error}; {FIX}") from None
+        manifest.check(where)
+        return manifest
+
+    def check(self, where: str = MANIFEST) -> None:
+        """Hold the fields against each other.
+
+        Raises:
+            BundleError: they disagree, or a file name points out of the bundle.
+        """
+        if set(self.graphs) != {ENCODER, UNET}:
+            raise BundleError(f"{where}: graphs must be {ENCODER} and {UNET}, found {sorted(self.graphs)}")
+        graphs = self.graphs.values()
+        names = [*self.files, *(name for graph in graphs for name in (*graph.files, graph.cpu_file) if name)]
+        for name in names:
+            if not is_safe_name(name):
+                raise BundleError(f"{where}: {name!r} is no path inside the bundle; do not use this bundle")
+            if name not in self.files:
+                raise BundleError(f"{where}: {name} has no size and hash under 'files'; {FIX}")
+        outputs = self.graphs[UNET].tensors.outputs
+        if not outputs or [a.name for a in self.attention] != [o.name for o in outputs]:
+            raise BundleError(f"{where}: 'attention' and the outputs of {UNET} differ; {FIX}")
+        if any(o.shape(1) != (1, a.queries, a.queries) for a, o in zip(self.attention, outputs, strict=True)):
+            raise BundleError(f"{where}: an attention output is not (batch, n², n²); {FIX}")
+        if [a.queries for a in self.attention] != sorted((a.queries for a in self.attention), reverse=True):
+            raise BundleError(f"{where}: 'attention' must have the finest grid first; {FIX}")
+        image = self.graphs[ENCODER].tensors.inputs
+        if len(image) != 1 or image[0].shape(1) != (1, *self.image_size, 3):
+            raise BundleError(f"{where}: the input of {ENCODER} is not (batch, *image_size, 3); {FIX}")
+        if (
+            not self.defaults.thresholds
+            or not all(t >= 0 for t in self.defaults.thresholds)
+            or self.defaults.anchors < 1
+        ):
+            raise BundleError(f"{where}: 'defaults' need thresholds of at least 0 and at least one anchor")
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read `folder/manifest.json`.
+
+    Raises:
+        BundleError: it is missing, larger than 1 MiB, or not a manifest.
+    """
+    path = folder / MANIFEST
+    try:
+        manifest = read_json(path, Manifest, SCHEMA)
+    except DecodeError as error:
+        raise BundleError(f"{error}; {FIX}") from None
+    manifest.check(str(path))
+    return manifest

@@ -1,0 +1,133 @@
+"""ONNX Runtime on an NVIDIA GPU, by its CUDA or its TensorRT provider; nothing falls back to the CPU unsaid."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from diffseg.engines.providers.cuda import device_errors, import_cupy
+from diffseg.engines.errors import DeviceMemoryError, MissingPackageError, ProviderError
+from diffseg.engines.tensorrt.lookup import cache_folder, profile
+from diffseg.engines.bundle.manifest import ENCODER, UNET, Graph
+from diffseg.engines.providers.onnxruntime import check_tensors, import_onnxruntime, session_options
+from diffseg.engines.packages import install_command
+
+if TYPE_CHECKING:
+    from diffseg.engines.bundle.bundle import Bundle
+
+NAMES = {"cuda": "CUDAExecutionProvider", "ort-tensorrt": "TensorrtExecutionProvider"}
+
+
+class OrtGpuNetwork:
+    """The two graphs of a bundle in ONNX Runtime on the GPU. Thread-safe: sessions have no state.
+
+    With CuPy the attention stays on the GPU and is merged there; without, it is copied to the host and merged by NumPy.
+
+    Args:
+        bundle: what to execute.
+        provider: `cuda` or `ort-tensorrt`; the latter builds engines at its first run, and keeps them in the cache
+            folder.
+
+    Raises:
+        MissingPackageError: onnxruntime is not installed.
+        ProviderError: ONNX Runtime has no such provider, or it fell back to another one.
+        BundleError: a graph's tensors are not those of the manifest.
+    """
+
+    overlaps = True
+    lends = False
+
+    def __init__(self, bundle: Bundle, provider: str) -> None:
+        self.provider = provider
+        self.tensors = {name: graph.tensors for name, graph in bundle.manifest.graphs.items()}
+        try:
+            self._cupy = import_cupy()
+        except MissingPackageError:
+            self._cupy = None
+        self._sessions = {name: self._open(bundle, name) for name in (ENCODER, UNET)}
+
+    @contextmanager
+    def session(self) -> Iterator[OrtGpuNetwork]:
+        """Take a session: all threads may have the same, since nothing of a pass stays in it."""
+        if self._cupy is not None:
+            self._cupy.cuda.Device(0).use()
+        yield self
+
+    def encode(self, images: Any) -> Any:  # noqa: ANN401
+        """(B, H, W, 3) uint8 → (B, C, H/8, W/8) float32 latent."""
+        return self._run(ENCODER, images)[0]
+
+    def attend(self, latent: Any) -> list[Any]:  # noqa: ANN401
+        """Latent → one (B, n², n²) float32 attention a resolution, finest first; the arrays are the caller's."""
+        return self._run(UNET, latent)
+
+    def wait(self) -> None:
+        """Return when CuPy has nothing left to do; ONNX Runtime's own calls wait by themselves."""
+        if self._cupy is not None:
+            with device_errors(self._cupy, "the masks"):
+                self._cupy.cuda.get_current_stream().synchronize()
+
+    def _open(self, bundle: Bundle, name: str) -> Any:  # noqa: ANN401 - untyped upstream
+        ort = import_onnxruntime()
+        wanted = NAMES[self.provider]
+        if wanted not in ort.get_available_providers():
+            others = ", ".join(ort.get_available_providers())
+            raise ProviderError(f"onnxruntime {ort.__version__} has no {wanted}, only {others}: {_install()}")
+        ort.preload_dlls()  # CUDA's libraries out of their wheels, without LD_LIBRARY_PATH
+        path = bundle.graph_path(name)
+        settings = self._settings(bundle.manifest.graphs[name], bundle.content_hash(name))
+        providers = [(wanted, settings), "CPUExecutionProvider"]  # the CPU computes shapes
+        try:
+            session = ort.InferenceSession(str(path), session_options(), providers=providers, enable_fallback=False)
+        except Exception as error:  # onnxruntime raises a type of its own for each status code  # noqa: BLE001
+            reason = str(error).strip().splitlines()[0]
+            raise ProviderError(f"onnxruntime {ort.__version__} cannot run {path} on {wanted}: {reason}") from None
+        taken = session.get_providers()[0]
+        if taken != wanted:
+            raise ProviderError(
+                f"onnxruntime {ort.__version__} took {taken} for {path} instead of {wanted}: a library of CUDA or "
+                f"cuDNN is missing, or the driver is too old; {_install()}; `diffseg info` says what is here"
+            )
+        check_tensors(session, self.tensors[name], path)
+        return session
+
+    def _settings(self, graph: Graph, content: str) -> dict[str, Any]:
+        if self.provider == "cuda":
+            return {"device_id": 0, "cudnn_conv_algo_search": "EXHAUSTIVE", "use_tf32": 0}
+        folder = cache_folder() / "ort-tensorrt" / content[:16]
+        folder.mkdir(parents=True, exist_ok=True)
+        shapes = {
+            f"trt_profile_{bound}_shapes": ",".join(
+                f"{tensor}:{'x'.join(map(str, sizes[bound]))}" for tensor, sizes in profile(graph.tensors).items()
+            )
+            for bound in ("min", "opt", "max")
+        }
+        return {"device_id": 0, "trt_engine_cache_enable": True, "trt_engine_cache_path": str(folder), **shapes}
+
+    def _run(self, graph: str, value: Any) -> list[Any]:  # noqa: ANN401
+        tensors, session = self.tensors[graph], self._sessions[graph]
+        binding, batch = session.io_binding(), len(value)
+        place, xp = ("cpu", np) if self._cupy is None else ("cuda", self._cupy)
+        try:
+            value = xp.ascontiguousarray(xp.asarray(value))
+            results = [xp.empty(output.shape(batch), output.dtype) for output in tensors.outputs]
+            names = [tensors.inputs[0].name, *(output.name for output in tensors.outputs)]
+            for bind, name, array in zip(
+                [binding.bind_input, *[binding.bind_output] * len(results)], names, [value, *results], strict=True
+            ):
+                address = array.ctypes.data if place == "cpu" else array.data.ptr
+                bind(name, place, 0, np.dtype(array.dtype), array.shape, address)
+            self.wait()  # ONNX Runtime's stream knows nothing of CuPy's
+            session.run_with_iobinding(binding)
+        except Exception as error:  # of onnxruntime and of CuPy  # noqa: BLE001
+            reason = str(error).strip().splitlines()[0]
+            full = isinstance(error, DeviceMemoryError) or "alloc" in reason.lower() or "memory" in reason.lower()
+            kind = DeviceMemoryError if full else ProviderError
+            raise kind(f"{self.provider} failed in {graph} with a batch of {batch}: {reason}") from None
+        return results
+
+
+def _install() -> str:
+    return f"{install_command('gpu')}, and no plain onnxruntime beside it: the two share one module"

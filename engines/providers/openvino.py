@@ -1,0 +1,129 @@
+"""OpenVINO: executes a bundle's graphs on CPUs, and on Intel's GPUs and NPUs."""
+
+from __future__ import annotations
+
+import os
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from diffseg.engines.errors import BundleError, DeviceMemoryError, MissingPackageError, ProviderError
+from diffseg.engines.tensorrt.lookup import cache_folder
+from diffseg.engines.bundle.manifest import ENCODER, UNET
+from diffseg.engines.packages import install_command
+from diffseg.engines.providers.network import SessionPool
+
+if TYPE_CHECKING:
+    from diffseg.engines.bundle.bundle import Bundle
+    from numpy.typing import NDArray
+
+DEVICE = "DIFFSEG_OPENVINO_DEVICE"
+"""Environment variable that names the device as OpenVINO does: CPU, GPU, GPU.1, NPU. Without it, the CPU."""
+
+PRECISIONS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}
+"""OpenVINO's names."""
+
+
+class OpenVinoNetwork:
+    """The two graphs of a bundle in OpenVINO. Threads may share it.
+
+    It computes in the bundle's precision where the device can, else in float32.
+
+    Args:
+        bundle: what to execute.
+        threads: CPU threads; None lets OpenVINO decide.
+
+    Raises:
+        MissingPackageError: openvino is not installed.
+        ProviderError: there is no such device, or it can't run a graph.
+        BundleError: a graph's tensors are not those of the manifest.
+    """
+
+    lends = True
+
+    def __init__(self, bundle: Bundle, *, threads: int | None = None) -> None:
+        openvino = import_openvino()
+        core = openvino.Core()
+        device = os.environ.get(DEVICE) or "CPU"
+        if device not in core.available_devices and f"{device}.0" not in core.available_devices:
+            found = ", ".join(core.available_devices) or "none"
+            raise ProviderError(f"OpenVINO has no device {device!r} here, only {found}: set {DEVICE} to one of them")
+        self.provider = "openvino" if device == "CPU" else f"openvino:{device}"
+        self.overlaps = device != "CPU"
+        precision = bundle.manifest.precision
+        able = precision.upper() in core.get_property(device, "OPTIMIZATION_CAPABILITIES")
+        settings: dict[str, Any] = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_PRECISION_HINT": PRECISIONS[precision if able else "fp32"],
+        }
+        if device == "CPU":
+            settings |= {} if threads is None else {"INFERENCE_NUM_THREADS": threads}
+        else:  # compiling takes long there
+            settings["CACHE_DIR"] = str(cache_folder() / "openvino")
+        self.models = {name: self._compile(core, bundle, name, device, settings) for name in (ENCODER, UNET)}
+        self._pool = SessionPool(lambda: OpenVinoSession(self))
+
+    def session(self) -> AbstractContextManager[OpenVinoSession]:
+        """Take a session with memory of its own for the results."""
+        return self._pool.take()
+
+    def _compile(self, core: Any, bundle: Bundle, name: str, device: str, settings: dict[str, Any]) -> Any:  # noqa: ANN401
+        path = bundle.cpu_path(name) if device == "CPU" else bundle.graph_path(name)
+        try:
+            model = core.compile_model(str(path), device, settings)
+        except Exception as error:  # whatever a plugin raises  # noqa: BLE001
+            raise ProviderError(f"OpenVINO cannot run {path} on {device}: {_reason(error)}") from None
+        tensors = bundle.manifest.graphs[name].tensors
+        declared = [(t.name, [-1 if axis.dynamic else axis.opt for axis in t.axes]) for t in tensors.outputs]
+        found = [
+            (output.get_any_name(), [d.get_length() if d.is_static else -1 for d in output.get_partial_shape()])
+            for output in model.outputs
+        ]
+        if found != declared:
+            raise BundleError(f"{path} has outputs {found}, the manifest says {declared}; export the bundle again")
+        return model
+
+
+class OpenVinoSession:
+    """One request a graph, whose outputs are views of the request's own memory."""
+
+    def __init__(self, network: OpenVinoNetwork) -> None:
+        try:
+            self._requests = {name: model.create_infer_request() for name, model in network.models.items()}
+        except RuntimeError as error:
+            raise ProviderError(f"OpenVINO cannot begin: {_reason(error)}") from None
+
+    def encode(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """(B, H, W, 3) uint8 → (B, C, H/8, W/8) float32 latent; it is the session's own."""
+        return self._run(ENCODER, images)[0]
+
+    def attend(self, latent: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+        """Latent → one (B, n², n²) float32 attention a resolution, finest first, to write into until the next pass."""
+        return self._run(UNET, latent)
+
+    def wait(self) -> None:
+        """Return at once: `encode` and `attend` don't return before they are done."""
+
+    def _run(self, graph: str, value: NDArray[Any]) -> list[NDArray[np.float32]]:
+        request = self._requests[graph]
+        try:
+            request.infer([np.ascontiguousarray(value)], share_inputs=True, share_outputs=True)
+        except RuntimeError as error:
+            reason = _reason(error)
+            kind = DeviceMemoryError if "alloc" in reason.lower() or "memory" in reason.lower() else ProviderError
+            raise kind(f"OpenVINO failed in {graph} with a batch of {len(value)}: {reason}") from None
+        return [tensor.data for tensor in request.output_tensors]
+
+
+def _reason(error: Exception) -> str:
+    """The last line of what OpenVINO says; above it stand places in its source."""
+    return (str(error).strip() or type(error).__name__).splitlines()[-1].strip()
+
+
+def import_openvino() -> Any:  # noqa: ANN401 - untyped upstream
+    """Import openvino, or say how to install it."""
+    try:
+        import openvino
+    except ImportError:
+        raise MissingPackageError(f"openvino is not installed: {install_command('openvino')}") from None
+    return openvino

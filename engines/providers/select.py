@@ -1,0 +1,92 @@
+"""Which provider executes a bundle."""
+
+from __future__ import annotations
+
+import logging
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from diffseg.engines.errors import MissingPackageError, PlanError, ProviderError
+from diffseg.engines.machine import find_gpus
+from diffseg.engines.tensorrt.lookup import Machine, find_plan
+from diffseg.engines.providers.onnxruntime import OrtNetwork
+from diffseg.engines.providers.network import Network
+from diffseg.engines.tensorrt.build import import_engine
+
+if TYPE_CHECKING:
+    from diffseg.engines.bundle.bundle import Bundle
+    from diffseg.engines.tensorrt.plan import Engine
+
+logger = logging.getLogger(__name__)
+
+
+class Provider(StrEnum):
+    """Names that `provider=` and `--provider` take."""
+
+    AUTO = "auto"
+    CPU = "cpu"
+    CUDA = "cuda"
+    TENSORRT = "tensorrt"
+    ORT_TENSORRT = "ort-tensorrt"
+    TENSORRT_RTX = "tensorrt-rtx"
+    OPENVINO = "openvino"
+
+
+FASTEST_FIRST = (Provider.TENSORRT, Provider.TENSORRT_RTX, Provider.CUDA, Provider.CPU)
+"""What `auto` tries. Not ort-tensorrt: its first run builds engines, for minutes. Not openvino: it takes twice the
+memory of cpu, and was slower on the one CPU that it was tried on, which has no bfloat16."""
+
+
+def load_network(bundle: Bundle, provider: str = "auto", *, threads: int | None = None) -> Network:
+    """Load a bundle's graphs into a provider.
+
+    Args:
+        bundle: what to execute.
+        provider: one of `Provider`; `auto` takes the fastest that runs here, and logs which, and why no faster one.
+        threads: CPU threads; None for all cores. Of the providers cpu and openvino alone.
+
+    Raises:
+        ProviderError: unknown, or it can't run here; nothing falls back to the CPU silently.
+        PlanError: the provider executes plans, and the bundle has none that fits.
+        MissingPackageError: a package that the provider needs is not installed.
+    """
+    try:
+        wanted = Provider(provider)
+    except ValueError:
+        raise ProviderError(f"unknown provider {provider!r}; choose one of {', '.join(Provider)}") from None
+    if wanted is not Provider.AUTO:
+        return _load(bundle, wanted, threads)
+    reasons: list[str] = []
+    for candidate in FASTEST_FIRST:
+        try:
+            network = _load(bundle, candidate, threads)
+        except (ProviderError, PlanError, MissingPackageError) as error:
+            reasons.append(f"{candidate.value}: {error}")
+            continue
+        logger.info("provider auto: took %s; %s", candidate.value, "; ".join(reasons) or "the fastest")
+        return network
+    # The CPU is the last resort: what is wrong with it is what the user can mend.
+    raise ProviderError(f"no provider can run bundle {bundle.manifest.name!r}; {reasons[-1]}")
+
+
+def _load(bundle: Bundle, provider: Provider, threads: int | None) -> Network:
+    if provider is Provider.CPU:
+        return OrtNetwork(bundle, threads=threads)
+    if provider is Provider.OPENVINO:
+        from diffseg.engines.providers.openvino import OpenVinoNetwork
+
+        return OpenVinoNetwork(bundle, threads=threads)
+    gpus = find_gpus()
+    if gpus.first is None:
+        raise ProviderError(
+            f"provider {provider.value!r} needs an NVIDIA GPU ({gpus.reason}); use provider='cpu' or 'auto'"
+        )
+    if provider in (Provider.CUDA, Provider.ORT_TENSORRT):
+        from diffseg.engines.providers.onnxruntime_gpu import OrtGpuNetwork
+
+        return OrtGpuNetwork(bundle, provider.value)
+    from diffseg.engines.tensorrt.execute import NativeNetwork
+
+    engine: Engine = "tensorrt" if provider is Provider.TENSORRT else "tensorrt-rtx"
+    here = Machine(str(import_engine(engine).__version__), gpus.first)
+    return NativeNetwork(bundle, find_plan(bundle, engine, here))

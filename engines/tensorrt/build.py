@@ -1,0 +1,234 @@
+"""TensorRT and TensorRT-RTX, two modules with one interface: a graph goes in, an engine comes out.
+
+Networks are strongly typed, so the precision is the graph's own. TensorRT measures its kernels on the GPU that is here.
+TensorRT-RTX needs none: it compiles ahead of time, and finishes on the GPU that loads the plan.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import mmap
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from diffseg.engines.errors import MissingPackageError, PlanError
+from diffseg.engines.tensorrt.precision import EngineLayers, read_inspector, read_program
+from diffseg.engines.tensorrt.lookup import cache_folder
+from diffseg.engines.bundle.manifest import Graph
+from diffseg.engines.packages import install_command
+from diffseg.engines.tensorrt.plan import Engine, PlanSpec
+
+logger = logging.getLogger(__name__)
+
+MODULES: dict[Engine, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+EXTRAS: dict[Engine, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "rtx"}
+"""Extra that executes an engine's plans."""
+BUILD_EXTRAS: dict[Engine, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "rtx-build"}
+"""Extra that builds an engine's plans."""
+
+Report = Callable[[str, str, int, int], None]
+"""Called with graph, phase, step and number of steps, from the builder's thread."""
+
+
+def import_engine(engine: Engine, extra: str | None = None) -> Any:  # noqa: ANN401 - untyped upstream
+    """Import TensorRT or TensorRT-RTX, or say how to install it.
+
+    Args:
+        engine: which of the two.
+        extra: what the error says to install; None: the extra that executes plans.
+
+    Raises:
+        MissingPackageError: it cannot be imported.
+    """
+    try:
+        return importlib.import_module(MODULES[engine])
+    except ImportError as error:
+        raise MissingPackageError(
+            f"{MODULES[engine]} cannot be imported ({error}): {install_command(extra or EXTRAS[engine])}"
+        ) from None
+
+
+def engine_version(engine: Engine) -> str | None:
+    """Full version of an installed TensorRT or TensorRT-RTX; None if there is none."""
+    try:
+        return str(importlib.import_module(MODULES[engine]).__version__)
+    except ImportError:
+        return None
+
+
+def known_compute_capabilities(module: Any) -> list[str]:  # noqa: ANN401 - untyped upstream
+    """Compute capabilities that TensorRT-RTX can build for, oldest first: `SM89` is 8.9, `SM120` is 12.0."""
+    digits = (name[2:] for name in module.ComputeCapability.__members__ if name.startswith("SM"))
+    return [f"{number[:-1]}.{number[-1]}" for number in sorted(digits, key=int)]
+
+
+def build_graph(
+    module: Any,  # noqa: ANN401 - untyped upstream
+    path: Path,
+    graph: Graph,
+    spec: PlanSpec,
+    name: str,
+    report: Report,
+) -> memoryview:
+    """Build the engine of one graph → its serialised plan.
+
+    Args:
+        module: TensorRT or TensorRT-RTX.
+        path: the ONNX file.
+        graph: its declaration.
+        spec: what to build for.
+        name: of the graph, for `report`.
+        report: told of the builder's progress.
+
+    Raises:
+        PlanError: the graph can't be read, has other tensors than declared, or can't be built.
+        KeyboardInterrupt: once the builder has ended its step; at once when interrupted again.
+    """
+    log = make_logger(module)
+    builder = module.Builder(log)
+    network = builder.create_network(1 << int(module.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = module.OnnxParser(network, log)
+    if not parser.parse_from_file(str(path)):
+        raise PlanError(f"{spec.engine} {spec.version} cannot read {path}: {log.first_error()}")
+    inputs = [network.get_input(i).name for i in range(network.num_inputs)]
+    outputs = [network.get_output(i).name for i in range(network.num_outputs)]
+    declared = [t.name for t in (*graph.tensors.inputs, *graph.tensors.outputs)]
+    if inputs + outputs != declared:
+        raise PlanError(f"{path} has tensors {inputs + outputs}, the manifest says {declared}; export the bundle again")
+    config = builder.create_builder_config()
+    shapes = builder.create_optimization_profile()
+    for tensor, bounds in spec.profiles[name].items():
+        shapes.set_shape(tensor, bounds["min"], bounds["opt"], bounds["max"])
+    config.add_optimization_profile(shapes)
+    _configure(module, config, spec)
+    monitor = config.progress_monitor = _monitor(module, name, report)
+    cache = _TimingCache(config, spec) if spec.engine == "tensorrt" else None
+    plan = _interruptible(lambda: builder.build_serialized_network(network, config), monitor.cancel)
+    if plan is None:
+        raise PlanError(f"{spec.engine} {spec.version} cannot build {name}: {log.first_error()}")
+    if cache is not None:
+        cache.keep()
+    return memoryview(plan)
+
+
+def _configure(module: Any, config: Any, spec: PlanSpec) -> None:  # noqa: ANN401 - untyped upstream
+    options = spec.options
+    config.builder_optimization_level = options.optimization_level
+    config.profiling_verbosity = module.ProfilingVerbosity.DETAILED  # so that the inspector tells formats
+    if options.version_compatible:
+        config.set_flag(module.BuilderFlag.VERSION_COMPATIBLE)
+    if options.strip_weights:
+        config.set_flag(module.BuilderFlag.STRIP_PLAN)
+        config.set_flag(module.BuilderFlag.REFIT_IDENTICAL)
+    if options.hardware_compatibility != "none":
+        level = options.hardware_compatibility.upper().replace("-", "_")
+        config.hardware_compatibility_level = getattr(module.HardwareCompatibilityLevel, level)
+    if spec.engine == "tensorrt-rtx" and spec.target.compute_capabilities:
+        config.num_compute_capabilities = len(spec.target.compute_capabilities)
+        for i, capability in enumerate(spec.target.compute_capabilities):
+            config.set_compute_capability(getattr(module.ComputeCapability, f"SM{capability.replace('.', '')}"), i)
+
+
+class _TimingCache:
+    """What TensorRT measured of its kernels: kept by version and GPU, so that the next build need not measure again."""
+
+    def __init__(self, config: Any, spec: PlanSpec) -> None:  # noqa: ANN401 - untyped upstream
+        gpu = "".join(c if c.isalnum() else "-" for c in str(spec.target.gpu))
+        self.path = cache_folder() / "timing" / f"{spec.engine}-{spec.version}-{gpu}.cache"
+        self.config = config
+        known = self.path.read_bytes() if self.path.is_file() else b""
+        config.set_timing_cache(config.create_timing_cache(known), ignore_mismatch=False)
+
+    def keep(self) -> None:
+        """Write it back; two builds at once may each lose what the other measured, never a whole file."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        part = self.path.with_suffix(f".{os.getpid()}.part")
+        write(part, memoryview(self.config.get_timing_cache().serialize()))
+        part.replace(self.path)
+
+
+def _interruptible(work: Callable[[], Any], cancel: Callable[[], None]) -> Any:  # noqa: ANN401
+    """Run the builder in a thread of its own, so that Ctrl-C is heard; a second one does not wait for the builder."""
+    results: list[Any] = []
+    thread = threading.Thread(target=lambda: results.append(work()), daemon=True)
+    thread.start()
+    try:
+        while thread.is_alive():
+            thread.join(0.1)
+    except KeyboardInterrupt:
+        cancel()
+        thread.join()
+        raise
+    return results[0] if results else None
+
+
+def make_logger(module: Any) -> Any:  # noqa: ANN401 - a class of the module's own
+    """Return a logger for builders, parsers and runtimes that remembers what went wrong."""
+
+    class Log(module.ILogger):  # type: ignore[misc]
+        """Keeps the errors, hands the rest to Python's logging."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.errors: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:  # noqa: ANN401
+            if severity in (module.ILogger.Severity.INTERNAL_ERROR, module.ILogger.Severity.ERROR):
+                self.errors.append(" ".join(message.split()))
+            logger.debug("%s", message)
+
+        def first_error(self) -> str:
+            return self.errors[0][:400] if self.errors else "it gave no reason"
+
+    return Log()
+
+
+def _monitor(module: Any, graph: str, report: Report) -> Any:  # noqa: ANN401 - a class of the module's own
+    class Monitor(module.IProgressMonitor):  # type: ignore[misc]
+        """Passes the builder's steps on, and stops it when it is told to."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.steps: dict[str, int] = {}
+            self.stopped = False
+
+        def cancel(self) -> None:
+            self.stopped = True
+
+        def phase_start(self, phase: str, parent: str | None, steps: int) -> None:  # noqa: ARG002
+            self.steps[phase] = steps
+            report(graph, phase, 0, steps)
+
+        def step_complete(self, phase: str, step: int) -> bool:
+            report(graph, phase, step + 1, self.steps.get(phase, 0))
+            return not self.stopped
+
+        def phase_finish(self, phase: str) -> None:
+            self.steps.pop(phase, None)
+
+    return Monitor()
+
+
+def read_layers(module: Any, spec: PlanSpec, path: Path) -> EngineLayers | None:  # noqa: ANN401
+    """Read an engine's own account of its layers; None if it can't be read."""
+    if spec.engine == "tensorrt-rtx":
+        with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            return read_program(data)
+    log = make_logger(module)  # the runtime does not keep it alive
+    engine = module.Runtime(log).deserialize_cuda_engine(path.read_bytes())
+    if engine is None:
+        raise PlanError(f"tensorrt {spec.version} cannot load what it built: {log.first_error()}")
+    text = engine.create_engine_inspector().get_engine_information(module.LayerInformationFormat.JSON)
+    return read_inspector(text, engine.device_memory_size_v2)
+
+
+def write(path: Path, data: bytes | memoryview) -> None:
+    """Write a file and wait until the disk has it."""
+    with path.open("wb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())

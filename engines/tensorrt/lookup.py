@@ -1,0 +1,182 @@
+"""Which plan of a bundle may run on this machine, and what is wrong with the others."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import platformdirs
+from diffseg.engines.bundle.bundle import PLANS, Bundle
+from diffseg.engines.errors import PlanError
+from diffseg.engines.machine import Gpu
+from diffseg.engines.tensorrt.plan import Engine, Plan, PlanSpec, Profile
+from diffseg.engines.bundle.specs import GraphTensors
+
+CACHE_VARIABLE = "DIFFSEG_CACHE"
+PORTABLE_FROM = (8, 0)
+"""Compute capability from which on a TensorRT-RTX plan runs that was built for none in particular."""
+SHOWN = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What a plan has to fit."""
+
+    version: str  # of the installed TensorRT or TensorRT-RTX, in full
+    gpu: Gpu | None
+    system: str = platform.system().lower()
+    machine: str = platform.machine().lower().replace("amd64", "x86_64").replace("arm64", "aarch64")
+
+
+def cache_folder() -> Path:
+    """Folder for what can be made again: $DIFFSEG_CACHE, else the platform's own place for caches."""
+    named = os.environ.get(CACHE_VARIABLE)
+    return Path(named).expanduser() if named else Path(platformdirs.user_cache_dir("diffseg", appauthor=False))
+
+
+def plans_folder(bundle: Bundle) -> Path:
+    """Folder to build plans in: the bundle's own, or the cache's if the bundle can't be written."""
+    own = bundle.folder / PLANS
+    try:
+        own.mkdir(exist_ok=True)
+        with tempfile.TemporaryFile(dir=own):
+            return own
+    except OSError:
+        return cache_folder() / PLANS
+
+
+def list_plans(bundle: Bundle) -> Iterator[tuple[Path, Plan | PlanError]]:
+    """Plans in the bundle's folder, and those in the cache that were built from this bundle.
+
+    Yields:
+        `(folder, plan)`, with the error in the plan's place where its record can't be read.
+    """
+    own, cached = bundle.folder / PLANS, cache_folder() / PLANS
+    for root in (own, cached):
+        for folder in sorted(p for p in root.glob("*") if p.is_dir() and not p.name.startswith(".")):
+            try:
+                plan = Plan.open(folder)
+            except PlanError as error:
+                if root == own:
+                    yield folder, error
+                continue
+            if root == own or from_bundle(plan.record.spec, bundle):
+                yield folder, plan
+
+
+def find_plan(bundle: Bundle, engine: Engine, here: Machine) -> Plan:
+    """Find a plan that may run here, of several the most specific one; nothing but records is read.
+
+    Raises:
+        PlanError: there is none; says what each one was built for, and how to build one.
+    """
+    reasons: list[str] = []
+    fitting: list[Plan] = []
+    for folder, plan in list_plans(bundle):
+        if isinstance(plan, PlanError):
+            reasons.append(str(plan))
+        elif plan.record.spec.engine == engine:
+            problems = list(mismatches(plan.record.spec, bundle, here))
+            if problems:
+                reasons.append(f"{folder.name} {problems[0]}")
+            else:
+                fitting.append(plan)
+    if fitting:
+        return min(fitting, key=lambda plan: _generality(plan.record.spec))
+    rebuild = build_command(bundle, engine)
+    if not reasons:
+        raise PlanError(f"bundle {bundle.manifest.name!r} has no {engine} plan; build one: {rebuild}")
+    more = f" (and {len(reasons) - SHOWN} more)" if len(reasons) > SHOWN else ""
+    raise PlanError(
+        f"no {engine} plan of bundle {bundle.manifest.name!r} fits: {'; '.join(reasons[:SHOWN])}{more}; "
+        f"build one: {rebuild}"
+    )
+
+
+def verify_plans(bundle: Bundle) -> Iterator[tuple[str, str | None]]:
+    """Compare the plans of a bundle with their records → `(name, problem)`; problem is None when all is well."""
+    for folder, plan in list_plans(bundle):
+        where = folder.relative_to(bundle.folder) if bundle.folder in folder.parents else folder
+        if isinstance(plan, PlanError):
+            yield str(where), str(plan)
+            continue
+        for graph, problem in plan.verify():
+            yield str(where / plan.path(graph).name), problem
+        if not from_bundle(plan.record.spec, bundle):
+            yield str(where), "was built from other graphs than the bundle has now"
+
+
+def build_command(bundle: Bundle, engine: Engine) -> str:
+    """Command line that builds a plan for this machine."""
+    where = bundle.folder.name if bundle.embedded else str(bundle.folder)
+    return shlex.join(["diffseg", "build", where, "--engine", engine])
+
+
+def from_bundle(spec: PlanSpec, bundle: Bundle) -> bool:
+    """Whether the plan was built from the graphs of this bundle as they are now."""
+    return spec.content == {graph: bundle.content_hash(graph) for graph in bundle.manifest.graphs}
+
+
+def mismatches(spec: PlanSpec, bundle: Bundle, here: Machine) -> Iterator[str]:
+    """Why a plan may not be used, in words; nothing if it may."""
+    if not from_bundle(spec, bundle):
+        yield "was built from other graphs than the bundle has now"
+    declared = {name: profile(graph.tensors) for name, graph in bundle.manifest.graphs.items()}
+    if spec.profiles != declared:
+        yield "was built for other batch sizes than the manifest declares"
+    if not _runs_version(spec, here.version):
+        yield f"was built by {spec.engine} {spec.version}, found {here.version}"
+    if spec.target.machine != here.machine or (spec.engine == "tensorrt" and spec.target.system != here.system):
+        yield f"was built for {spec.target.system} {spec.target.machine}, found {here.system} {here.machine}"
+    if here.gpu is None:
+        yield "needs an NVIDIA GPU, found none"
+    elif problem := _gpu_mismatch(spec, here.gpu):
+        yield problem
+
+
+def profile(tensors: GraphTensors) -> Profile:
+    """Smallest, likeliest and largest shape of each input of a graph, from its declaration."""
+    return {
+        tensor.name: {bound: tuple(getattr(axis, bound) for axis in tensor.axes) for bound in ("min", "opt", "max")}
+        for tensor in tensors.inputs
+    }
+
+
+def _generality(spec: PlanSpec) -> tuple[int, int]:
+    """For how many kinds of GPU a plan was built, and how little it was optimised: less is better."""
+    return len(spec.target.compute_capabilities) or sys.maxsize, -spec.options.optimization_level
+
+
+def _runs_version(spec: PlanSpec, installed: str) -> bool:
+    if spec.version == installed:
+        return True
+    built, found = _numbers(spec.version), _numbers(installed)
+    return spec.options.version_compatible and built[:1] == found[:1] and found >= built
+
+
+def _gpu_mismatch(spec: PlanSpec, gpu: Gpu) -> str | None:
+    target, compatibility = spec.target, spec.options.hardware_compatibility
+    found = f"found {gpu.name} ({gpu.compute_capability})"
+    capability = _numbers(gpu.compute_capability)
+    if not target.compute_capabilities or compatibility == "ampere-plus":
+        fits, wanted = capability >= PORTABLE_FROM, "compute capability 8.0 and newer"
+    else:
+        fits = gpu.compute_capability in target.compute_capabilities
+        wanted = f"compute capability {', '.join(target.compute_capabilities)}"
+    if not fits:
+        return f"was built for {wanted}, {found}"
+    if target.gpu not in (None, gpu.name) and compatibility == "none":
+        return f"was built for {target.gpu}, {found}"
+    if target.driver is not None and _numbers(gpu.driver) < _numbers(target.driver):
+        return f"was built with a driver for CUDA {target.driver}, found one for CUDA {gpu.driver}"
+    return None
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".") if part.isdecimal())

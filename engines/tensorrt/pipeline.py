@@ -1,0 +1,206 @@
+"""A bundle's graphs → a plan folder: whole, checked and recorded, or not there at all."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import shutil
+import tempfile
+import time
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from diffseg.engines.bundle.bundle import Bundle, file_problem, sha256
+from diffseg.engines.errors import MissingPackageError, PlanError
+from diffseg.engines.machine import Gpus, find_gpus
+from diffseg.engines.tensorrt.precision import EngineLayers
+from diffseg.engines.tensorrt.lookup import Machine, plans_folder, profile
+from diffseg.engines.bundle.manifest import File
+from diffseg.engines.tensorrt.plan import RECORD, BuildOptions, Engine, Plan, PlanRecord, PlanSpec, Target
+from diffseg.engines.tensorrt.build import (
+    BUILD_EXTRAS,
+    Report,
+    build_graph,
+    import_engine,
+    known_compute_capabilities,
+    read_layers,
+    write,
+)
+
+logger = logging.getLogger(__name__)
+
+
+def build_plan(
+    bundle: Bundle,
+    engine: Engine,
+    *,
+    compute_capabilities: Iterable[str] = (),
+    options: BuildOptions | None = None,
+    report: Report | None = None,
+    force: bool = False,
+    gpus: Gpus | None = None,
+) -> Plan:
+    """Build the plan of a bundle for one target; a plan that is there already is returned as it is.
+
+    Nothing half-written stays behind: the folder takes its name when it is whole. Of two processes that want the same
+    plan one builds it, the other waits.
+
+    Args:
+        bundle: whose graphs are built.
+        engine: `tensorrt` or `tensorrt-rtx`.
+        compute_capabilities: GPUs that a TensorRT-RTX plan is for ("8.9"); none: the one that is here, else all from
+            8.0 on.
+        options: what the builder is told.
+        report: told of the builder's progress.
+        force: build again even if the plan is there.
+        gpus: the GPUs of this machine; None: ask the driver.
+
+    Raises:
+        MissingPackageError: the engine is not installed.
+        PlanError: it can't be built here, or the builder gave another precision than the bundle has.
+    """
+    options, gpus, module = options or BuildOptions(), gpus or find_gpus(), import_engine(engine, BUILD_EXTRAS[engine])
+    target = _target(module, engine, tuple(compute_capabilities), gpus)
+    _check_options(engine, options, gpus)
+    spec = PlanSpec(
+        engine=engine,
+        version=module.__version__,
+        target=target,
+        options=options,
+        precision=bundle.manifest.precision,
+        content={name: bundle.content_hash(name) for name in bundle.manifest.graphs},
+        profiles={name: profile(graph.tensors) for name, graph in bundle.manifest.graphs.items()},
+    )
+    root = plans_folder(bundle)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        return _locked_build(module, bundle, spec, root, report or _silent, force=force)
+    except OSError as error:
+        raise PlanError(
+            f"cannot write a plan to {root}: {error.strerror}; make room there, or set DIFFSEG_CACHE"
+        ) from None
+
+
+def _locked_build(
+    module: Any,  # noqa: ANN401 - untyped upstream
+    bundle: Bundle,
+    spec: PlanSpec,
+    root: Path,
+    report: Report,
+    *,
+    force: bool,
+) -> Plan:
+    folder = root / spec.key
+    with _lock(root / f".{spec.key}.lock"):
+        if folder.is_dir() and not force:
+            plan = _sound(folder)
+            if plan is not None:
+                return plan
+        for left in root.glob(f".{spec.key}.*.part"):  # of a process that was killed
+            shutil.rmtree(left, ignore_errors=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{spec.key}.", suffix=".part", dir=root))
+        try:
+            record = _build(module, bundle, spec, temporary, report)
+            write(temporary / RECORD, (json.dumps(dataclasses.asdict(record), indent=1) + "\n").encode())
+            temporary.chmod(0o755)
+            if folder.exists():
+                shutil.rmtree(folder)
+            temporary.replace(folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    return Plan(folder, record)
+
+
+def _silent(graph: str, phase: str, step: int, steps: int) -> None:
+    """Report nothing."""
+
+
+def _lock(path: Path) -> Any:  # noqa: ANN401 - imported here
+    try:
+        from filelock import FileLock
+    except ImportError:
+        raise MissingPackageError("filelock is not installed: pip install filelock") from None
+    return FileLock(path)
+
+
+def _sound(folder: Path) -> Plan | None:
+    """Return the plan that is there, if nothing is wrong with it."""
+    try:
+        plan = Plan.open(folder)
+    except PlanError:
+        return None
+    return None if any(problem for _, problem in plan.verify()) else replace(plan, reused=True)
+
+
+def _target(module: Any, engine: Engine, wanted: tuple[str, ...], gpus: Gpus) -> Target:  # noqa: ANN401
+    here, gpu = Machine(module.__version__, gpus.first), gpus.first
+    if engine == "tensorrt":
+        if gpu is None:
+            raise PlanError(
+                f"tensorrt builds on the GPU that will run the plan, and there is none here ({gpus.reason}); "
+                "--engine tensorrt-rtx builds ahead of time without one"
+            )
+        if wanted and set(wanted) != {gpu.compute_capability}:
+            raise PlanError(
+                f"tensorrt builds for the GPU that is here ({gpu.name}, {gpu.compute_capability}), not for "
+                f"{', '.join(wanted)}; build there, or see --hardware-compatibility"
+            )
+        return Target((gpu.compute_capability,), gpu.name, gpu.driver, here.system, here.machine)
+    known = known_compute_capabilities(module)
+    for capability in wanted:
+        if capability not in known:
+            raise PlanError(
+                f"tensorrt-rtx {module.__version__} builds for compute capability {', '.join(known)}; "
+                f"found {capability!r}"
+            )
+    if not wanted and gpu is not None and gpu.compute_capability in known:
+        wanted = (gpu.compute_capability,)
+    ordered = tuple(capability for capability in known if capability in wanted)
+    return Target(ordered, None, None, here.system, here.machine)
+
+
+def _check_options(engine: Engine, options: BuildOptions, gpus: Gpus) -> None:
+    if engine != "tensorrt-rtx":
+        return
+    if options.version_compatible:
+        raise PlanError("a tensorrt-rtx plan runs on the version that built it alone; leave out --version-compatible")
+    if options.hardware_compatibility != "none":
+        raise PlanError(
+            "tensorrt-rtx takes the GPUs that a plan is for by --compute-capability; leave out --hardware-compatibility"
+        )
+    if options.strip_weights and gpus.first is None:
+        raise PlanError(
+            f"tensorrt-rtx strips weights on a machine with a GPU only, and there is none here ({gpus.reason}); "
+            "leave out --strip-weights"
+        )
+
+
+def _build(module: Any, bundle: Bundle, spec: PlanSpec, folder: Path, report: Report) -> PlanRecord:  # noqa: ANN401
+    files: dict[str, File] = {}
+    layers: dict[str, EngineLayers] = {}
+    seconds: dict[str, float] = {}
+    plan = Plan(folder, PlanRecord(spec, files, layers, seconds))
+    for name, graph in bundle.manifest.graphs.items():
+        for file in graph.files:  # the key vouches for the graph's content
+            if file_problem(bundle.folder / file, bundle.manifest.files[file]):
+                raise PlanError(f"{bundle.folder / file} is not as it was exported; copy or export the bundle again")
+        start, path = time.perf_counter(), plan.path(name)
+        write(path, build_graph(module, bundle.graph_path(name), graph, spec, name, report))
+        seconds[name] = round(time.perf_counter() - start, 2)
+        files[name] = File(sha256(path), path.stat().st_size)
+        found = read_layers(module, spec, path)
+        if found is None:
+            logger.warning("%s: the layers of this engine cannot be read, so its precision is not checked", name)
+            continue
+        layers[name] = found
+        if wrong_precision := found.wrong_precision(spec.precision, graph.layers):
+            wrong = ", ".join(f"{count} in {kind}" for kind, count in wrong_precision.items())
+            raise PlanError(
+                f"{spec.engine} {spec.version} built {name} with {wrong} of {found.count} convolutions and matrix "
+                f"products, though the bundle is {spec.precision}; the plan was not kept: export the bundle again "
+                f"with --precision {spec.precision}"
+            )
+    return plan.record

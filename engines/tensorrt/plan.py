@@ -1,0 +1,162 @@
+"""Built engines: where their plans lie, what each was built for, and whether it may be used here.
+
+A plan is code for one builder version and one kind of GPU. Each lies in a folder of its own, `plans/<key>/`, with a
+record of everything that determines it; the key is a hash of that. The record is checked before a byte of the plan
+is given to TensorRT, and the plan is compared with its hash before it is deserialised.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from diffseg.engines.bundle.bundle import digest_problem, file_problem
+from diffseg.engines.strict_json import DecodeError, read_json
+from diffseg.engines.errors import PlanError
+from diffseg.engines.tensorrt.precision import EngineLayers
+from diffseg.engines.bundle.manifest import ENCODER, UNET, File, Precision
+
+Engine = Literal["tensorrt", "tensorrt-rtx"]
+HardwareCompatibility = Literal["none", "ampere-plus", "same-compute-capability"]
+Profile = dict[str, dict[str, tuple[int, ...]]]
+"""tensor: `min`, `opt` and `max`: shape"""
+
+SCHEMA = 1
+RECORD = "plan.json"
+
+
+@dataclass(frozen=True, slots=True)
+class BuildOptions:
+    """What a builder may be told."""
+
+    optimization_level: int = 3  # 0: fastest build, 5: fastest engine
+    version_compatible: bool = False  # TensorRT: later versions of the same major version may run the plan
+    hardware_compatibility: HardwareCompatibility = "none"  # TensorRT: which other GPUs may run the plan
+    strip_weights: bool = False  # leave the weights out: they are taken from the ONNX file when the plan is loaded
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.optimization_level <= 5:  # noqa: PLR2004
+            raise ValueError(f"the optimization level must be 0 to 5, found {self.optimization_level}")
+
+    def arguments(self) -> list[str]:
+        """The options that are not at their default, for `diffseg build`."""
+        default, words = BuildOptions(), []
+        for item in dataclasses.fields(self):
+            value, flag = getattr(self, item.name), f"--{item.name.replace('_', '-')}"
+            if value != getattr(default, item.name):
+                words += [flag] if value is True else [flag, str(value)]
+        return words
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The machine that a plan was built for."""
+
+    compute_capabilities: tuple[str, ...]  # none: 8.0 and newer (TensorRT-RTX)
+    gpu: str | None  # None: built without a GPU, for any of these compute capabilities
+    driver: str | None  # CUDA version of the driver that was there
+    system: str  # linux, windows
+    machine: str  # x86_64, aarch64
+
+
+@dataclass(frozen=True, slots=True)
+class PlanSpec:
+    """Everything that determines a plan; its hash is the plan's key."""
+
+    engine: Engine
+    version: str  # of the builder, in full
+    target: Target
+    options: BuildOptions
+    precision: Precision
+    content: dict[str, str]  # graph: SHA-256 of the ONNX file and its external data
+    profiles: dict[str, Profile]  # by graph
+
+    @property
+    def key(self) -> str:
+        """Name of the plan's folder: readable, and different for every difference."""
+        text = json.dumps(dataclasses.asdict(self), sort_keys=True)
+        where = "+".join(f"sm{c.replace('.', '')}" for c in self.target.compute_capabilities) or "portable"
+        return f"{self.engine}-{self.version}-{where}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+    @property
+    def purpose(self) -> str:
+        """What the plan is for, in words."""
+        target, batches = self.target, [p["max"][0] for profile in self.profiles.values() for p in profile.values()]
+        capabilities = ", ".join(target.compute_capabilities) or "8.0 and newer"
+        words = [
+            f"{self.engine} {self.version}",
+            f"{target.gpu} ({capabilities})" if target.gpu else f"compute capability {capabilities}",
+            f"{target.system} {target.machine}",
+            f"batch 1 to {min(batches)}",
+            self.precision,
+            *(word for word in (" ".join(self.options.arguments()),) if word),
+        ]
+        return ", ".join(words)
+
+
+@dataclass(frozen=True, slots=True)
+class PlanRecord:
+    """`plan.json`: what the plan was built from and for, and what came out."""
+
+    spec: PlanSpec
+    files: dict[str, File]  # by graph
+    layers: dict[str, EngineLayers] = field(default_factory=dict)  # by graph, where the engine could be read
+    seconds: dict[str, float] = field(default_factory=dict)  # building time by graph
+    schema: int = SCHEMA
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A plan folder whose record was read."""
+
+    folder: Path
+    record: PlanRecord
+    reused: bool = False  # it was there already when it was to be built
+
+    @classmethod
+    def open(cls, folder: Path) -> Plan:
+        """Read the record of a plan folder.
+
+        Raises:
+            PlanError: it has no record, one that this version can't read, or one that was altered.
+        """
+        try:
+            record = read_json(folder / RECORD, PlanRecord, SCHEMA)
+        except DecodeError as error:
+            raise PlanError(f"{error}; delete {folder} and build the plan again") from None
+        if record.spec.key != folder.name or set(record.files) != {ENCODER, UNET}:
+            raise PlanError(f"{folder} holds the record of another plan; delete it and build the plan again")
+        return cls(folder, record)
+
+    def path(self, graph: str) -> Path:
+        """File of a graph's engine."""
+        return self.folder / f"{graph}.plan"
+
+    def read(self, graph: str) -> bytes:
+        """Read a graph's engine, compared with its hash.
+
+        Raises:
+            PlanError: it is missing, cut short or altered.
+        """
+        path, expected = self.path(graph), self.record.files[graph]
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise PlanError(f"cannot read {path}: {error.strerror}; build the plan again") from None
+        if len(data) != expected.bytes:
+            problem: str | None = f"{len(data)} bytes, expected {expected.bytes}"
+        else:
+            problem = digest_problem(hashlib.sha256(data).hexdigest(), expected)
+        if problem:
+            raise PlanError(f"{path} is not as it was built: {problem}; delete {self.folder} and build the plan again")
+        return data
+
+    def verify(self) -> Iterator[tuple[str, str | None]]:
+        """Compare every file with its hash → `(graph, problem)`; problem is None when it is as it was built."""
+        for graph, expected in self.record.files.items():
+            yield graph, file_problem(self.path(graph), expected)

@@ -1,0 +1,169 @@
+"""`diffseg build`, `inspect` and `verify`: what is done with a bundle but executing it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from diffseg.engines.providers.select import Provider
+from diffseg.cli.terminal import FAILED, consoles
+from diffseg.cli.tables import formats, si
+
+if TYPE_CHECKING:
+    from diffseg.engines.bundle.bundle import Bundle
+    from diffseg.engines.tensorrt.build import Report
+    from rich.console import Console
+    from rich.progress import TaskID
+
+
+class EngineChoice(StrEnum):
+    """What turns graphs into plans."""
+
+    TENSORRT = "tensorrt"
+    TENSORRT_RTX = "tensorrt-rtx"
+
+
+class CompatibilityChoice(StrEnum):
+    """Which GPUs besides the one that is here may run a TensorRT plan."""
+
+    NONE = "none"
+    AMPERE_PLUS = "ampere-plus"
+    SAME_COMPUTE_CAPABILITY = "same-compute-capability"
+
+
+def build(
+    bundle: Annotated[str, typer.Argument(help="Embedded model, bundle folder or hub id.")],
+    engine: Annotated[EngineChoice, typer.Option(help="What builds, and later executes, the plan.")],
+    compute_capability: Annotated[
+        list[str] | None,
+        typer.Option(metavar="N.N", help="GPUs that a tensorrt-rtx plan is for; may be given several times."),
+    ] = None,
+    optimization_level: Annotated[int, typer.Option(min=0, max=5, help="0 builds fastest, 5 runs fastest.")] = 3,
+    version_compatible: Annotated[
+        bool, typer.Option("--version-compatible", help="tensorrt: let later minor versions run the plan.")
+    ] = False,
+    hardware_compatibility: Annotated[
+        CompatibilityChoice, typer.Option(help="tensorrt: let other GPUs run the plan, at some cost in speed.")
+    ] = CompatibilityChoice.NONE,
+    strip_weights: Annotated[
+        bool, typer.Option("--strip-weights", help="Leave the weights out; loading takes them from the graph.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Build again what is there already.")] = False,
+) -> None:
+    """Build a bundle's graphs into engine plans for one kind of GPU."""
+    from diffseg.engines.tensorrt.pipeline import build_plan
+    from diffseg.engines.bundle.bundle import open_bundle
+    from diffseg.engines.tensorrt.plan import BuildOptions
+
+    options = BuildOptions(optimization_level, version_compatible, hardware_compatibility.value, strip_weights)
+    opened = open_bundle(bundle)
+    console, errors = consoles()
+    console.print(f"building {opened.manifest.name} ({opened.manifest.precision}) with {engine.value}", style="dim")
+    with build_progress(errors) as report:
+        plan = build_plan(
+            opened,
+            engine.value,
+            compute_capabilities=compute_capability or (),
+            options=options,
+            report=report,
+            force=force,
+        )
+    for name, file in plan.record.files.items():
+        found = plan.record.layers.get(name)
+        told = f"{formats(found.counts)}, {si(found.activation_bytes)}B of activations" if found else "layers unknown"
+        console.print(f"{name}: {told}, plan {si(file.bytes)}B, {plan.record.seconds[name]:.1f} s")
+    console.print(f"for {plan.record.spec.purpose}")
+    console.print(f"{plan.folder}{' was there already' * plan.reused}")
+
+
+def inspect(
+    bundle: Annotated[str, typer.Argument(help="Embedded model, bundle folder or hub id.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show what a bundle's graphs and plans consist of."""
+    from diffseg.engines.bundle.bundle import open_bundle
+    from diffseg.engines.inspect import inspect_bundle
+
+    facts = inspect_bundle(open_bundle(bundle))
+    if as_json:
+        typer.echo(json.dumps(facts, indent=1))
+        return
+    from diffseg.cli.tables import bundle_tables
+
+    console, _ = consoles()
+    for item in bundle_tables(facts):
+        console.print(item)
+
+
+def verify(
+    bundle: Annotated[str, typer.Argument(help="Embedded model, bundle folder or hub id.")],
+    images: Annotated[
+        list[Path] | None, typer.Argument(metavar="[IMAGE…]", help="With --provider: images; two examples if none.")
+    ] = None,
+    provider: Annotated[
+        Provider | None, typer.Option(help="Hold this provider against the CPU: numbers, then masks.")
+    ] = None,
+) -> None:
+    """Compare every file of a bundle, and of its plans, with its recorded hash; a provider with the CPU."""
+    from diffseg.engines.bundle.bundle import Bundle, find_bundle
+    from diffseg.engines.tensorrt.lookup import verify_plans
+    from diffseg.engines.bundle.manifest import read_manifest
+
+    if images and provider is None:
+        raise typer.BadParameter("images are for --provider", param_hint="IMAGE…")
+    folder = find_bundle(bundle)
+    console, errors = consoles()
+    failed = 0
+    opened = Bundle(folder, read_manifest(folder))
+    for name, problem in (*opened.verify(), *verify_plans(opened)):
+        if problem is None:
+            console.print(f"ok      {name}")
+        else:
+            failed += 1
+            errors.print(f"failed  {name}: {problem}", style="red")
+    if failed:
+        errors.print(f"{folder} is not as it was made; copy or export it again, or build its plans again", style="red")
+        raise typer.Exit(FAILED)
+    console.print(f"{folder}: every file is as it was made")
+    if provider is not None:
+        _verify_provider(opened, provider, images)
+
+
+def _verify_provider(bundle: Bundle, provider: Provider, images: list[Path] | None) -> None:
+    from diffseg.engines.examples import example_images
+    from diffseg.measure.compare import compare_providers
+    from diffseg.cli.tables import comparison_tables
+
+    console, errors = consoles()
+    comparison = compare_providers(bundle, provider.value, images or example_images()[:2])
+    for item in comparison_tables(comparison):
+        console.print(item)
+    if comparison.first_difference:
+        errors.print(f"{comparison.provider} differs from cpu; first in {comparison.first_difference}", style="red")
+        raise typer.Exit(FAILED)
+    console.print(f"{comparison.provider} agrees with cpu")
+
+
+@contextmanager
+def build_progress(console: Console) -> Iterator[Report | None]:
+    """Show what the builder does, on a terminal."""
+    if not console.is_terminal:
+        yield None
+        return
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = TextColumn("{task.fields[graph]}"), BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
+    with Progress(*columns, console=console, transient=True) as progress:
+        tasks: dict[str, TaskID] = {}
+
+        def report(graph: str, phase: str, step: int, steps: int) -> None:
+            if graph not in tasks:
+                tasks[graph] = progress.add_task("", graph=graph)
+            progress.update(tasks[graph], description=phase, completed=step, total=steps or None)
+
+        yield report

@@ -1,0 +1,27 @@
+"""`diffseg info`."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+from diffseg.cli.terminal import consoles
+
+
+def info(
+    bundle: Annotated[str | None, typer.Argument(help="Say what the plans of this bundle are for.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show what this machine can run, and what is missing."""
+    from diffseg.measure.capabilities import gather
+
+    facts = gather(bundle)
+    if as_json:
+        typer.echo(json.dumps(facts, indent=1))
+        return
+    from diffseg.cli.tables import machine_tables
+
+    console, _ = consoles()
+    for item in machine_tables(facts):
+        console.print(item)

@@ -1,0 +1,146 @@
+"""`diffseg profile`: options in, tables and files out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from diffseg.engines.errors import DiffsegError
+from diffseg.engines.providers.select import Provider
+from diffseg.cli.terminal import FAILED, WRONG_USAGE, consoles, fail
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def profile(  # noqa: C901 - one branch an option
+    bundle: Annotated[str | None, typer.Argument(metavar="BUNDLE", help="Embedded model, folder or hub id.")] = None,
+    images: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[IMAGE…]", help="Image files, folders or globs; the examples if none."),
+    ] = None,
+    runs: Annotated[int, typer.Option(min=1, help="Runs that count.")] = 20,
+    warmup: Annotated[int, typer.Option(min=0, help="Runs before them, after the first image.")] = 3,
+    batch: Annotated[int, typer.Option(min=1, help="Images a run.")] = 1,
+    starts: Annotated[int, typer.Option(min=0, help="Fresh processes that are timed; 0: none.")] = 3,
+    concurrency: Annotated[
+        str | None, typer.Option(metavar="N,N…", help="Threads that share the bundle: images/s with each number.")
+    ] = None,
+    operators: Annotated[bool, typer.Option(help="Record the engine's operators, in a pass of their own.")] = True,
+    provider: Annotated[Provider, typer.Option(help="What executes the network.")] = Provider.AUTO,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; all cores if not set.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the record as JSON.")] = False,
+    trace: Annotated[Path | None, typer.Option(help="Write trace events for Perfetto or Chrome.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write a report, one file.")] = None,
+    compare: Annotated[
+        tuple[Path, Path] | None, typer.Option(metavar="A.json B.json", help="Compare two records; runs nothing.")
+    ] = None,
+    fail_above: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help="With --compare: end with 1 if B surely takes more than this times A, with 2 if there are too few "
+            "runs to tell.",
+        ),
+    ] = None,
+) -> None:
+    """Measure where the time of an image goes: by stage, by operator, from the first start to a steady state."""
+    if compare is not None:
+        _compare(*compare, fail_above)
+        return
+    if bundle is None:
+        raise typer.BadParameter("name a bundle, such as tiny", param_hint="BUNDLE")
+    if fail_above is not None:
+        raise typer.BadParameter("works with --compare only", param_hint="--fail-above")
+    for target in (trace, html):
+        if target is not None and not target.parent.is_dir():  # better now than after minutes
+            raise typer.BadParameter(f"{target.parent} is no folder")
+    from diffseg.measure.profile.measure import ProfileSettings, take_profile
+
+    def progress(step: str) -> None:
+        if errors.is_terminal:
+            errors.print(step, style="dim")
+
+    console, errors = consoles()
+    paths = _paths(images)
+    try:
+        settings = ProfileSettings(runs, warmup, batch, starts, _numbers(concurrency), operators)
+        record, spans = take_profile(
+            bundle, paths, settings, provider=provider.value, threads=threads, progress=progress
+        )
+    except DiffsegError:
+        raise
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    _show(record, console, errors, as_json=as_json)
+    if trace is not None:
+        from diffseg.measure.profile.chrome_trace import trace_events
+
+        _write(trace, json.dumps(trace_events(record, spans)))
+    if html is not None:
+        from diffseg.measure.profile.html import render_report
+
+        _write(html, render_report(record))
+
+
+def _show(record: dict[str, Any], console: Console, errors: Console, *, as_json: bool) -> None:
+    from diffseg.measure.profile.table import profile_tables, warnings
+
+    if as_json:
+        typer.echo(json.dumps(record, indent=1))
+    else:
+        for item in profile_tables(record):
+            console.print(item)
+    for warning in warnings(record):
+        errors.print(f"warning: {warning}", style="yellow")
+
+
+def _compare(a: Path, b: Path, fail_above: float | None) -> None:
+    from diffseg.measure.profile.pairs import compare_records, read_record
+    from diffseg.measure.profile.statistics import LEAST_PAIRS
+    from diffseg.measure.profile.table import comparison_tables
+
+    console, errors = consoles()
+    comparison = compare_records(read_record(a), read_record(b))
+    for item in comparison_tables(comparison):
+        console.print(item)
+    for warning in comparison.warnings:
+        errors.print(f"warning: {warning}", style="yellow")
+    if fail_above is None:
+        return
+    if not comparison.decisive:  # a gate that cannot tell must not pass
+        fail(
+            f"--fail-above needs at least {LEAST_PAIRS} runs of each profile, found {comparison.pairs}; "
+            f"take both again with --runs {LEAST_PAIRS} or more",
+            WRONG_USAGE,
+        )
+    if comparison.slower_than(fail_above):
+        errors.print(f"{b} takes more than {fail_above:g} times as long as {a}", style="red")
+        raise typer.Exit(FAILED)
+
+
+def _paths(images: list[str] | None) -> list[Path]:
+    from diffseg.engines.examples import example_images
+    from diffseg.cli.segment import expand
+
+    paths = expand(images) if images else example_images()
+    if not paths:
+        raise typer.BadParameter(f"no images in {', '.join(images or [])}", param_hint="IMAGE…")
+    return paths
+
+
+def _numbers(text: str | None) -> tuple[int, ...]:
+    try:
+        return tuple(int(number) for number in text.split(",")) if text else ()
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is no list of numbers, such as 1,2,4", param_hint="--concurrency") from None
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        typer.echo(f"error: cannot write {path}: {error.strerror}", err=True)
+        raise typer.Exit(FAILED) from None

@@ -1,0 +1,82 @@
+"""`diffseg serve`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from diffseg.engines.errors import DiffsegError, MissingPackageError
+from diffseg.engines.packages import install_command
+from diffseg.engines.providers.select import Provider
+from diffseg.cli.terminal import fail
+
+TOKEN = "DIFFSEG_TOKEN"  # noqa: S105 - the name of the variable
+MEGA = 1_000_000
+
+
+def serve(
+    model: Annotated[str, typer.Option(help="Embedded model, bundle folder or hub id.")] = "tiny",
+    provider: Annotated[Provider, typer.Option(help="What executes the network.")] = Provider.AUTO,
+    host: Annotated[str, typer.Option(help="Address to bind to.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one.")] = 8000,
+    batch: Annotated[int | None, typer.Option(min=1, help="Largest batch; the bundle's if not set.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; all cores if not set.")] = None,
+    queue: Annotated[int, typer.Option(min=1, help="Images that may wait; more are answered with 503.")] = 64,
+    deadline: Annotated[float, typer.Option(min=0.1, help="Seconds in which a request is answered, or gives up.")] = 30,
+    max_body: Annotated[float, typer.Option(min=0.001, help="Megabytes of one body.")] = 32,
+    max_pixels: Annotated[float, typer.Option(min=0.001, help="Megapixels of one image.")] = 50,
+    keep: Annotated[int, typer.Option(min=0, help="Megabytes of attention kept for new masks; 64 an image.")] = 1024,
+    keep_seconds: Annotated[float, typer.Option(min=1, help="After which unused attention is forgotten.")] = 600,
+    token_file: Annotated[
+        Path | None, typer.Option(help=f"File with the bearer token that requests must bring; or set {TOKEN}.")
+    ] = None,
+    no_token: Annotated[
+        bool, typer.Option("--no-token", help="Let everybody who reaches --host in, also from other machines.")
+    ] = False,
+) -> None:
+    """Serve masks over HTTP: a page at /, POST /v1/segment, the Open Inference Protocol at /v2, /metrics."""
+    try:
+        import fastapi  # noqa: F401
+        import prometheus_client  # noqa: F401
+        import python_multipart  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ImportError as error:
+        raise MissingPackageError(f"serve needs {error.name}: {install_command('serve')}") from None
+    from diffseg.engines.bundle.bundle import open_bundle
+    from diffseg.segmenter import Segmenter
+    from diffseg.serving.http.access import is_loopback
+    from diffseg.serving.http.limits import Limits
+    from diffseg.serving.http.logs import log_as_json
+    from diffseg.serving.http.server import run_server
+    from diffseg.serving.http.service import Service
+
+    token = read_token(token_file)
+    if token is None and not no_token and not is_loopback(host):
+        fail(
+            f"{host} is reached by other machines, and no token is set: set {TOKEN}, name a --token-file, "
+            "or say --no-token"
+        )
+    size = batch or open_bundle(model).manifest.max_batch
+    try:
+        segmenter = Segmenter.load(model, provider=provider, batch=size, threads=threads)
+    except DiffsegError:
+        raise
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    body = round(max_body * MEGA)
+    limits = Limits(body=body, bodies=16 * body, pixels=round(max_pixels * MEGA), deadline=deadline, queue=queue)
+    log_as_json()
+    run_server(Service(segmenter, limits, token=token, keep=keep * MEGA, keep_seconds=keep_seconds), host, port)
+
+
+def read_token(file: Path | None) -> str | None:
+    """Return the token of a file or of the environment, or None; an empty one is an error, not an open door."""
+    try:
+        token = file.read_text(encoding="utf-8").strip() if file is not None else os.environ.get(TOKEN)
+    except (OSError, UnicodeDecodeError) as error:
+        fail(f"{file}: the token cannot be read ({getattr(error, 'strerror', None) or 'not text'})")
+    if token == "":
+        fail("the token is empty; unset it, or give one")
+    return token

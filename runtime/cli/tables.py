@@ -1,0 +1,107 @@
+"""Facts about bundles and machines, as tables for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from diffseg.measure.compare import Comparison
+    from rich.table import Table
+
+
+def bundle_tables(facts: dict[str, Any]) -> Iterator[Table | str]:
+    """Lay out what `inspect_bundle` found."""
+    size = "×".join(map(str, facts["image_size"]))
+    yield f"{facts['name']}: {facts['precision']}, {size} pixels, batch 1 to {facts['max_batch']}  {facts['folder']}\n"
+    for name, graph in facts["graphs"].items():
+        yield (
+            f"{name}: {si(graph['parameters'])} parameters, {si(graph['weight_bytes'])}B, {si(graph['flops'])}FLOP and "
+            f"{_activations(graph['activation_bytes'])} an image, opset {graph['opset']}"
+        )
+        tensors = _table("tensor", "dtype", "axes")
+        for way in ("inputs", "outputs"):
+            for tensor in graph[way]:
+                axes = ", ".join(_axis(axis) for axis in tensor["axes"])
+                tensors.add_row(f"{'→' if way == 'inputs' else '←'} {tensor['name']}", tensor["dtype"], axes)
+        yield tensors
+        yield f"layers: {formats(graph['layers']) or 'not recorded; export the bundle again'}\n"
+    if not facts["plans"]:
+        yield "no plans; `diffseg build` makes them"
+    for plan in facts["plans"]:
+        yield plan["folder"]
+        if plan["problem"]:
+            yield f"  {plan['problem']}"
+            continue
+        yield f"  for {plan['purpose']}"
+        table = _table("  graph", "plan", "activations", "heavy layers", "built in")
+        for name, graph in plan["graphs"].items():
+            seconds = "" if graph["seconds"] is None else f"{graph['seconds']:.1f} s"
+            layers = formats(graph["layers"]) or "cannot be read"
+            memory = f"{si(graph['activation_bytes'])}B" if graph["activation_bytes"] else "unknown"
+            table.add_row(f"  {name}", f"{si(graph['bytes'])}B", memory, layers, seconds)
+        yield table
+
+
+def machine_tables(facts: dict[str, Any]) -> Iterator[Table | str]:
+    """Lay out what `gather` found."""
+    yield f"diffseg {facts['version']}, Python {facts['python']}, {facts['platform']}, {facts['cores']} CPU cores"
+    for gpu in facts["gpus"]:
+        yield (
+            f"{gpu['name']}, compute capability {gpu['compute_capability']}, {si(gpu['memory'])}B, "
+            f"{gpu['multiprocessors']} multiprocessors, driver for CUDA {gpu['driver']}"
+        )
+    if not facts["gpus"]:
+        yield f"no GPU: {facts['no_gpu']}"
+    for title, heading in (("providers", "runs here"), ("builders", "version"), ("packages", "version")):
+        table = _table(title, heading, "note")
+        for name, (state, note) in facts[title].items():
+            table.add_row(name, state, note)
+        yield table
+    yield f"to install an extra: {facts['install_extra']}"
+    yield f"embedded models: {', '.join(facts['models'])}"
+    for plan in facts["plans"]:
+        yield f"plan {plan['folder']}\n  for {plan['purpose']}\n  {plan['here']}"
+    if facts["bundle"] and not facts["plans"]:
+        yield f"{facts['bundle']} has no plans; `diffseg build` makes them"
+
+
+def comparison_tables(comparison: Comparison) -> Iterator[Table | str]:
+    """Lay out what `compare_providers` found."""
+    table = _table("output", "row cosine p1", "symmetric KL", "row sum error", "NaN or infinite", "")
+    for found in comparison.outputs:
+        kl, sums = (f"{found.kl:.1e}", f"{found.row_sum_error:.1e}") if found.name != "latent" else ("", "")
+        verdict = "differs" if found.problem else "agrees"
+        table.add_row(found.name, f"{found.row_cosine_p1:.6f}", kl, sums, str(found.bad), verdict)
+    yield table
+    for name, iou in comparison.mask_iou.items():
+        yield f"masks of {name}: mean IoU {iou:.4f}"
+
+
+def formats(layers: Mapping[str, Mapping[str, int]]) -> str:
+    """`convolution 64 float16, matmul 92 float16`, the most frequent kind first."""
+    kinds = sorted(layers.items(), key=lambda item: -sum(item[1].values()))
+    return ", ".join(f"{kind} {' + '.join(f'{n} {f}' for f, n in counts.items())}" for kind, counts in kinds)
+
+
+def si(value: float) -> str:
+    """A number with three digits and a prefix: 1.5 G."""
+    for limit, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= limit:
+            return f"{value / limit:.3g} {unit}"
+    return f"{value:.0f} "
+
+
+def _axis(axis: dict[str, Any]) -> str:
+    size = str(axis["opt"]) if axis["min"] == axis["max"] else f"{axis['min']}…{axis['max']}"
+    return f"{axis['name']} {size}"
+
+
+def _activations(value: int) -> str:
+    return f"{si(value)}B of activations" if value else "unknown activations"
+
+
+def _table(*headings: str) -> Table:
+    from rich.table import Table
+
+    return Table(*headings, box=None, pad_edge=False)

@@ -1,0 +1,248 @@
+"""What is compared: DiffSeg, k-means on the same attention, and two floors that use no network."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from diffseg.segmentation import MergeSettings
+    from numpy.typing import NDArray
+    from PIL import Image
+
+CONSTANT_CLUSTERS = 6
+"""Clusters of k-means where the number of an image's classes is not told (K-Means-C of the paper)."""
+
+FIT_PIXELS = 20_000
+"""Pixels of an image, evenly spread, that colour k-means is fitted to; all are then assigned."""
+
+POSITION = 40.0
+"""Weight of the position: the longer side of the image counts as much as this difference in Lab."""
+
+SUPERPIXELS = 360
+REGIONS = 8
+LIGHTNESS, COLOUR, TEXTURE, AREA_EXPONENT = 0.5, 1.3, 1.0, 0.75
+"""Weights of L, of a and b, and of the texture features; exponent of the area term in Ward's cost."""
+
+MAX_THRESHOLDS = 100
+FORMAT = 1
+"""Raise it when the same settings give another record: kept results of older versions are then made anew."""
+
+
+class Method(StrEnum):
+    """A way to masks."""
+
+    DIFFSEG = "diffseg"
+    KMEANS_C = "kmeans-c"
+    KMEANS_S = "kmeans-s"
+    COLOUR = "colour"
+    SUPERPIXELS = "superpixels"
+
+    @property
+    def needs_attention(self) -> bool:
+        """Whether it works on a network's attention."""
+        return self in (Method.DIFFSEG, Method.KMEANS_C, Method.KMEANS_S)
+
+
+EXPLANATIONS = {
+    Method.DIFFSEG: "attention maps merged by KL divergence; the number is the threshold",
+    Method.KMEANS_C: f"k-means on the same attention, always {CONSTANT_CLUSTERS} clusters",
+    Method.KMEANS_S: "k-means on the same attention, told the number of classes in the image",
+    Method.COLOUR: f"no network: k-means on colour and position, {CONSTANT_CLUSTERS} clusters",
+    Method.SUPERPIXELS: f"no network: SLIC superpixels merged by Ward's cost to {REGIONS} regions",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One method with its settings.
+
+    Attributes:
+        name: unique in a run.
+        method: which.
+        settings: of the merging, for `diffseg`.
+        fingerprint: of all that the masks depend on but the image: a kept result with another one is never used.
+        default: whether its settings are the bundle's own, or those that were asked for with `--threshold`.
+    """
+
+    name: str
+    method: Method
+    settings: MergeSettings | None
+    fingerprint: str
+    default: bool = True
+
+
+def parse_methods(text: str) -> tuple[Method, ...]:
+    """Read a list such as `diffseg,kmeans-c`.
+
+    Raises:
+        ValueError: an unknown method, or none.
+    """
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    unknown = [name for name in names if name not in set(Method)]
+    if unknown or not names:
+        raise ValueError(f"methods must be of {', '.join(Method)}, found {', '.join(unknown) or 'none'}")
+    return tuple(method for method in Method if method in names)
+
+
+def parse_thresholds(text: str) -> tuple[float, ...]:
+    """Read `0.5:1.5:0.1` (first:last:step, the last included) or `0.3,0.6`.
+
+    Raises:
+        ValueError: no such list, a negative threshold, or more than 100 of them.
+    """
+    problem = f"thresholds must be FIRST:LAST:STEP or a list such as 0.3,0.6, at least 0 each, found {text!r}"
+    try:
+        if ":" in text:
+            first, last, step = (float(part) for part in text.split(":"))
+            count = math.floor((last - first) / step + 1e-6) + 1  # 0.1 has no exact binary form
+            values = [round(first + i * step, 6) for i in range(min(count, MAX_THRESHOLDS + 1) if step > 0 else 0)]
+        else:
+            values = [float(part) for part in text.split(",")]
+    except (ValueError, ZeroDivisionError, OverflowError):
+        raise ValueError(problem) from None
+    usable = 0 < len(values) <= MAX_THRESHOLDS and all(math.isfinite(value) and value >= 0 for value in values)
+    if not usable:
+        raise ValueError(problem)
+    return tuple(dict.fromkeys(values))
+
+
+def columns_of(
+    methods: tuple[Method, ...],
+    settings: MergeSettings | None,
+    thresholds: tuple[float, ...],
+    base: dict[str, Any],
+    model: dict[str, Any],
+) -> list[Column]:
+    """Columns of a run: `diffseg` once with `settings` and once a further threshold, every other method once.
+
+    Args:
+        methods: which.
+        settings: of the merging; None if no method needs the attention.
+        thresholds: of the sweep.
+        base: what every mask depends on: the protocol.
+        model: what those from the attention depend on besides: the graphs' hashes, the provider.
+    """
+    columns = []
+    for method in methods:
+        described = {"format": FORMAT, "method": method.value, **base, **(model if method.needs_attention else {})}
+        if method is not Method.DIFFSEG or settings is None:
+            columns.append(Column(method.value, method, None, _fingerprint(described)))
+            continue
+        variants = dict.fromkeys([settings, *(settings.updated(threshold) for threshold in thresholds)])
+        for variant in variants:
+            name = f"{method.value} {_shown(variant.thresholds)}"
+            fingerprint = _fingerprint({**described, "settings": asdict(variant)})
+            columns.append(Column(name, method, variant, fingerprint, variant == settings))
+    return columns
+
+
+def _shown(thresholds: tuple[float, ...]) -> str:
+    return "/".join(f"{t:g}" for t in (thresholds[:1] if len(set(thresholds)) == 1 else thresholds))
+
+
+def _fingerprint(settings: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def one_thread() -> AbstractContextManager[Any]:
+    """Keep scikit-learn's loops on the calling thread: images run side by side, and OpenMP's threads spin.
+
+    On two cores with other work, its own two threads took ten times as long as one.
+    """
+    from threadpoolctl import threadpool_limits
+
+    limits: AbstractContextManager[Any] = threadpool_limits(limits=1, user_api="openmp")
+    return limits
+
+
+def kmeans_attention(attention: NDArray[np.float32], clusters: int) -> NDArray[np.int32]:
+    """Cluster the h·w attention maps of (h, w, h, w) with k-means → labels (h, w).
+
+    scikit-learn's `KMeans`, one start by k-means++ with a fixed seed, on the float32 maps as they are.
+    """
+    from sklearn.cluster import KMeans
+
+    height, width = attention.shape[:2]
+    maps = attention.reshape(height * width, height * width)
+    # Maps sum to 1, so their variance is far below 1: brought to a mean square of 1, float32 keeps its digits.
+    maps = maps * np.float32(1 / np.sqrt(np.mean(np.square(maps), dtype=np.float64)))
+    with one_thread():
+        labels = KMeans(min(clusters, len(maps)), n_init=1, random_state=0).fit_predict(maps)
+    return np.asarray(labels, dtype=np.int32).reshape(height, width)
+
+
+def kmeans_colour(picture: Image.Image, clusters: int = CONSTANT_CLUSTERS) -> NDArray[np.int32]:
+    """Cluster pixels by Lab colour and position → labels (H, W)."""
+    from skimage.color import rgb2lab
+    from sklearn.cluster import KMeans
+
+    lab = rgb2lab(np.asarray(picture)).astype(np.float32)
+    height, width = lab.shape[:2]
+    place = np.mgrid[:height, :width].astype(np.float32) * (POSITION / max(height, width))
+    features = np.concatenate([lab, np.moveaxis(place, 0, -1)], axis=-1).reshape(height * width, 5)
+    chosen = features[:: max(1, len(features) // FIT_PIXELS)]
+    with one_thread():
+        labels = KMeans(min(clusters, len(chosen)), n_init=1, random_state=0).fit(chosen).predict(features)
+    return np.asarray(labels, dtype=np.int32).reshape(height, width)
+
+
+def merge_superpixels(picture: Image.Image, regions: int = REGIONS) -> NDArray[np.int32]:
+    """Cut into SLIC superpixels and merge neighbours by Ward's cost on colour and texture → labels (H, W).
+
+    scikit-learn's clustering knows no weights, and these superpixels differ in area; hence `_ward`.
+    """
+    from scipy.ndimage import gaussian_filter
+    from skimage.color import rgb2lab
+    from skimage.segmentation import slic
+
+    pixels = np.asarray(picture)
+    parts = slic(pixels, SUPERPIXELS, compactness=15, max_num_iter=5, start_label=0)
+    lab = rgb2lab(pixels).astype(np.float32)
+    light = lab[..., 0]
+    variance = gaussian_filter(light**2, 3) - gaussian_filter(light, 3) ** 2
+    slopes = (np.abs(gaussian_filter(light, 1, order=order)) for order in ((0, 1), (1, 0)))
+    texture = (np.sqrt(np.maximum(variance, 0)), *(2 * gaussian_filter(slope, 3) for slope in slopes))
+    maps = (LIGHTNESS * light, COLOUR * lab[..., 1], COLOUR * lab[..., 2], *(TEXTURE * t for t in texture))
+    flat, count = parts.ravel(), int(parts.max()) + 1
+    area = np.bincount(flat, minlength=count).astype(np.float64)
+    features = np.stack([np.bincount(flat, m.ravel(), count) / area for m in maps], axis=1)  # (superpixels, 6)
+    touch = np.zeros((count, count), dtype=np.bool_)
+    for a, b in ((parts[:, 1:], parts[:, :-1]), (parts[1:], parts[:-1])):
+        touch[a, b] = touch[b, a] = True
+    np.fill_diagonal(touch, val=False)
+    return np.asarray(_ward(features, area / area.mean(), touch, regions)[parts], dtype=np.int32)
+
+
+def _ward(
+    features: NDArray[np.float64], area: NDArray[np.float64], touch: NDArray[np.bool_], regions: int
+) -> NDArray[np.int64]:
+    """Merge the cheapest neighbours until `regions` are left, or none touch → region of each of n parts, from 0."""
+    region = np.arange(len(area))
+
+    def price(i: int) -> NDArray[np.float64]:
+        size = area * area[i] / (area + area[i])
+        cost = size**AREA_EXPONENT * ((features - features[i]) ** 2).sum(axis=1)
+        return np.asarray(np.where(touch[i], cost, np.inf))
+
+    costs = np.stack([price(i) for i in range(len(area))])
+    for _ in range(len(area) - regions):
+        i, j = divmod(int(costs.argmin()), len(area))
+        if not np.isfinite(costs[i, j]):
+            break
+        features[i] = (features[i] * area[i] + features[j] * area[j]) / (area[i] + area[j])
+        area[i] += area[j]
+        touch[i] |= touch[j]
+        touch[:, i] |= touch[:, j]
+        touch[i, i] = touch[j] = touch[:, j] = False
+        costs[j] = costs[:, j] = np.inf
+        costs[i] = costs[:, i] = price(i)
+        region[region == j] = i
+    return np.asarray(np.unique(region, return_inverse=True)[1])

@@ -1,0 +1,101 @@
+"""Results that were made already: one file of JSON lines a method and its settings, one line an image."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from diffseg.engines.errors import DatasetError
+from diffseg.measure.evaluate.agreement import BoundaryCounts, Overlap
+
+if TYPE_CHECKING:
+    from diffseg.measure.evaluate.methods import Column
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Record:
+    """All that the measures of one image need.
+
+    Attributes:
+        image: its name.
+        overlap: of classes and masks.
+        boundary: its boundary pixels.
+        seconds: what the masks took, without the network's pass.
+    """
+
+    image: str
+    overlap: Overlap
+    boundary: BoundaryCounts
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """As it stands in the file."""
+        found = self.boundary
+        return {
+            "image": self.image,
+            "classes": list(self.overlap.classes),
+            "table": self.overlap.table.tolist(),
+            "boundary": [found.found, found.found_right, found.true, found.true_found],
+            "seconds": self.seconds,
+        }
+
+    @classmethod
+    def from_dict(cls, value: dict[str, Any]) -> Record:
+        """Read what `to_dict` gives; raises KeyError, TypeError or ValueError for anything else."""
+        classes = tuple(int(c) for c in value["classes"])
+        table = np.array(value["table"], dtype=np.int64).reshape(len(classes), -1)
+        boundary = BoundaryCounts(*(int(count) for count in value["boundary"]))
+        return cls(str(value["image"]), Overlap(classes, table), boundary, float(value["seconds"]))
+
+
+class Store:
+    """The records of one column. Threads may share one.
+
+    A record is found by the content of its image and label, so data sets and runs share a file, and a picture that
+    was changed is evaluated again. A line that a crash cut off is dropped when the file is next opened.
+    """
+
+    def __init__(self, folder: Path, column: Column) -> None:
+        name = column.name.replace(" ", "-").replace("/", "_")
+        self.path = folder / f"{name}-{column.fingerprint}.jsonl"
+        self._records: dict[str, Record] = {}
+        self._lock = threading.Lock()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._read()
+        except OSError as error:
+            raise DatasetError(f"{self.path}: results cannot be kept there ({error.strerror})") from None
+
+    def _read(self) -> None:
+        if not self.path.exists():
+            return
+        data = self.path.read_bytes()
+        whole = data.rfind(b"\n") + 1
+        if whole < len(data):
+            os.truncate(self.path, whole)
+        for line in data[:whole].splitlines():
+            try:
+                value = json.loads(line)
+                self._records[value["content"]] = Record.from_dict(value)
+            except (KeyError, TypeError, ValueError):
+                continue  # it is made again
+
+    def get(self, content: str) -> Record | None:
+        """Record of an image and label with this content hash."""
+        return self._records.get(content)
+
+    def add(self, content: str, record: Record) -> None:
+        """Keep a record, in memory and as one line of the file."""
+        line = json.dumps({"content": content, **record.to_dict()}, separators=(",", ":")) + "\n"
+        with self._lock:
+            try:
+                with self.path.open("a", encoding="utf-8") as stream:
+                    stream.write(line)
+            except OSError as error:
+                raise DatasetError(f"{self.path}: results cannot be kept there ({error.strerror})") from None
+            self._records[content] = record

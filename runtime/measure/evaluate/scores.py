@@ -1,0 +1,84 @@
+"""Records of images → scores of one method on one data set."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from diffseg.measure.evaluate.agreement import Matches, adjusted_rand, covering, image_iou, match_classes
+from diffseg.measure.evaluate.results import Record
+
+SHUFFLES = 4
+"""Random numberings of the masks from which the spread of mIoU is taken."""
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """What one method reached on one data set. Shares are between 0 and 1; None where there is nothing to measure.
+
+    Attributes:
+        images: that were evaluated.
+        accuracy: pixel accuracy after matching image by image, as in the paper.
+        miou: mean over the classes, with TP, FP and FN summed over the images, as in the paper.
+        miou_spread: least and largest mIoU of this and some random numberings of the same masks.
+        image_miou: mean over the images of the mean IoU over the image's own classes.
+        covering: mean segmentation covering.
+        covering_error: standard error of that mean.
+        rand: mean adjusted Rand index; below 0 is possible, and worse than chance.
+        boundary: mean boundary F-score at 2 pixels.
+        masks: mean number of masks an image.
+        seconds: mean seconds an image, without the network's pass.
+        class_iou: of each class of the data set.
+    """
+
+    images: int
+    accuracy: float | None
+    miou: float | None
+    miou_spread: tuple[float | None, float | None]
+    image_miou: float | None
+    covering: float | None
+    covering_error: float | None
+    rand: float | None
+    boundary: float | None
+    masks: float | None
+    seconds: float | None
+    class_iou: tuple[float | None, ...]
+
+
+def score(records: Sequence[Record], classes: int) -> Score:
+    """Sum up records of one method over the images of a data set with this number of classes."""
+    nothing = Matches.none(classes)
+    matches = sum((match_classes(record.overlap, classes) for record in records), nothing)
+    numberings = [matches.mean_iou(), *(_shuffled(records, classes, seed).mean_iou() for seed in range(SHUFFLES))]
+    cover = np.array([covering(record.overlap) for record in records])
+    return Score(
+        images=len(records),
+        accuracy=_number(matches.accuracy()),
+        miou=_number(matches.mean_iou()),
+        miou_spread=(_number(min(numberings)), _number(max(numberings))),
+        image_miou=_mean([image_iou(record.overlap) for record in records]),
+        covering=_mean(cover),
+        covering_error=_number(float(cover.std(ddof=1) / len(cover) ** 0.5)) if len(cover) > 1 else None,
+        rand=_mean([adjusted_rand(record.overlap) for record in records]),
+        boundary=_mean([record.boundary.f_score() for record in records]),
+        masks=_mean([record.overlap.masks for record in records]),
+        seconds=_mean([record.seconds for record in records]),
+        class_iou=tuple(_number(float(iou)) for iou in matches.iou()),
+    )
+
+
+def _shuffled(records: Sequence[Record], classes: int, seed: int) -> Matches:
+    rng = np.random.default_rng(seed)
+    orders = (rng.permutation(record.overlap.table.shape[1]) for record in records)
+    pairs = zip(records, orders, strict=True)
+    return sum((match_classes(record.overlap, classes, order) for record, order in pairs), Matches.none(classes))
+
+
+def _mean(values: Sequence[float] | np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> float | None:
+    return _number(float(np.mean(values))) if len(values) else None
+
+
+def _number(value: float) -> float | None:
+    """Six digits, and None for NaN, which JSON does not know."""
+    return round(value, 6) if np.isfinite(value) else None

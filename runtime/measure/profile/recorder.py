@@ -1,0 +1,54 @@
+"""Stages as spans on one clock, from every thread, and as NVTX ranges where `nvtx` is installed."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A stage of one run."""
+
+    stage: str
+    start: int  # nanoseconds of time.perf_counter_ns
+    end: int
+    thread: int
+
+    @property
+    def seconds(self) -> float:
+        """How long it took."""
+        return (self.end - self.start) / 1e9
+
+
+class Recorder:
+    """Observer of `diffseg.stages` that keeps spans; any number of threads may feed it."""
+
+    def __init__(self) -> None:
+        self._nvtx = _nvtx()
+        self._spans: list[Span] = []  # appending is atomic
+
+    def enter(self, stage: str) -> None:
+        """Open an NVTX range of this thread."""
+        if self._nvtx is not None:
+            self._nvtx.push_range(stage, domain="diffseg")
+
+    def leave(self, stage: str, start: int, end: int) -> None:
+        """Close it, and keep the span."""
+        if self._nvtx is not None:
+            self._nvtx.pop_range(domain="diffseg")
+        self._spans.append(Span(stage, start, end, threading.get_ident()))
+
+    def take(self) -> list[Span]:
+        """Return what was kept since the last time, and forget it; no stage may be under way."""
+        spans, self._spans = self._spans, []
+        return spans
+
+
+def _nvtx() -> Any:  # noqa: ANN401 - untyped upstream
+    try:
+        import nvtx
+    except ImportError:
+        return None
+    return nvtx

@@ -1,0 +1,134 @@
+"""A profile, or a comparison, as tables on the console."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from diffseg.measure.profile.pairs import Comparison
+from diffseg.measure.profile.environment import busy_line
+from diffseg.measure.profile.statistics import LEAST_PAIRS, SIGNIFICANCE
+from rich.table import Table
+
+STATISTICS = ("min", "mean", "median", "p90", "p95", "p99")
+TOP = 8
+
+
+def profile_tables(record: dict[str, Any]) -> Iterator[Table | str]:
+    """Tables and lines of text, in order."""
+    runs, settings = len(record["runs"]), record["settings"]
+    title = f"{runs} runs of {settings['batch']} image{'s' * (settings['batch'] > 1)}, milliseconds"
+    yield f"{subject(record)}; {title} a run"
+    table = _table("stage", *STATISTICS, "share")
+    for stage, row in record["statistics"].items():
+        table.add_row(stage, *(milliseconds(row[name]) for name in STATISTICS), f"{row['share']:.1%}")
+    yield table
+    yield f"{record['images_per_second']:.2f} images/s; {drift_line(record['drift'])}"
+    yield from start_lines(record)
+    yield memory_line(record)
+    if record["concurrency"]:
+        table = _table("threads", "images/s", "relative")
+        for row in record["concurrency"]:
+            table.add_row(str(row["threads"]), f"{row['images_per_second']:.2f}", f"{row['relative']:.2f}")
+        yield table
+    if record["operators"]:
+        yield operators_line(record["operators"])
+        table = _table("operator", "ms an image", "calls", "share")
+        for row in record["operators"]["kinds"][:TOP]:
+            table.add_row(row["kind"], milliseconds(row["seconds"]), f"{row['calls']:.0f}", f"{row['share']:.1%}")
+        yield table
+    else:
+        yield f"operators: {record['operators_note']}"
+
+
+def comparison_tables(comparison: Comparison) -> Iterator[Table | str]:
+    """Ratios by stage, in order."""
+    table = _table("stage", "a ms", "b ms", "b/a", "95 % interval")
+    for stage, (before, after, ratio) in comparison.stages.items():
+        interval = "" if ratio.low is None else f"{ratio.low:.3f} to {ratio.high:.3f}"
+        table.add_row(stage, milliseconds(before), milliseconds(after), f"{ratio.median:.3f}", interval)
+    yield table
+    yield f"medians; b/a is the median over {comparison.pairs} pairs of runs on the same images"
+    if not comparison.decisive:
+        yield f"no intervals: they need {LEAST_PAIRS} pairs"
+
+
+def subject(record: dict[str, Any]) -> str:
+    """Name the bundle, its provider and the machine."""
+    environment = record["environment"]
+    bundle, cpu = environment["bundle"], environment["cpu"]
+    height, width = bundle["image_size"]
+    return (
+        f"{bundle['name']} ({bundle['precision']}, {width} × {height}), provider {environment['provider']}, "
+        f"{cpu['model']}, {cpu['cgroup_cores'] or cpu['usable_cores'] or cpu['logical_cores']:g} cores"
+    )
+
+
+def drift_line(drift: dict[str, Any]) -> str:
+    """Say whether the runs were stationary."""
+    if not drift["judged"]:
+        return "too few runs to tell whether they drift"
+    found = f"{drift['change']:+.1%} from first to last, p = {drift['probability']:.2g}"
+    if drift["drifting"]:
+        return f"the runs drift ({found}): close other programs, or take more --warmup"
+    if drift["probability"] >= SIGNIFICANCE:
+        return f"no trend beyond chance from first to last (p = {drift['probability']:.2g})"
+    return f"a trend too small to matter ({found})"
+
+
+def warnings(record: dict[str, Any]) -> list[str]:
+    """Say why the figures should not be trusted."""
+    found = [drift_line(record["drift"])] if record["drift"]["drifting"] else []
+    busy = busy_line(record["environment"]["cpu"])
+    return found if busy is None else [*found, busy]
+
+
+def start_lines(record: dict[str, Any]) -> Iterator[str]:
+    """Describe the first times, each by exactly what it is."""
+    processes = record["fresh_processes"]
+    if processes:
+        steps = ", ".join(
+            f"{name} {milliseconds(min(processes[name]))}"
+            for name in ("interpreter", "import", "load", "segment", "write")
+        )
+        yield (
+            f"fresh process, best of {len(processes['command'])}: {min(processes['first_masks']):.2f} s from its start "
+            f"to the first masks (ms: {steps}); whole `diffseg segment` {min(processes['command']):.2f} s"
+        )
+    yield f"this process: load {record['load_seconds']:.2f} s, first run {record['first_run']['total']:.2f} s"
+
+
+def memory_line(record: dict[str, Any]) -> str:
+    """Peaks of memory, in megabytes of a million bytes."""
+    peaks = [
+        f"{size / 1e6:.0f} MB {when.replace('_', ' ')}"
+        for when, size in record["peak_resident_bytes"].items()
+        if size is not None
+    ]
+    if record["fresh_processes"] and None not in record["fresh_processes"]["peak_bytes"]:
+        peaks.insert(
+            0, f"{max(record['fresh_processes']['peak_bytes']) / 1e6:.0f} MB in a fresh process with one image"
+        )
+    return f"peak resident memory: {', '.join(peaks) or 'this system does not tell'}"
+
+
+def operators_line(operators: dict[str, Any]) -> str:
+    """Say where the operators come from."""
+    return (
+        f"operators, from {operators['images']} images in a pass of its own with the engine's profiler on "
+        f"({operators['slowdown']:.2f} × the timed runs)"
+    )
+
+
+def milliseconds(seconds: float) -> str:
+    """Three figures of it."""
+    value = seconds * 1000
+    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 1 else f"{value:.2f}"  # noqa: PLR2004
+
+
+def _table(first: str, *columns: str) -> Table:
+    table = Table(box=None, pad_edge=False)
+    table.add_column(first)
+    for column in columns:
+        table.add_column(column, justify="right")
+    return table

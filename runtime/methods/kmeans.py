@@ -1,0 +1,103 @@
+"""k-means refinement: Lloyd's iterations on the attention rows, started at the proposals."""
+
+from __future__ import annotations
+
+from diffseg.arrays import Array, device, namespace, row_blocks, to_host
+
+
+def kmeans_refine(attention: Array, proposals: Array, *, iterations: int = 300, tolerance: float = 1e-4) -> Array:
+    """Replace proposals by the cluster means that k-means finds from them (DiffSeg's optional last step).
+
+    What scikit-learn's `KMeans(n_clusters=k, init=proposals, n_init=1)` does, as two matrix products an
+    iteration: an emptied cluster restarts at the map that is farthest from its mean; it ends when no label
+    changes, or when the means move by less than `tolerance` times the mean variance of the keys.
+
+    Args:
+        attention: `(h, w, h, w)`: h·w maps to cluster.
+        proposals: `(k, h, w)`: the first means.
+        iterations: at most this many.
+        tolerance: as scikit-learn's `tol`.
+
+    Returns:
+        `(k, h, w)` float32 means, in the order of `proposals`; fewer if a cluster stays empty.
+
+    Raises:
+        ValueError: shapes that don't belong together.
+    """
+    height, width = tuple(attention.shape)[:2]
+    if tuple(attention.shape) != (height, width) * 2 or tuple(proposals.shape[1:]) != (height, width):
+        raise ValueError(
+            "attention must be (h, w, h, w) and proposals (k, h, w) on the same grid, "
+            f"found {tuple(attention.shape)} and {tuple(proposals.shape)}"
+        )
+    xp = namespace(attention, proposals)
+    count = height * width
+    maps = xp.reshape(attention, (count, count))
+    means = xp.astype(xp.reshape(proposals, (-1, count)), xp.float32, copy=False)
+    centre = xp.mean(maps, axis=0)  # distances do not depend on it; taking it off keeps their digits
+    limit = tolerance * _mean_variance(maps, centre)
+    labels, old = _assign(maps, means, centre), None
+    for _ in range(iterations):
+        moved = _means(maps, labels, means)
+        shift = float(xp.sum((moved - means) ** 2))
+        means = moved
+        if old is not None and bool(xp.all(labels == old)):
+            break
+        old = labels
+        labels = _assign(maps, means, centre)
+        if shift <= limit:
+            break
+    member = _membership(labels, means.shape[0])
+    sizes = xp.sum(member, axis=1)
+    kept = xp.nonzero(sizes > 0)[0]
+    means = (xp.take(member, kept, axis=0) @ maps) / xp.take(sizes, kept)[:, None]
+    return xp.reshape(means, (-1, height, width))
+
+
+def _mean_variance(maps: Array, centre: Array) -> float:
+    xp = namespace(maps)
+    total = 0.0
+    for rows in row_blocks(maps.shape[0], 4 * maps.shape[1], maps):
+        total += float(xp.sum((maps[rows, :] - centre) ** 2))
+    return total / float(maps.shape[0] * maps.shape[1])
+
+
+def _assign(maps: Array, means: Array, centre: Array) -> Array:
+    """Index of the nearest mean of each map: the least ‖mean‖² - 2 map·mean of the centred ones."""
+    xp = namespace(maps)
+    offsets = means - centre  # (k, N)
+    norms = xp.vecdot(offsets, offsets)
+    # (map - centre)·offset = map·offset - centre·offset: no centred copy of the maps is made
+    cross = offsets @ maps.T - (offsets @ centre)[:, None]
+    return xp.argmin(norms[:, None] - 2 * cross, axis=0)
+
+
+def _membership(labels: Array, count: int) -> Array:
+    xp = namespace(labels)
+    return xp.astype(
+        xp.arange(count, dtype=labels.dtype, device=device(labels))[:, None] == labels[None, :], xp.float32
+    )
+
+
+def _means(maps: Array, labels: Array, means: Array) -> Array:
+    """Mean of each cluster; an empty one takes the map farthest from its own mean, as scikit-learn does."""
+    xp = namespace(maps)
+    member = _membership(labels, means.shape[0])
+    sizes = xp.sum(member, axis=1)
+    empty = [int(i) for i in to_host(xp.nonzero(sizes == 0)[0])]
+    if empty:
+        distance = xp.concat(
+            [_squared(maps, labels, means, rows) for rows in row_blocks(maps.shape[0], 4 * maps.shape[1], maps)]
+        )
+        farthest = to_host(xp.argsort(distance, descending=True, stable=True)[: len(empty)])
+        for cluster, far in zip(empty, farthest, strict=True):
+            member[:, int(far)] = 0
+            member[cluster, int(far)] = 1
+        sizes = xp.sum(member, axis=1)
+    return (member @ maps) / xp.maximum(sizes, xp.ones_like(sizes))[:, None]
+
+
+def _squared(maps: Array, labels: Array, means: Array, rows: slice) -> Array:
+    xp = namespace(maps)
+    difference = maps[rows, :] - xp.take(means, labels[rows], axis=0)
+    return xp.vecdot(difference, difference)

@@ -1,0 +1,192 @@
+"""Iterative attention merging: thousands of attention maps become a handful of object proposals."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from diffseg.arrays import Array, device, from_host, namespace, prefetched, row_blocks, to_host
+
+FLOOR = float(np.finfo(np.float32).tiny)
+"""Least probability: zeros are lifted to it, where the reference code divides by them."""
+
+WORKERS = min(4, os.cpu_count() or 1)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class AnchorDistances:
+    """What round 1 of merging needs of an attention, whatever its threshold.
+
+    Attributes:
+        values: (h·w, anchors) float32, Σ (x - y)(log x - log y) of every map and anchor in nats; -inf of an
+            anchor and itself.
+        unclean: rows of the attention that hold what is no probability.
+    """
+
+    values: Array
+    unclean: Collection[slice]
+
+
+def merge_attention(
+    attention: Array,
+    thresholds: Sequence[float] | float = (1.0,) * 3,
+    anchors: int = 16,
+    *,
+    distances: AnchorDistances | None = None,
+) -> Array:
+    """Merge self-attention maps into object proposals (DiffSeg, section 3.3, algorithm 1).
+
+    The distance of two maps is half their symmetric KL divergence, ½ Σ (x - y)(log x - log y), in nats.
+    Round 1 replaces every anchor by the mean of all maps within the first threshold; each later round goes
+    through the maps in order, averages every map within its threshold of an unmatched one, and marks them.
+    Each round is two matrix products, in row blocks: beyond its input it needs under 100 MB at 64 × 64 and
+    under 200 MB at 128 × 128.
+
+    Args:
+        attention: `(h, w, h, w)`, queries then keys, every map summing to 1; float32 is fastest.
+        thresholds: one a round; a single number stands for three rounds of it.
+        anchors: anchors a side, at most the grid's own side are used.
+        distances: `anchor_distances(attention, anchors)`, when they are known: two thirds of the work.
+
+    Returns:
+        `(k, h, w)` float32 proposals, k ≥ 1, in the order of their anchors.
+
+    Raises:
+        ValueError: a shape that is no attention, no threshold or a negative or NaN one, or no anchor.
+    """
+    rounds = [float(t) for t in np.atleast_1d(np.asarray(thresholds, dtype=np.float64))]
+    if np.ndim(thresholds) == 0:
+        rounds *= 3
+    if not rounds or not all(t >= 0 for t in rounds):
+        raise ValueError(f"thresholds must be numbers of at least 0, one a round, found {rounds}")
+    distances = distances or anchor_distances(attention, anchors)
+    height, width = attention.shape[:2]
+    xp = namespace(attention)
+    merged = _merge_anchors(xp.reshape(attention, (height * width, -1)), distances, rounds[0])
+    for threshold in rounds[1:]:
+        merged = _merge_greedily(merged, threshold)
+    return xp.reshape(merged, (-1, height, width))
+
+
+def anchor_distances(attention: Array, anchors: int = 16) -> AnchorDistances:
+    """Compute what `merge_attention` needs for its first round, for use with many thresholds.
+
+    Args:
+        attention: `(h, w, h, w)`, as there.
+        anchors: anchors a side.
+
+    Raises:
+        ValueError: a shape that is no attention, or no anchor.
+    """
+    shape = tuple(attention.shape)
+    if len(shape) != 4 or shape[:2] != shape[2:] or 0 in shape:  # noqa: PLR2004
+        raise ValueError(f"attention must be (h, w, h, w), found {shape}; see aggregate_attention")
+    if anchors < 1:
+        raise ValueError(f"anchors must be at least 1 a side, found {anchors}")
+    xp = namespace(attention)
+    maps = xp.reshape(attention, (shape[0] * shape[1], -1))
+    where = from_host(anchor_indices(*shape[:2], anchors), maps)
+    centres = _clean(xp.take(maps, where, axis=0))
+    centre_logs = _log(centres)
+    centre_terms = _entropy_terms(centres, centre_logs)
+    values = xp.empty((maps.shape[0], centres.shape[0]), dtype=xp.float32, device=device(maps))
+    unclean = []
+
+    def prepare(rows: slice) -> tuple[slice, Array, Array, Array]:
+        block = xp.astype(maps[rows, :], xp.float32, copy=False)
+        logs = _log(block)
+        terms = _entropy_terms(block, logs)
+        if not bool(xp.isfinite(xp.sum(terms))) or bool(xp.any(terms == 0)):  # NaN, or zeros: rare, so looked for now
+            unclean.append(rows)
+            block = _clean(block)
+            logs = _log(block)
+            terms = _entropy_terms(block, logs)
+        return rows, block, logs, terms
+
+    # On the CPU the logarithms of the next blocks are taken while this one's products run on all cores.
+    workers = WORKERS if isinstance(maps, np.ndarray) else 0
+    for rows, block, logs, terms in prefetched(prepare, _blocks(maps), workers):
+        # (r, anchors): tall times narrow is the faster orientation of these products
+        distance = terms[:, None] + centre_terms[None, :]
+        distance -= logs @ centres.T
+        distance -= block @ centre_logs.T
+        values[rows, :] = distance
+    column = xp.arange(maps.shape[0], dtype=where.dtype, device=device(where))
+    itself = xp.asarray(-math.inf, dtype=xp.float32, device=device(maps))
+    return AnchorDistances(xp.where(column[:, None] == where[None, :], itself, values), unclean)
+
+
+def anchor_indices(height: int, width: int, anchors: int = 16) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    """Flat indices of the anchor grid, row-major: spaced (n-1)//(m-1) apart on each axis, and centred."""
+    rows, columns = (_anchor_axis(n, min(anchors, n)) for n in (height, width))
+    return (rows[:, None] * width + columns[None, :]).reshape(-1)
+
+
+def _anchor_axis(n: int, m: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    step = (n - 1) // (m - 1) if m > 1 else 0
+    start = (n - 1 - step * (m - 1)) // 2
+    return start + step * np.arange(m, dtype=np.int64)
+
+
+def _log(maps: Array) -> Array:
+    """Logarithm of (r, N) maps relative to the uniform map.
+
+    The shift cancels in the divergence, and keeps the products near 0, where float32 is finest.
+    """
+    xp = namespace(maps)
+    logs = xp.log(xp.maximum(maps, xp.asarray(FLOOR, dtype=maps.dtype, device=device(maps))))
+    logs += math.log(maps.shape[1])
+    return logs
+
+
+def _entropy_terms(maps: Array, logs: Array) -> Array:
+    """Σ x log x of each of (r, N) maps."""
+    return namespace(maps).vecdot(maps, logs)
+
+
+def _clean(maps: Array) -> Array:
+    """Copy of (r, N) float32 maps in which entries that are no probability are 0, and empty rows uniform."""
+    xp = namespace(maps)
+    maps = xp.astype(maps, xp.float32, copy=False)
+    maps = xp.where(xp.isfinite(maps) & (maps > 0), maps, xp.zeros_like(maps))
+    empty = xp.sum(maps, axis=1) <= 0
+    return xp.where(empty[:, None], xp.full_like(maps, 1 / maps.shape[1]), maps)
+
+
+def _merge_anchors(maps: Array, distances: AnchorDistances, threshold: float) -> Array:
+    """Round 1: (N, N) maps → (anchors, N) means of all maps within `threshold` of each anchor."""
+    xp = namespace(maps)
+    near = xp.astype(distances.values < 2 * threshold, xp.float32)
+    total = xp.zeros((near.shape[1], maps.shape[1]), dtype=xp.float32, device=device(maps))
+    for rows in _blocks(maps):
+        block = xp.astype(maps[rows, :], xp.float32, copy=False)
+        total += near[rows, :].T @ (_clean(block) if rows in distances.unclean else block)
+    total /= xp.sum(near, axis=0)[:, None]
+    return total
+
+
+def _blocks(maps: Array) -> list[slice]:
+    """Blocks of rows; products of fewer than 512 are slow, so those of large grids are larger."""
+    return row_blocks(maps.shape[0], 4 * maps.shape[1], maps, least=512)
+
+
+def _merge_greedily(maps: Array, threshold: float) -> Array:
+    """Later rounds: (m, N) maps → (k, N), k ≤ m. The greedy walk reads one small matrix, on the host."""
+    xp = namespace(maps)
+    logs = _log(maps)
+    terms = _entropy_terms(maps, logs)
+    cross = maps @ logs.T
+    distance = terms[:, None] + terms[None, :] - cross - cross.T
+    near = np.array(to_host(distance < 2 * threshold))  # NumPy 1.26 gives no writable view of another library's array
+    matched = np.zeros(len(near), dtype=bool)
+    groups: list[np.ndarray[tuple[int], np.dtype[np.float32]]] = []
+    for i, row in enumerate(near):
+        if matched[i]:
+            continue
+        row[i] = True
+        matched |= row
+        groups.append(row.astype(np.float32) / np.float32(row.sum()))
+    return xp.astype(from_host(np.stack(groups), maps) @ maps, xp.float32, copy=False)

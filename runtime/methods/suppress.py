@@ -1,0 +1,45 @@
+"""Non-maximum suppression: proposals compete for every pixel."""
+
+from __future__ import annotations
+
+from diffseg.arrays import Array, device, namespace, resize_last, row_blocks
+
+
+def non_max_suppression(proposals: Array, size: tuple[int, int] = (512, 512)) -> Array:
+    """Give each pixel the index of the proposal that is largest there (DiffSeg, section 3.4, equation 7).
+
+    Proposals are upsampled bilinearly with half-pixel centres; ties go to the lowest index.
+
+    Args:
+        proposals: `(k, h, w)` float, k at most 65,535.
+        size: `(H, W)` of the result, in pixels.
+
+    Returns:
+        `(H, W)` uint16 labels from 0 to k-1. A proposal that wins nowhere leaves a gap; see `dense_labels`.
+
+    Raises:
+        ValueError: a shape that is no stack of proposals, or an empty size.
+    """
+    shape = tuple(proposals.shape)
+    if len(shape) != 3 or 0 in shape or shape[0] > 65535:  # noqa: PLR2004
+        raise ValueError(f"proposals must be (k, h, w) with 1 ≤ k ≤ 65535, found {shape}")
+    height, width = size
+    if height < 1 or width < 1:
+        raise ValueError(f"size must be at least 1 × 1 pixels, found {height} × {width}")
+    xp = namespace(proposals)
+    # The rows first, while the maps are narrow; the columns block by block, so that memory stays bounded.
+    tall = xp.permute_dims(resize_last(xp.permute_dims(proposals, (0, 2, 1)), height), (2, 0, 1))  # (H, k, w)
+    labels = xp.empty((height, width), dtype=xp.uint16, device=device(proposals))
+    for rows in row_blocks(height, 4 * shape[0] * width, proposals):
+        block = resize_last(tall[rows, ...], width)  # (r, k, W)
+        labels[rows, :] = xp.astype(xp.argmax(block, axis=1), xp.uint16)
+    return labels
+
+
+def dense_labels(labels: Array) -> Array:
+    """Renumber integer labels to 0..k-1 without gaps, in the order of the old numbers."""
+    xp = namespace(labels)
+    values, inverse = xp.unique_inverse(labels)
+    if int(values.shape[0]) == int(values[-1]) + 1:
+        return labels
+    return xp.astype(xp.reshape(inverse, labels.shape), labels.dtype)

@@ -1,0 +1,48 @@
+"""Who may ask."""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+from http import HTTPStatus
+from typing import Annotated
+
+from diffseg.serving.http.errors import RequestError
+from fastapi import Request, Security
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+
+LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]")
+bearer = HTTPBearer(auto_error=False, description="The token that the server was started with, if it was.")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches a server that is bound to `host`."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def host_name(header: str) -> str:
+    """Return the name in a Host header, without its port."""
+    name, colon, port = header.rpartition(":")
+    return (name if colon and port.isdecimal() else header).lower()
+
+
+def same_token(expected: str, found: str) -> bool:
+    """Compare in a time that does not tell how much of it was right."""
+    return hmac.compare_digest(expected.encode(), found.encode("utf-8", "surrogateescape"))
+
+
+async def authorised(
+    request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Security(bearer)]
+) -> None:
+    """Let a request pass that brings the token, before its body is read."""
+    token: str | None = request.app.state.service.token
+    if token is not None and not (credentials and same_token(token, credentials.credentials)):
+        raise RequestError(
+            HTTPStatus.UNAUTHORIZED,
+            "unauthorized",
+            "a token is needed: send Authorization: Bearer TOKEN",
+            {"WWW-Authenticate": "Bearer", "Connection": "close"},
+        )

@@ -1,0 +1,113 @@
+"""The application: every route, and how errors are told."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import re
+from collections.abc import AsyncIterator, Collection
+from contextlib import asynccontextmanager
+from http import HTTPStatus
+from importlib.metadata import version
+from importlib.resources import files
+
+from diffseg.serving.http import images, inference
+from diffseg.serving.http.access import authorised
+from diffseg.serving.http.middleware import RequestContext
+from diffseg.serving.http.errors import RequestError
+from diffseg.serving.http.service import Service
+from fastapi import Depends, FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, JSONResponse
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.exceptions import HTTPException
+
+EXPIRY_SECONDS = 30.0
+
+
+def make_app(service: Service, hosts: Collection[str] | None = None) -> RequestContext:
+    """Return the ASGI application of a service.
+
+    Args:
+        service: is started and closed with the application.
+        hosts: the only names that the server answers to; None: any.
+    """
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        service.batcher.start()
+        expiry = asyncio.create_task(_expire(service))
+        yield
+        expiry.cancel()
+        await asyncio.to_thread(service.close, service.limits.deadline)
+
+    app = FastAPI(
+        title="diffseg",
+        version=version("diffseg"),
+        summary="Zero-shot segmentation from the self-attention of Stable Diffusion.",
+        docs_url=None,  # its page would come from somebody's CDN
+        redoc_url=None,
+        lifespan=lifespan,
+    )
+    app.state.service = service
+    app.include_router(images.router)
+    app.include_router(inference.router)
+    app.add_exception_handler(RequestError, _refuse)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(Exception, _unexpected)
+    page = (files("diffseg.serving.http") / "page.html").read_text(encoding="utf-8")
+    headers = {"Content-Security-Policy": content_policy(page)}
+
+    @app.get("/", include_in_schema=False)
+    async def index() -> HTMLResponse:
+        return HTMLResponse(page, headers=headers)
+
+    @app.get("/metrics", dependencies=[Depends(authorised)], response_class=Response, tags=["operation"])
+    async def metrics() -> Response:
+        """Return counters, queue, batches and times for Prometheus."""
+        return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+    return RequestContext(app, service.metrics, hosts)
+
+
+def content_policy(page: str) -> str:
+    """Return a content-security policy that allows the page's own script and style, by hash, and nothing else."""
+
+    def hashes(tag: str) -> str:
+        blocks = re.findall(rf"<{tag}>(.*?)</{tag}>", page, re.DOTALL)
+        digests = (base64.b64encode(hashlib.sha256(block.encode()).digest()).decode() for block in blocks)
+        return " ".join(f"'sha256-{digest}'" for digest in digests)
+
+    return (
+        f"default-src 'none'; script-src {hashes('script')}; style-src {hashes('style')}; img-src blob: data:; "
+        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+
+
+async def _expire(service: Service) -> None:
+    while True:
+        await asyncio.sleep(EXPIRY_SECONDS)
+        service.store.expire()
+
+
+async def _refuse(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestError)  # noqa: S101 - registered for nothing else
+    request.scope["state"]["outcome"] = error.outcome
+    return JSONResponse({"error": str(error)}, error.status, error.headers)
+
+
+async def _invalid(_: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)  # noqa: S101
+    problems = (f"{'.'.join(map(str, problem['loc'][1:]))}: {problem['msg']}" for problem in error.errors())
+    return JSONResponse({"error": "; ".join(problems)}, HTTPStatus.BAD_REQUEST)
+
+
+async def _http(_: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)  # noqa: S101
+    return JSONResponse({"error": error.detail}, error.status_code, error.headers)
+
+
+async def _unexpected(_: Request, __: Exception) -> Response:
+    return JSONResponse({"error": "unexpected error; the server's log says more"}, HTTPStatus.INTERNAL_SERVER_ERROR)

@@ -1,0 +1,267 @@
+"""Images of many requests, gathered into batches for the one worker that runs the network."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from enum import StrEnum
+from functools import partial
+
+import numpy as np
+from diffseg.segmentation import Segmentation
+from diffseg.segmenter import Prepared, Segmenter
+from diffseg.serving.http.errors import RequestError, busy, unavailable
+from diffseg.serving.http.metrics import Metrics
+
+logger = logging.getLogger(__name__)
+
+DECODERS = 4
+PACE_MEMORY = 0.8
+"""Share of the old value in the moving average of seconds an image."""
+
+
+class Health(StrEnum):
+    """Whether images can be segmented."""
+
+    STARTING = "starting"
+    READY = "ready"
+    STALLED = "stalled"  # one batch takes longer than any should
+    DEAD = "dead"
+    CLOSED = "closed"
+
+
+@dataclass(slots=True, eq=False)
+class _Job:
+    prepare: Callable[[], Prepared]
+    seconds: float
+    queued: float = field(default_factory=time.monotonic)
+    result: Future[Segmentation] = field(default_factory=Future)
+    prepared: Future[Prepared] | None = None
+    begun: bool = False
+
+    @property
+    def expires(self) -> float:
+        return self.queued + self.seconds
+
+    def fail(self, error: BaseException) -> None:
+        if self.result.running() or self.result.set_running_or_notify_cancel():
+            self.result.set_exception(error)
+
+
+class Batcher:
+    """A bounded queue before one thread; decoding runs ahead of it, in threads of its own.
+
+    Args:
+        segmenter: its `batch` is the largest batch.
+        metrics: learns of batches.
+        capacity: images that may wait.
+        gather: seconds that the first image of a batch waits for others while the network is idle.
+        stall: seconds in one batch after which the worker counts as stalled.
+    """
+
+    def __init__(
+        self, segmenter: Segmenter, metrics: Metrics, *, capacity: int = 64, gather: float = 0.004, stall: float = 120.0
+    ) -> None:
+        self.segmenter = segmenter
+        self.metrics = metrics
+        self.capacity = capacity
+        self.gather = gather
+        self.stall = stall
+        self._jobs: deque[_Job] = deque()
+        self._changed = threading.Condition()
+        self._health = Health.STARTING
+        self._closing = False
+        self._running = 0  # images in the batch under way
+        self._since = 0.0
+        self._pace = 0.0  # seconds an image, lately
+        self._decoders = ThreadPoolExecutor(DECODERS, "diffseg-decode")
+        self._thread = threading.Thread(target=self._work, name="diffseg-network", daemon=True)
+
+    def start(self) -> None:
+        """Start the worker, which warms up before it is ready."""
+        self._thread.start()
+
+    def close(self, seconds: float) -> None:
+        """Finish what is queued, for at most so many seconds; nothing more is taken."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        if self._thread.ident is not None:
+            self._thread.join(seconds)
+        self._decoders.shutdown(wait=False, cancel_futures=True)
+
+    @property
+    def health(self) -> Health:
+        """How the worker is."""
+        if self._health is Health.READY and self._running and time.monotonic() - self._since > self.stall:
+            return Health.STALLED
+        return self._health
+
+    @property
+    def waiting(self) -> int:
+        """Images in the queue."""
+        return len(self._jobs)
+
+    @property
+    def expected_wait(self) -> float:
+        """Seconds after which an image that came now would be begun, as the last batches went."""
+        return (len(self._jobs) + self._running) * self._pace
+
+    async def segment(self, prepares: Sequence[Callable[[], Prepared]], seconds: float) -> list[Segmentation]:
+        """Segment images, in the batches that come about. All get a place, or none does.
+
+        Args:
+            prepares: one function an image, run on a thread shortly before the image's turn.
+            seconds: in which all must be done.
+
+        Raises:
+            ImageError: an image can't be decoded.
+            TimeoutError: not done in time, though it was begun, or nobody was ahead.
+            RequestError: no room or no turn in time (503), no worker (503), or the network failed (500).
+        """
+        jobs = [_Job(prepare, seconds) for prepare in prepares]
+        ahead = self._submit(jobs)
+        try:
+            async with asyncio.timeout(seconds):
+                return list(await asyncio.gather(*(asyncio.wrap_future(job.result) for job in jobs)))
+        except TimeoutError:
+            if not ahead or any(job.begun for job in jobs):
+                raise
+            message = "no turn before the deadline: others were ahead; try again later"
+            raise busy(message, self.expected_wait) from None
+        finally:
+            for job in jobs:  # who leaves, or fails in one image, frees the places of all
+                job.result.cancel()
+
+    def _submit(self, jobs: list[_Job]) -> bool:
+        """Queue jobs; whether others are ahead of them."""
+        with self._changed:
+            ahead = bool(self._jobs or self._running)
+            if self._closing or self._health in (Health.DEAD, Health.CLOSED):
+                raise unavailable(f"nothing is segmented here any more: the worker is {self._health}")
+            if len(jobs) > self.capacity:
+                raise busy(f"{len(jobs)} images are more than the queue of {self.capacity}; send fewer at once", 1)
+            if len(self._jobs) + len(jobs) > self.capacity:
+                raise busy(f"the queue is full ({len(self._jobs)} images wait); try again later", self.expected_wait)
+            # What is surely too late is refused, so that the network's time goes into answers. An idle worker tries
+            # anything: else a pace that was measured in a bad moment would never be measured again.
+            done = self.expected_wait + len(jobs) * self._pace
+            if ahead and done > jobs[0].seconds:
+                message = f"{len(self._jobs)} images wait, too many for {jobs[0].seconds:.1f} s; try again later"
+                raise busy(message, self.expected_wait)
+            for job in jobs:
+                self._jobs.append(job)
+                job.result.add_done_callback(partial(self._forget, job))
+            self._decode_ahead()
+            self._changed.notify_all()
+            return ahead
+
+    def _forget(self, job: _Job, _: Future[Segmentation]) -> None:
+        with self._changed:
+            if job in self._jobs:
+                self._jobs.remove(job)
+                if job.prepared is not None:
+                    job.prepared.cancel()
+                self._decode_ahead()
+
+    def _decode_ahead(self) -> None:
+        """Decode the images of the next two batches; more would only fill memory."""
+        for job in list(self._jobs)[: 2 * self.segmenter.batch]:
+            self._decoding(job)
+
+    def _decoding(self, job: _Job) -> Future[Prepared]:
+        if job.prepared is None:
+            job.prepared = self._decoders.submit(job.prepare)
+        return job.prepared
+
+    def _full(self) -> bool:
+        return len(self._jobs) >= self.segmenter.batch or self._closing
+
+    def _work(self) -> None:
+        try:
+            self._probe()
+            self._health = Health.READY
+            while self._step():
+                pass
+            self._health = Health.CLOSED
+        except BaseException:
+            logger.critical("the worker ended; nothing more is segmented: restart the server", exc_info=True)
+            self._health = Health.DEAD
+        finally:
+            with self._changed:
+                self._running = 0
+                rest = list(self._jobs)
+            for job in rest:
+                job.fail(unavailable("the worker ended before this image's turn"))
+
+    def _probe(self) -> None:
+        """Send a grey picture through: warms up, and tells a broken device from a broken request."""
+        size = self.segmenter.bundle.manifest.image_size
+        self.segmenter(np.full((*size, 3), 127, np.uint8))
+
+    def _step(self) -> bool:
+        group = self._take()  # in a frame of its own, so that no result stays alive while the next batch is awaited
+        if not group:
+            return False
+        self._run(group)
+        with self._changed:
+            self._running = 0
+        return True
+
+    def _take(self) -> list[_Job]:
+        """Wait for the next batch; an empty one: the batcher is closed."""
+        with self._changed:
+            while True:
+                self._changed.wait_for(lambda: self._jobs or self._closing)
+                if not self._jobs:
+                    return []
+                patience = self._jobs[0].queued + self.gather - time.monotonic()
+                self._changed.wait_for(self._full, max(0.0, patience))
+                group: list[_Job] = []
+                while self._jobs and len(group) < self.segmenter.batch:
+                    job = self._jobs.popleft()
+                    size = min(len(group) + 1 + len(self._jobs), self.segmenter.batch)
+                    pace = self._pace if self._jobs else 0.0  # the last one is tried, as an idle worker would
+                    if time.monotonic() + size * pace > job.expires:
+                        job.fail(TimeoutError())
+                    elif job.result.set_running_or_notify_cancel():
+                        job.begun = True
+                        group.append(job)
+                if group:
+                    self._decode_ahead()
+                    self._running, self._since = len(group), time.monotonic()
+                    return group
+
+    def _run(self, group: list[_Job]) -> None:
+        good: list[tuple[_Job, Prepared]] = []
+        decoding = [(job, self._decoding(job)) for job in group]  # begun before, but for one that was far behind
+        for job, prepared in decoding:
+            try:
+                good.append((job, prepared.result()))
+            except Exception as error:  # of that image alone  # noqa: BLE001
+                job.fail(error)
+        if not good:
+            return
+        start = time.monotonic()
+        try:
+            results = self.segmenter.finish([prepared for _, prepared in good])
+        except BaseException as error:
+            for job, _ in good:
+                job.fail(RequestError(500, "failed", "the network failed on this batch; the server's log says why"))
+            if not isinstance(error, Exception):
+                raise
+            logger.exception("a batch of %d failed", len(good))
+            self._probe()  # fails where the device is lost: then the worker ends, and readiness says so
+            return
+        pace = (time.monotonic() - start) / len(good)
+        self._pace = PACE_MEMORY * self._pace + (1 - PACE_MEMORY) * pace if self._pace else pace
+        self.metrics.batch([start - job.queued for job, _ in good])
+        for (job, _), result in zip(good, results, strict=True):
+            self.metrics.image(result.timings)
+            job.result.set_result(result)

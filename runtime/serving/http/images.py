@@ -1,0 +1,181 @@
+"""Routes of `/v1`: an image in, masks out; and new masks from the attention of an image that was sent before."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from http import HTTPStatus
+from typing import Annotated, Any
+
+from diffseg.engines.bundle.manifest import Refine
+from diffseg.image import Fit
+from diffseg.segmentation import MergeSettings, Segmentation
+from diffseg.serving.http.access import authorised
+from diffseg.serving.http.responses import (
+    MEDIA_TYPES,
+    Counts,
+    Kind,
+    attention_map,
+    encode,
+    negotiate,
+    png,
+    shrink,
+    shrunk,
+)
+from diffseg.serving.http.errors import RequestError
+from diffseg.serving.http.limits import image_part
+from diffseg.serving.http.service import Service, settings_of
+from diffseg.serving.protocol.settings import MOST_ROUNDS
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from PIL import Image
+
+BINARY = {"schema": {"type": "string", "format": "binary"}}
+FORM = {"schema": {"type": "object", "properties": {"image": BINARY["schema"]}, "required": ["image"]}}
+BODY: dict[str, Any] = {"requestBody": {"required": True, "content": {"image/*": BINARY, "multipart/form-data": FORM}}}
+ERROR = {"content": {"application/json": {"example": {"error": "one line that says what is wrong"}}}}
+ERRORS: dict[int | str, dict[str, Any]] = {
+    400: {"description": "No image, a damaged one, or a setting out of range", **ERROR},
+    401: {"description": "A token is needed", **ERROR},
+    408: {"description": "The body came too slowly", **ERROR},
+    413: {"description": "Too many bytes or pixels", **ERROR},
+    503: {"description": "No room in the queue, or no turn before the deadline; see Retry-After", **ERROR},
+    504: {"description": "Not done before the deadline", **ERROR},
+}
+MASKS: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "JSON with a COCO run-length mask a segment; with `Accept: image/png` the labels, 8-bit grey "
+        "(16-bit over 256); with `Accept: image/png;kind=overlay` the picture under its masks",
+        "content": {"application/json": {}, "image/png": {}},
+    },
+    406: {"description": "None of these is accepted", **ERROR},
+}
+
+
+MAP: dict[int | str, dict[str, Any]] = {200: {"content": {"image/png": {}}}}
+
+
+def _service(request: Request) -> Service:
+    service: Service = request.app.state.service
+    return service
+
+
+Served = Annotated[Service, Depends(_service)]
+Side = Annotated[int | None, Query(ge=16, le=8192, description="Longest side of the answer; the picture's if not set")]
+AsCounts = Annotated[Counts, Query(description="Run lengths: pycocotools' string, or a list")]
+
+
+def _settings(
+    service: Served,
+    threshold: Annotated[
+        list[Annotated[float, Query(ge=0, allow_inf_nan=False)]] | None,
+        Query(max_length=MOST_ROUNDS, description="Largest KL distance of maps that merge; several: one a round"),
+    ] = None,
+    anchors: Annotated[int | None, Query(ge=1, le=128, description="Anchors a side")] = None,
+    refine: Annotated[
+        Refine | None, Query(description="none, kmeans on the attention, or colour: borders that follow the picture")
+    ] = None,
+) -> MergeSettings:
+    one = threshold[0] if threshold and len(threshold) == 1 else threshold
+    return settings_of(service, one, anchors, refine)
+
+
+def _kept(service: Served, key: str) -> Segmentation:
+    found = service.store.get(key)
+    if found is None:
+        message = "no attention is kept under this id: it expired, made room for others, or never was; send the image"
+        raise RequestError(HTTPStatus.NOT_FOUND, "not_found", message)
+    return found
+
+
+Settings = Annotated[MergeSettings, Depends(_settings)]
+Kept = Annotated[Segmentation, Depends(_kept)]
+router = APIRouter(prefix="/v1", dependencies=[Depends(authorised)], responses=ERRORS, tags=["masks"])
+
+
+@router.post("/segment", responses=MASKS, openapi_extra=BODY, response_class=Response)
+async def segment(
+    request: Request,
+    service: Served,
+    settings: Settings,
+    fit: Fit = "stretch",
+    timeout: Annotated[float | None, Query(gt=0, description="Seconds; at most the server's deadline")] = None,  # noqa: ASYNC109
+    counts: AsCounts = "string",
+    accept: Annotated[str, Header()] = "",
+) -> Response:
+    """Segment an image: the body itself, or the one file of a form. What comes back is chosen by Accept."""
+    kind = negotiate(accept)
+    async with service.bodies.read(request) as body:
+        data = await _image(request, body)
+        result = (await service.segment(request, [data], settings, fit, timeout=timeout))[0]
+    return _answer(kind, await service.beside(encode, result, kind, service.facts, counts))
+
+
+@router.post("/images", responses=MASKS, openapi_extra=BODY, response_class=Response, status_code=HTTPStatus.CREATED)
+async def keep(
+    request: Request,
+    service: Served,
+    settings: Settings,
+    fit: Fit = "stretch",
+    side: Side = None,
+    counts: AsCounts = "string",
+) -> Response:
+    """Segment an image and keep its attention for a while; JSON, with its `id` (null: no room to keep it)."""
+    async with service.bodies.read(request) as body:
+        data = await _image(request, body)
+        result = (await service.segment(request, [data], settings, fit, keep=True))[0]
+    facts = service.facts | {"id": await service.beside(service.store.add, result)}
+    small = await service.beside(shrink, result, side)
+    answer = _answer(Kind.JSON, await service.beside(encode, small, Kind.JSON, facts, counts))
+    answer.status_code = HTTPStatus.CREATED
+    return answer
+
+
+@router.get("/images/{key}/masks", responses=MASKS, response_class=Response)  # noqa: FAST003 - _kept takes it
+async def masks(
+    request: Request,
+    service: Served,
+    kept: Kept,
+    settings: Settings,
+    side: Side = None,
+    counts: AsCounts = "string",
+    accept: Annotated[str, Header()] = "",
+) -> Response:
+    """New masks from kept attention, without the network: JSON or labels, as for `segment`."""
+    kind = negotiate(accept)
+    if kind is Kind.OVERLAY:
+        raise RequestError(HTTPStatus.NOT_ACCEPTABLE, "bad_request", "the picture is not kept: no overlay from here")
+    small = shrunk(kept.placement, side)
+    result = await service.resegment(request, replace(kept, placement=small), settings)
+    service.metrics.image(result.timings)
+    return _answer(kind, await service.beside(encode, result, kind, service.facts, counts))
+
+
+@router.get("/images/{key}/attention", response_class=Response, responses=MAP)  # noqa: FAST003
+async def attention(
+    service: Served,
+    kept: Kept,
+    x: Annotated[float, Query(ge=0, lt=1, description="Share of the width")],
+    y: Annotated[float, Query(ge=0, lt=1, description="Share of the height")],
+    side: Side = None,
+) -> Response:
+    """Where a place of the picture looks: its attention map, 8-bit grey, 255 at the most."""
+
+    def draw() -> bytes:
+        return png(Image.fromarray(attention_map(kept, x, y, side)))
+
+    return _answer(Kind.LABELS, await service.beside(draw))
+
+
+@router.delete("/images/{key}", status_code=HTTPStatus.NO_CONTENT)
+async def forget(service: Served, key: str) -> None:
+    """Forget kept attention."""
+    service.store.drop(key)
+
+
+async def _image(request: Request, body: bytes) -> bytes:
+    if request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
+        return await image_part(request.headers, body)
+    return body
+
+
+def _answer(kind: Kind, content: bytes) -> Response:
+    return Response(content, media_type=MEDIA_TYPES[kind], headers={"Vary": "Accept"})

@@ -1,0 +1,110 @@
+"""Routes of the Open Inference Protocol, version 2, under `/v2`."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from importlib.metadata import version
+from typing import Annotated, Any, get_args
+
+from diffseg.image import Fit
+from diffseg.serving.http.access import authorised
+from diffseg.serving.http.errors import RequestError, bad_request
+from diffseg.serving.http.images import Served
+from diffseg.serving.http.kserve import INPUTS, MODEL, OUTPUTS, PARAMETERS, VERSION, read_inference, write_inference
+from diffseg.serving.protocol.untrusted import check_pixels
+from diffseg.serving.http.service import settings_of
+from fastapi import APIRouter, Depends, Header, Request, Response
+from fastapi.responses import JSONResponse
+
+MICROSECONDS = 1e6
+MODEL_PATH = "/models/{model}"
+VERSION_PATH = "/models/{model}/versions/{model_version}"
+JSON_OBJECT = {"application/json": {"schema": {"type": "object"}}, "application/octet-stream": {}}
+BODY: dict[str, Any] = {"requestBody": {"required": True, "content": JSON_OBJECT}}
+router = APIRouter(prefix="/v2", tags=["open inference protocol"])
+
+
+def _known(model: str, model_version: str = VERSION) -> None:
+    if model != MODEL or model_version != VERSION:
+        message = f"no model {model!r} of version {model_version!r} here, only {MODEL!r} of version {VERSION!r}"
+        raise RequestError(HTTPStatus.NOT_FOUND, "not_found", message)
+
+
+Known = Depends(_known)
+Authorised = Depends(authorised)
+
+
+@router.get("/health/live")
+async def live(service: Served) -> JSONResponse:
+    """Whether the server's worker is there; if not, it needs a restart."""
+    return JSONResponse({"live": service.live}, HTTPStatus.OK if service.live else HTTPStatus.SERVICE_UNAVAILABLE)
+
+
+@router.get("/health/ready")
+async def ready(service: Served) -> JSONResponse:
+    """Whether requests should be sent here: warmed up, not draining, worker alive and not stuck."""
+    status = HTTPStatus.OK if service.ready else HTTPStatus.SERVICE_UNAVAILABLE
+    return JSONResponse({"ready": service.ready, "worker": service.batcher.health}, status)
+
+
+@router.get("", dependencies=[Authorised])
+async def server() -> dict[str, Any]:
+    """What serves."""
+    return {"name": "diffseg", "version": version("diffseg"), "extensions": ["binary_tensor_data"]}
+
+
+@router.get(MODEL_PATH, dependencies=[Authorised, Known])
+@router.get(VERSION_PATH, dependencies=[Authorised, Known], include_in_schema=False)
+async def metadata(service: Served) -> dict[str, Any]:
+    """Tensors of the model. A request brings one of the two inputs."""
+    manifest = service.segmenter.bundle.manifest
+    return {
+        "name": MODEL,
+        "versions": [VERSION],
+        "platform": f"diffseg_{service.segmenter.provider}",
+        "inputs": INPUTS,
+        "outputs": OUTPUTS,
+        "parameters": {
+            "bundle": manifest.name,
+            "precision": manifest.precision,
+            "request_parameters": list(PARAMETERS),
+        },
+    }
+
+
+@router.get(MODEL_PATH + "/ready", dependencies=[Known])
+@router.get(VERSION_PATH + "/ready", dependencies=[Known], include_in_schema=False)
+async def model_ready(service: Served) -> JSONResponse:
+    """Whether the model is ready."""
+    status = HTTPStatus.OK if service.ready else HTTPStatus.SERVICE_UNAVAILABLE
+    return JSONResponse({"name": MODEL, "ready": service.ready}, status)
+
+
+@router.post(MODEL_PATH + "/infer", dependencies=[Authorised, Known], openapi_extra=BODY, response_class=Response)
+@router.post(VERSION_PATH + "/infer", dependencies=[Authorised, Known], include_in_schema=False)
+async def infer(
+    request: Request,
+    service: Served,
+    inference_header_content_length: Annotated[int | None, Header(ge=0)] = None,
+) -> Response:
+    """Segment a batch: `image` UINT8 (B, H, W, 3), or `encoded` BYTES (B); base64 where they stand in JSON."""
+    async with service.bodies.read(request) as body:
+        inference = await service.beside(read_inference, body, inference_header_content_length)
+        wanted = inference.parameters
+        fit = wanted.get("fit", "stretch")
+        if fit not in get_args(Fit):
+            raise bad_request(f"fit must be one of {', '.join(get_args(Fit))}, found {fit!r}")
+        settings = settings_of(service, wanted.get("threshold"), wanted.get("anchors"), wanted.get("refine"))
+        microseconds = wanted.get("timeout")
+        if microseconds is not None and (type(microseconds) is not int or microseconds < 1):
+            raise bad_request(f"timeout must be a number of whole microseconds, found {microseconds!r}")
+        seconds = None if microseconds is None else microseconds / MICROSECONDS
+        for image in inference.images:
+            if not isinstance(image, bytes):
+                check_pixels(image.shape[0], image.shape[1], service.limits.pixels)
+        results = await service.segment(request, inference.images, settings, fit, timeout=seconds)
+        content, head = await service.beside(write_inference, inference, results)
+    if head is None:
+        return Response(content, media_type="application/json")
+    headers = {"Inference-Header-Content-Length": str(head)}
+    return Response(content, media_type="application/octet-stream", headers=headers)

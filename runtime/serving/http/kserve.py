@@ -1,0 +1,197 @@
+"""Messages of the Open Inference Protocol, version 2: JSON, and its extension for binary tensors."""
+
+from __future__ import annotations
+
+import base64
+import json
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+from diffseg.segmentation import Segmentation
+from diffseg.serving.http.responses import to_json
+from diffseg.serving.http.errors import bad_request
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+MODEL, VERSION = "diffseg", "1"
+IMAGE, ENCODED = "image", "encoded"
+LABELS, SEGMENTS = "labels", "segments"
+INPUTS = [
+    {"name": IMAGE, "datatype": "UINT8", "shape": [-1, -1, -1, 3]},
+    {"name": ENCODED, "datatype": "BYTES", "shape": [-1]},
+]
+OUTPUTS = [
+    {"name": LABELS, "datatype": "UINT16", "shape": [-1, -1, -1]},
+    {"name": SEGMENTS, "datatype": "BYTES", "shape": [-1]},
+]
+DATATYPES = {tensor["name"]: tensor["datatype"] for tensor in INPUTS}
+PARAMETERS = ("threshold", "anchors", "refine", "fit", "timeout", "binary_data_output")
+LENGTH = struct.Struct("<I")
+
+Images: TypeAlias = "list[NDArray[np.uint8]] | list[bytes]"
+
+
+@dataclass(frozen=True, slots=True)
+class Inference:
+    """A request for inference.
+
+    Attributes:
+        id: the client's own.
+        images: arrays (H, W, 3), or encoded images.
+        parameters: threshold, anchors, refine, fit, timeout in microseconds.
+        outputs: names, and whether each is wanted as binary.
+    """
+
+    id: str
+    images: Images
+    parameters: dict[str, Any]
+    outputs: dict[str, bool]
+
+
+def read_inference(body: bytes, head: int | None) -> Inference:
+    """Read the body of a request for inference.
+
+    Args:
+        body: JSON, with binary tensors behind it.
+        head: bytes of the JSON, as `Inference-Header-Content-Length` says; None: all.
+
+    Raises:
+        RequestError: not as the protocol has it (400).
+    """
+    if head is not None and not 0 <= head <= len(body):
+        raise bad_request(f"Inference-Header-Content-Length is {head}, the body has {len(body)} bytes")
+    try:
+        message = json.loads(body[:head])
+    except (ValueError, RecursionError) as error:
+        raise bad_request(f"the body is no JSON ({error})") from None
+    if not isinstance(message, dict) or not isinstance(message.get("inputs"), list):
+        raise bad_request("the body must be a JSON object with a list of 'inputs'")
+    if len(message["inputs"]) != 1 or not isinstance(message["inputs"][0], dict):
+        raise bad_request(f"one input is taken, {IMAGE} or {ENCODED}, found {len(message['inputs'])}")
+    binary = body[head:] if head is not None else b""
+    parameters = _object(message, "parameters")
+    if unknown := sorted(set(parameters) - set(PARAMETERS)):
+        raise bad_request(f"unknown parameter {unknown[0]!r}; known are {', '.join(PARAMETERS)}")
+    return Inference(
+        str(message.get("id", "")), _read_input(message["inputs"][0], binary), parameters, _outputs(message, parameters)
+    )
+
+
+def write_inference(inference: Inference, results: Sequence[Segmentation]) -> tuple[bytes, int | None]:
+    """Write the answer: its body, and the length of the JSON in it if binary tensors follow.
+
+    Raises:
+        RequestError: labels of several sizes don't fit into one tensor (400).
+    """
+    entries, binaries = [], []
+    for name, as_binary in inference.outputs.items():
+        if name == LABELS:
+            tensor = stack_labels(results)
+            entry: dict[str, Any] = {"name": name, "datatype": "UINT16", "shape": list(tensor.shape)}
+            data: Any = tensor.astype("<u2").tobytes() if as_binary else tensor.ravel().tolist()
+        else:
+            texts = [json.dumps(to_json(result)) for result in results]
+            entry = {"name": name, "datatype": "BYTES", "shape": [len(texts)]}
+            data = b"".join(LENGTH.pack(len(text)) + text.encode() for text in texts) if as_binary else texts
+        if as_binary:
+            entry["parameters"] = {"binary_data_size": len(data)}
+            binaries.append(data)
+        else:
+            entry["data"] = data
+        entries.append(entry)
+    message = {"model_name": MODEL, "model_version": VERSION, "outputs": entries}
+    if inference.id:
+        message["id"] = inference.id
+    head = json.dumps(message).encode()
+    return b"".join([head, *binaries]), len(head) if binaries else None
+
+
+def _object(message: dict[str, Any], name: str) -> dict[str, Any]:
+    value = message.get(name, {})
+    if not isinstance(value, dict):
+        raise bad_request(f"{name!r} must be an object")
+    return value
+
+
+def _outputs(message: dict[str, Any], parameters: dict[str, Any]) -> dict[str, bool]:
+    default = parameters.get("binary_data_output", False) is True
+    wanted = message.get("outputs") or [{"name": LABELS}, {"name": SEGMENTS}]
+    outputs: dict[str, bool] = {}
+    for output in wanted if isinstance(wanted, list) else [None]:
+        if not isinstance(output, dict) or output.get("name") not in (LABELS, SEGMENTS):
+            raise bad_request(f"'outputs' must be a list of objects whose name is {LABELS} or {SEGMENTS}")
+        outputs[output["name"]] = _object(output, "parameters").get("binary_data", default) is True
+    return outputs
+
+
+def _read_input(tensor: dict[str, Any], binary: bytes) -> Images:
+    name, shape = tensor.get("name"), tensor.get("shape")
+    if name not in DATATYPES or tensor.get("datatype") != DATATYPES[name]:
+        known = " or ".join(f"{known} ({datatype})" for known, datatype in DATATYPES.items())
+        raise bad_request(f"the input must be {known}, found {name!r} ({tensor.get('datatype')!r})")
+    if not isinstance(shape, list) or not all(type(n) is int and n > 0 for n in shape):
+        raise bad_request(f"the shape of {name!r} must be a list of positive integers, found {shape!r}")
+    size = _object(tensor, "parameters").get("binary_data_size")
+    if size is not None and size != len(binary):
+        raise bad_request(f"input {name!r} says {size} binary bytes, found {len(binary)}")
+    if size is None and "data" not in tensor:
+        raise bad_request(f"input {name!r} has neither data nor a binary_data_size")
+    data = binary if size is not None else tensor["data"]
+    return _read_arrays(shape, data) if name == IMAGE else _read_encoded(shape, data)
+
+
+def _read_arrays(shape: list[int], data: Any) -> list[NDArray[np.uint8]]:  # noqa: ANN401
+    if len(shape) != 4 or shape[3] != 3:  # noqa: PLR2004
+        raise bad_request(f"{IMAGE} must be (B, H, W, 3), found {shape}")
+    if isinstance(data, bytes):
+        values = np.frombuffer(data, np.uint8)
+    else:
+        try:
+            # A dtype of NumPy's own choice would give every element the width of the longest string among them.
+            numbers = np.asarray(data, np.float64)
+        except (TypeError, ValueError):
+            raise bad_request(f"the data of {IMAGE} must be numbers, in rows of one length") from None
+        if not ((numbers >= 0) & (numbers <= 255) & (numbers == np.floor(numbers))).all():  # noqa: PLR2004
+            raise bad_request(f"the data of {IMAGE} must be whole numbers from 0 to 255")
+        values = numbers.astype(np.uint8).ravel()
+    if values.size != np.prod([int(n) for n in shape], dtype=object):
+        raise bad_request(f"{IMAGE} of shape {shape} cannot hold {values.size} values")
+    return list(values.reshape(shape))
+
+
+def _read_encoded(shape: list[int], data: Any) -> list[bytes]:  # noqa: ANN401
+    elements: list[bytes] = []
+    if isinstance(data, bytes):
+        start = 0
+        while start < len(data):
+            if start + LENGTH.size > len(data):
+                raise bad_request(f"the bytes of {ENCODED} end within a length")
+            end = start + LENGTH.size + LENGTH.unpack_from(data, start)[0]
+            if end > len(data):
+                raise bad_request(f"the bytes of {ENCODED} end within an element")
+            elements.append(data[start + LENGTH.size : end])
+            start = end
+    else:
+        try:
+            elements = [base64.b64decode(item, validate=True) for item in data]
+        except (TypeError, ValueError):
+            raise bad_request(f"the data of {ENCODED} must be a flat list of base64 strings") from None
+    if np.prod(shape, dtype=object) != len(elements):
+        raise bad_request(f"{ENCODED} of shape {shape} cannot hold {len(elements)} images")
+    return elements
+
+
+def stack_labels(results: Sequence[Segmentation]) -> NDArray[np.uint16]:
+    """Labels of images of one size → (B, H, W).
+
+    Raises:
+        RequestError: they are of several sizes (400).
+    """
+    sizes = {result.labels.shape for result in results}
+    if len(sizes) > 1:
+        raise bad_request(f"images of {len(sizes)} sizes have no common {LABELS}; ask for the output {SEGMENTS} alone")
+    return np.stack([result.labels for result in results])

@@ -1,0 +1,115 @@
+"""Around every request: its id, its log line, its outcome in the metrics, and headers that make browsers careful."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import secrets
+import time
+from collections.abc import Collection
+from http import HTTPStatus
+
+from diffseg.serving.http.access import host_name
+from diffseg.serving.http.errors import LEFT
+from diffseg.serving.http.logs import request_id
+from diffseg.serving.http.metrics import Metrics
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+logger = logging.getLogger(__name__)
+
+GIVEN_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+CAREFUL = {
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+OUTCOMES = {401: "unauthorized", 404: "not_found", 500: "failed", 503: "unavailable"}
+QUIET = ("/v2/health/live", "/v2/health/ready", "/v2/models/{model}/ready", "/metrics")
+"""Routes that are asked every few seconds: their lines are for debugging."""
+
+
+class RequestContext:
+    """The outermost layer; exceptions end here, as JSON and a log line.
+
+    Args:
+        app: what answers.
+        metrics: learns of every request.
+        hosts: names by which the server may be called; None: any. A server for this machine alone takes no others,
+            so that no page of a stranger reaches it through a name of its own (DNS rebinding).
+    """
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, hosts: Collection[str] | None = None) -> None:
+        self.app = app
+        self.metrics = metrics
+        self.hosts = hosts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        start = time.monotonic()
+        given = Headers(scope=scope)
+        name = given.get("x-request-id", "")
+        current = name if GIVEN_ID.fullmatch(name) else secrets.token_hex(16)
+        token = request_id.set(current)
+        state = scope.setdefault("state", {})
+        state["start"] = start
+        status = 0
+
+        async def answer(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(scope=message)
+                headers["X-Request-Id"] = current
+                for key, value in CAREFUL.items():
+                    headers.setdefault(key, value)
+                headers.setdefault("Cache-Control", "no-store")
+            await send(message)
+
+        try:
+            if self.hosts is not None and host_name(given.get("host", "")) not in self.hosts:
+                message = f"this server answers to {', '.join(self.hosts)} only; start it with a token for others"
+                await _error(answer, HTTPStatus.MISDIRECTED_REQUEST, message)
+                return
+            if self.hosts is not None and scope["method"] == "POST" and given.get("sec-fetch-site") == "cross-site":
+                await _error(answer, HTTPStatus.FORBIDDEN, "pages of other sites may not send images here")
+                return
+            await self.app(scope, receive, answer)
+        except Exception:
+            logger.exception("unexpected error")
+            state["outcome"] = "failed"
+            if not status:
+                await _error(answer, HTTPStatus.INTERNAL_SERVER_ERROR, "unexpected error; the server's log says more")
+        finally:
+            self._note(scope, status or LEFT, time.monotonic() - start)
+            request_id.reset(token)
+
+    def _note(self, scope: Scope, status: int, seconds: float) -> None:
+        route = getattr(scope.get("route"), "path", "other")
+        outcome = scope["state"].get("outcome") or OUTCOMES.get(status) or ("ok" if status < 400 else "bad_request")  # noqa: PLR2004
+        self.metrics.requests.labels(route, outcome).inc()
+        self.metrics.seconds.labels(route).observe(seconds)
+        facts = {
+            "method": scope["method"],
+            "path": scope["path"],
+            "route": route,
+            "status": status,
+            "outcome": outcome,
+            "ms": round(1000 * seconds, 1),
+            "client": (scope.get("client") or ("",))[0],
+        }
+        logger.log(logging.DEBUG if route in QUIET else logging.INFO, "request", extra={"facts": facts})
+
+
+async def _error(send: Send, status: int, message: str) -> None:
+    body = json.dumps({"error": message}).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    headers.append((b"connection", b"close"))
+    await send({"type": "http.response.start", "status": int(status), "headers": headers})
+    await send({"type": "http.response.body", "body": body})

@@ -1,0 +1,187 @@
+"""What the routes share: the segmenter behind its queue, the kept attention, and the threads beside them."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from diffseg.engines.errors import ImageError
+from diffseg.image import Fit, ImageSource
+from diffseg.segmentation import MergeSettings, Segmentation
+from diffseg.segmenter import Prepared, Segmenter
+from diffseg.serving.http.batcher import Batcher, Health
+from diffseg.serving.http.errors import bad_request, busy, late, left
+from diffseg.serving.http.limits import Bodies, Limits, open_image
+from diffseg.serving.http.metrics import Metrics
+from diffseg.serving.protocol.settings import updated_settings
+from diffseg.serving.http.attention_store import AttentionStore
+
+if TYPE_CHECKING:
+    from fastapi import Request
+
+T = TypeVar("T")
+THREADS = 4
+MERGES_WAITING = 8
+KEEP_SECONDS = 600.0
+
+
+class Service:
+    """One server's parts.
+
+    Args:
+        segmenter: what is served.
+        limits: of requests.
+        token: that requests must bring; None: none.
+        keep: bytes of attention that are kept for new masks.
+        keep_seconds: after which unused attention is forgotten.
+    """
+
+    def __init__(
+        self,
+        segmenter: Segmenter,
+        limits: Limits | None = None,
+        *,
+        token: str | None = None,
+        keep: int = 1 << 30,
+        keep_seconds: float = KEEP_SECONDS,
+    ) -> None:
+        self.segmenter = segmenter
+        self.limits = limits or Limits()
+        self.token = token
+        self.draining = False
+        self.metrics = Metrics()
+        self.bodies = Bodies(self.limits)
+        self.store = AttentionStore(keep, keep_seconds)
+        stall = max(120.0, 2 * self.limits.deadline)
+        self.batcher = Batcher(segmenter, self.metrics, capacity=self.limits.queue, stall=stall)
+        self._threads = ThreadPoolExecutor(THREADS, "diffseg-answer")
+        self._merger = ThreadPoolExecutor(1, "diffseg-merge")
+        self._merging = 0
+        manifest = segmenter.bundle.manifest
+        self.facts = {"model": manifest.name, "provider": segmenter.provider}
+        self.metrics.describe(model=manifest.name, precision=manifest.precision, provider=segmenter.provider)
+        for name, text, value in (
+            ("queue_length", "Images that wait for the network", lambda: self.batcher.waiting),
+            ("ready", "1 while images can be segmented", lambda: float(self.ready)),
+            ("bodies_bytes", "Bytes of request bodies in memory", lambda: self.bodies.held),
+            ("kept_bytes", "Bytes of attention that are kept for new masks", lambda: self.store.bytes),
+            ("kept_images", "Images whose attention is kept", lambda: len(self.store)),
+        ):
+            self.metrics.watch(f"diffseg_{name}", text, value)
+
+    @property
+    def live(self) -> bool:
+        """Whether the worker is there; if not, only a restart helps."""
+        return self.batcher.health in (Health.STARTING, Health.READY, Health.STALLED)
+
+    @property
+    def ready(self) -> bool:
+        """Whether requests should be sent here."""
+        return self.batcher.health is Health.READY and not self.draining
+
+    def close(self, seconds: float) -> None:
+        """Finish what was taken on, and stop."""
+        self.batcher.close(seconds)
+        self._threads.shutdown(cancel_futures=True)
+        self._merger.shutdown(cancel_futures=True)
+
+    async def segment(
+        self,
+        request: Request,
+        sources: Sequence[bytes | ImageSource],
+        settings: MergeSettings,
+        fit: Fit,
+        *,
+        keep: bool = False,
+        timeout: float | None = None,  # noqa: ASYNC109 - the request's word, not ours
+    ) -> list[Segmentation]:
+        """Segment the images of a request: encoded ones, or arrays.
+
+        Raises:
+            RequestError: too large, broken, no room, too late, or the client left.
+        """
+        whole = min(self.limits.deadline, timeout or self.limits.deadline)
+        try:
+            seconds = _remaining(request, whole)
+            opened = [open_image(item, self.limits.pixels) if isinstance(item, bytes) else item for item in sources]
+            prepares: list[Callable[[], Prepared]] = [
+                partial(self.segmenter.prepare, item, settings, fit=fit, keep_attention=keep) for item in opened
+            ]
+            return await unless_left(request, self.batcher.segment(prepares, seconds))
+        except ImageError as error:
+            raise bad_request(str(error)) from None
+        except TimeoutError:
+            raise late(whole) from None
+
+    async def resegment(self, request: Request, kept: Segmentation, settings: MergeSettings) -> Segmentation:
+        """Make new masks from kept attention, one request after the other.
+
+        Raises:
+            RequestError: no room, too late, or the client left.
+        """
+        if self._merging >= MERGES_WAITING:
+            raise busy("too many wait for new masks; try again", 1)
+        self._merging += 1
+        try:
+            call = partial(kept.resegment, settings.thresholds, anchors=settings.anchors, refine=settings.refine)
+            work = asyncio.get_running_loop().run_in_executor(self._merger, call)
+            async with asyncio.timeout(_remaining(request, self.limits.deadline)):
+                return await unless_left(request, work)
+        except TimeoutError:
+            raise late(self.limits.deadline) from None
+        finally:
+            self._merging -= 1
+
+    async def beside(self, function: Callable[..., T], *arguments: Any) -> T:  # noqa: ANN401
+        """Run what takes milliseconds on a thread, so that other requests go on."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, partial(function, *arguments))
+
+
+async def unless_left(request: Request, work: Awaitable[T]) -> T:
+    """Wait for `work`, and cancel it if the client hangs up; its body must have been read.
+
+    Raises:
+        RequestError: it hung up.
+    """
+    task = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_gone(request))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise left()
+        return task.result()
+    finally:
+        gone.cancel()
+        task.cancel()
+        await asyncio.gather(task, gone, return_exceptions=True)
+
+
+def _remaining(request: Request, whole: float) -> float:
+    """Seconds that are left of a request's.
+
+    Raises:
+        TimeoutError: none.
+    """
+    start: float = request.state.start
+    left = whole - (time.monotonic() - start)
+    if left <= 0:
+        raise TimeoutError
+    return left
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def settings_of(service: Service, threshold: Any, anchors: Any, refine: Any) -> MergeSettings:  # noqa: ANN401
+    """Return merge settings from what a request said; None: the bundle's defaults.
+
+    Raises:
+        RequestError: out of range (400).
+    """
+    return updated_settings(service.segmenter.settings, threshold, anchors, refine)

@@ -1,0 +1,28 @@
+"""What a request may say about merging, checked; Triton's models take the same."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from diffseg.segmentation import MergeSettings
+from diffseg.serving.http.errors import bad_request
+
+MOST_ROUNDS = 8
+
+
+def updated_settings(defaults: MergeSettings, threshold: Any, anchors: Any, refine: Any) -> MergeSettings:  # noqa: ANN401
+    """Return merge settings from what a request said; None: the defaults.
+
+    Raises:
+        RequestError: out of range (400).
+    """
+    if anchors is not None and type(anchors) is not int:
+        raise bad_request(f"anchors must be a whole number, found {anchors!r}")
+    try:
+        settings = defaults.updated(threshold, anchors, refine)
+    except (TypeError, ValueError) as error:
+        raise bad_request(str(error)) from None
+    if len(settings.thresholds) > MOST_ROUNDS or not all(map(math.isfinite, settings.thresholds)):
+        raise bad_request(f"threshold must be a finite number, or one a round for at most {MOST_ROUNDS} rounds")
+    return settings

@@ -1,0 +1,83 @@
+"""What Triton's Python backend loads: one of diffseg's models; the parameter `model` in its config.pbtxt says which.
+
+`diffseg triton` copies this file into repositories. All that it needs to know of Triton is here, the rest is in the
+package, which the Python of the server must have.
+"""
+
+from __future__ import annotations
+
+import json
+import traceback
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+try:
+    from diffseg.engines.providers.cuda import import_cupy
+    from diffseg.serving.triton.models import Refused, Request, load_model
+except ImportError as error:
+    raise ImportError(
+        f"{error}; the Python that Triton starts must have the package: install diffseg with its extra "
+        "'cpu' in the server's image, or write the repository with `diffseg triton --environment` and the folder of "
+        "one that has it"
+    ) from None
+
+if TYPE_CHECKING:
+    from diffseg.serving.triton.models import Result
+
+
+class TritonPythonModel:
+    """One instance of a model."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Load what the configuration speaks of."""
+        check_numpy()
+        config = json.loads(args["model_config"])
+        self.inputs = [tensor["name"] for tensor in config["input"]]
+        self.name = config["name"]
+        self.model = load_model(args)
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        """Answer requests that were gathered into a batch, each by itself."""
+        try:
+            results = self.model([self.read(request) for request in requests])
+        except Exception:  # noqa: BLE001 - clients get no traceback
+            pb_utils.Logger.log_error(f"{self.name}: a batch of {len(requests)} failed\n{traceback.format_exc()}")
+            failed = pb_utils.TritonError(
+                f"{self.name} failed on this batch; the server's log says why", pb_utils.TritonError.INTERNAL
+            )
+            return [pb_utils.InferenceResponse(error=failed) for _ in requests]
+        return [self.answer(result) for result in results]
+
+    def read(self, request: Any) -> Request:  # noqa: ANN401 - untyped upstream
+        """Read what a client sent."""
+        found = {name: pb_utils.get_input_tensor_by_name(request, name) for name in self.inputs}
+        tensors = {name: self.array(tensor) for name, tensor in found.items() if tensor is not None}
+        return Request(tensors, json.loads(request.parameters() or "{}"), set(request.requested_output_names()))
+
+    def array(self, tensor: Any) -> Any:  # noqa: ANN401
+        """Return the array of a tensor, where it is."""
+        if tensor.is_cpu():
+            return tensor.as_numpy()
+        return import_cupy().from_dlpack(tensor)  # the tail's alone, and only on a GPU
+
+    def answer(self, result: Result) -> Any:  # noqa: ANN401
+        """Return the response to one request."""
+        if isinstance(result, Refused):
+            refused = pb_utils.TritonError(result.reason, pb_utils.TritonError.INVALID_ARG)
+            return pb_utils.InferenceResponse(error=refused)
+        return pb_utils.InferenceResponse([pb_utils.Tensor(name, array) for name, array in result.items()])
+
+
+def check_numpy() -> None:
+    """See that this backend gets the contents of an array: before Triton 2.53 it sees zeros in those of NumPy 2."""
+    if np.lib.NumpyVersion(np.__version__) < "2.0.0":
+        return
+    sent = np.arange(1, 4, dtype=np.uint16)
+    there = pb_utils.Tensor("check", sent).to_dlpack()
+    if not np.array_equal(pb_utils.Tensor.from_dlpack("check", there).as_numpy(), sent):
+        raise RuntimeError(
+            f"this Triton's Python backend cannot read arrays of NumPy {np.__version__}, and would answer with zeros: "
+            "pip install 'numpy<2' in the Python that it starts"
+        )

@@ -1,0 +1,118 @@
+"""Take a full-size random checkpoint through the main job on this machine, and record seconds and memory.
+
+    python scripts/bench/full_size.py /tmp/full --family sd15 --out scripts/results/full_size_cpu.json
+
+With `--build 8.6 8.9 12.0` each bundle is also built by TensorRT-RTX, for which no GPU is needed (extra `rtx-build`).
+
+Needs the extra `export`, about 12 GB of disk and 20 GB of memory. Each step is a process of its own; its peak memory is
+the largest resident set that the operating system saw. Steps whose result is there already are not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from diffseg.engines import Bundle, example_images
+from diffseg.engines.inspect import inspect_bundle
+from diffseg.engines.bundle.manifest import UNET
+from diffseg.engines.tensorrt.plan import RECORD
+from diffseg.measure.profile.environment import processor
+
+DIFFSEG = [sys.executable, "-m", "diffseg"]
+
+
+def run(*command: str | Path) -> dict[str, float]:
+    """Run a command to its end; its seconds and the peak of its resident set."""
+    print("$", *command, flush=True)
+    start = time.perf_counter()
+    process = subprocess.Popen([str(part) for part in command])
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        sys.exit(f"{command[0]} ended with {process.returncode}")
+    scale = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in KiB on Linux
+    return {"seconds": round(time.perf_counter() - start, 2), "peak_gb": round(usage.ru_maxrss * scale / 1e9, 2)}
+
+
+def describe(folder: Path) -> dict[str, Any]:
+    """What a bundle's manifest says of its size, cost and parity."""
+    manifest = Bundle.open(folder).manifest
+    graphs = {
+        name: {"parameters": g.parameters, "flops": g.flops, "parameters_dropped": g.parameters_dropped}
+        for name, g in manifest.graphs.items()
+    }
+    graphs[UNET]["flops_dropped"] = manifest.graphs[UNET].flops_dropped
+    size = sum(file.bytes for file in manifest.files.values())
+    return {
+        "gigabytes": round(size / 1e9, 3),
+        "graphs": graphs,
+        "parity": manifest.parity,
+        "versions": manifest.versions,
+    }
+
+
+def newest_plan(bundle: Path) -> dict[str, Any]:
+    """What the plan that was built last says of itself, and what its files weigh."""
+    plans = inspect_bundle(Bundle.open(bundle))["plans"]
+    plan = max(plans, key=lambda plan: Path(plan["folder"], RECORD).stat().st_mtime)
+    return {"purpose": plan["purpose"], "graphs": plan["graphs"]}
+
+
+def segment(bundle: Path, *options: str, images: int = 1) -> dict[str, Any]:
+    """Run `diffseg segment` on the CPU, in a process of its own; with the seconds of the first image's stages."""
+    pictures, masks = example_images()[:images], bundle.parent / "masks"
+    found = run(*DIFFSEG, "segment", *pictures, "-o", masks, "--model", bundle, "--provider", "cpu", *options)
+    timings = json.loads((masks / f"{pictures[0].stem}.json").read_text())["timings"]
+    return found | {"stages": {stage: round(seconds, 3) for stage, seconds in timings.items()}}
+
+
+def main() -> None:
+    """Run from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("work", type=Path, help="folder for the checkpoint and the bundles")
+    parser.add_argument("--family", default="sd15")
+    parser.add_argument("--size", default="512")
+    parser.add_argument("--precision", action="append", choices=("fp32", "fp16", "bf16"), help="default: fp32 and fp16")
+    parser.add_argument("--build", nargs="+", metavar="N.N", help="build plans for these compute capabilities, too")
+    parser.add_argument("--out", type=Path, help="write the record to this JSON file")
+    arguments = parser.parse_args()
+    checkpoint = arguments.work / arguments.family
+    record: dict[str, Any] = {
+        "date": date.today().isoformat(),  # noqa: DTZ011 - the day here
+        "machine": {"processor": processor(), "cores": os.cpu_count()},
+        "family": arguments.family,
+        "size": arguments.size,
+        "weights": "random",
+        "steps": {},
+    }
+    if not checkpoint.exists():
+        script = Path(__file__).with_name("make_checkpoint.py")
+        record["steps"]["make_checkpoint"] = run(sys.executable, script, arguments.family, checkpoint)
+    for precision in arguments.precision or ("fp32", "fp16"):
+        bundle = arguments.work / f"{arguments.family}-{precision}"
+        if not bundle.exists():
+            options = ["-o", bundle, "--size", arguments.size, "--precision", precision]
+            record["steps"][f"export_{precision}"] = run(*DIFFSEG, "export", checkpoint, *options)
+        record[f"bundle_{precision}"] = describe(bundle)
+        if arguments.build:
+            wanted = [word for capability in arguments.build for word in ("--compute-capability", capability)]
+            step = run(*DIFFSEG, "build", bundle, "--engine", "tensorrt-rtx", "--force", *wanted)
+            record["steps"][f"build_{precision}"] = step | {"plan": newest_plan(bundle)}
+        record["steps"][f"segment_{precision}"] = segment(bundle)
+    text = json.dumps(record, indent=1)
+    print(text)
+    if arguments.out:
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        arguments.out.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()

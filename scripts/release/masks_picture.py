@@ -1,0 +1,35 @@
+"""Draw the README's picture, docs/masks.jpg, from the embedded model and the example photographs.
+
+python scripts/release/masks_picture.py
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from diffseg.engines import example_images
+from diffseg import Segmenter
+from PIL import Image
+
+HEIGHT, GAP = 288, 8
+
+
+def main() -> None:
+    """Photographs above, their masks below."""
+    results = Segmenter.load("tiny")([*example_images()])
+    columns = [(r.image, r.overlay()) for r in results]
+    widths = [round(image.width * HEIGHT / image.height) for image, _ in columns]
+    sheet = Image.new("RGB", (sum(widths) + GAP * (len(widths) - 1), 2 * HEIGHT + GAP), "white")
+    left = 0
+    for column, width in zip(columns, widths, strict=True):
+        for row, picture in enumerate(column):
+            sheet.paste(picture.resize((width, HEIGHT)), (left, row * (HEIGHT + GAP)))
+        left += width + GAP
+    target = Path(__file__).parents[1] / "docs" / "masks.jpg"
+    target.parent.mkdir(exist_ok=True)
+    sheet.save(target, quality=88)
+    print(target)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,148 @@
+"""Which provider is taken, and what is said where none can be: without a GPU, nothing of one is needed."""
+
+import logging
+import re
+import sys
+from dataclasses import replace
+
+import pytest
+from diffseg.engines.providers import select as providers
+from diffseg.engines.bundle.bundle import open_bundle
+from diffseg.engines.providers.cuda import device_errors, import_cupy
+from diffseg.engines.errors import DeviceMemoryError, MissingPackageError, PlanError, ProviderError
+from diffseg.engines.machine import Gpu, Gpus
+from diffseg.engines.tensorrt.execute import chained_tensors
+from diffseg.engines.providers.onnxruntime_gpu import OrtGpuNetwork
+from diffseg.engines.packages import install_command
+from diffseg.engines.providers.select import Provider, load_network
+from diffseg.engines.bundle.specs import batch_axis
+
+L4 = Gpu("NVIDIA L4", "8.9", 24 << 30, 58, "13.0")
+ERRORS = {
+    Provider.TENSORRT: MissingPackageError("tensorrt is not there"),
+    Provider.TENSORRT_RTX: PlanError("no plan"),
+    Provider.CUDA: ProviderError("no driver"),
+}
+
+
+@pytest.fixture
+def loaders(monkeypatch):
+    """Providers that can't be loaded, by what they raise; the others give their name."""
+    failing = dict(ERRORS)
+
+    def load(bundle, provider, threads):
+        if provider in failing:
+            raise failing[provider]
+        return provider
+
+    monkeypatch.setattr(providers, "_load", load)
+    return failing
+
+
+@pytest.mark.parametrize("fails", range(4))
+def test_auto_takes_the_fastest_that_runs_and_says_why(fake_bundle, loaders, caplog, fails):
+    order = [*ERRORS, Provider.CPU]
+    for provider in order[fails:]:
+        loaders.pop(provider, None)
+    with caplog.at_level(logging.INFO):
+        assert load_network(fake_bundle, "auto") is order[fails]
+    said = caplog.records[-1].getMessage()
+    assert f"took {order[fails].value}" in said
+    for provider in order[:fails]:
+        assert f"{provider.value}: {ERRORS[provider]}" in said
+
+
+def test_auto_says_what_the_cpu_lacks_if_nothing_runs(fake_bundle, loaders):
+    loaders[Provider.CPU] = MissingPackageError("onnxruntime is not installed")
+    with pytest.raises(ProviderError, match="no provider can run bundle 'fake'; cpu: onnxruntime is not installed"):
+        load_network(fake_bundle)
+
+
+def test_a_named_provider_never_becomes_another_one(fake_bundle, loaders):
+    for provider, error in ERRORS.items():
+        with pytest.raises(type(error), match=str(error)):
+            load_network(fake_bundle, provider.value)
+
+
+@pytest.fixture
+def a_gpu(monkeypatch, tmp_path):
+    """As on a machine with a GPU, but without anything that could use it."""
+    monkeypatch.setenv("DIFFSEG_CACHE", str(tmp_path))
+    monkeypatch.setattr(providers, "find_gpus", lambda: Gpus((L4,)))
+    for name in ("cupy", "tensorrt"):
+        monkeypatch.setitem(sys.modules, name, None)
+
+
+def test_what_is_missing_is_named(a_gpu, monkeypatch):
+    tiny = open_bundle("tiny")
+    hint = {extra: re.escape(install_command(extra)) for extra in ("tensorrt", "gpu", "rtx")}
+    with pytest.raises(MissingPackageError, match=f"tensorrt cannot be imported .*{hint['tensorrt']}"):
+        load_network(tiny, "tensorrt")
+    with pytest.raises(ProviderError, match=f"has no CUDAExecutionProvider, only .*{hint['gpu']}"):
+        load_network(tiny, "cuda")
+    with pytest.raises(ProviderError, match="has no TensorrtExecutionProvider"):
+        load_network(tiny, "ort-tensorrt")
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
+    with pytest.raises(MissingPackageError, match=f"tensorrt_rtx cannot be imported .*{hint['rtx']}"):
+        load_network(tiny, "tensorrt-rtx")
+    assert load_network(tiny, "auto").provider == "cpu"
+
+
+def test_a_plan_is_missing(a_gpu, models):
+    pytest.importorskip("tensorrt_rtx", reason="needs the extra 'rtx-build'")
+    with pytest.raises(
+        PlanError, match="has no tensorrt-rtx plan; build one: diffseg build tiny --engine tensorrt-rtx"
+    ):
+        load_network(open_bundle("tiny"), "tensorrt-rtx")
+
+
+def test_onnxruntime_that_falls_back_is_an_error(monkeypatch):
+    """It does so in silence where CUDA's libraries are missing; here the CPU's provider stands for the fallback."""
+    ort = pytest.importorskip("onnxruntime")
+    monkeypatch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
+    with pytest.warns(UserWarning, match="CUDAExecutionProvider"), pytest.raises(ProviderError) as caught:
+        OrtGpuNetwork(open_bundle("tiny"), "cuda")
+    assert "took CPUExecutionProvider" in str(caught.value)
+    assert "instead of CUDAExecutionProvider" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_without_cupy_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    with pytest.raises(MissingPackageError, match=r"pip install 'cupy-cuda13x\[ctk\]'"):
+        import_cupy()
+
+
+class FakeCupy:
+    """CuPy's two kinds of error."""
+
+    class cuda:  # noqa: N801
+        class memory:  # noqa: N801
+            class OutOfMemoryError(Exception): ...
+
+        class runtime:  # noqa: N801
+            class CUDARuntimeError(Exception): ...
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (FakeCupy.cuda.memory.OutOfMemoryError("out"), DeviceMemoryError),
+        (FakeCupy.cuda.runtime.CUDARuntimeError("cudaErrorMemoryAllocation: out of memory"), DeviceMemoryError),
+        (FakeCupy.cuda.runtime.CUDARuntimeError("cudaErrorIllegalAddress"), ProviderError),
+    ],
+)
+def test_errors_of_the_gpu_become_ours(error, kind):
+    with pytest.raises(kind, match="a batch of 4") as caught, device_errors(FakeCupy, "a batch of 4"):
+        raise error
+    assert type(caught.value) is kind
+
+
+def test_the_latent_is_one_tensor_for_both_graphs():
+    graphs = {name: graph.tensors for name, graph in open_bundle("tiny").manifest.graphs.items()}
+    tensors = chained_tensors(graphs)
+    assert [t.name for t in tensors][:2] == ["image", "latent"]
+    assert len({t.name for t in tensors}) == len(tensors) == 2 + len(graphs["unet"].outputs)
+    other = replace(graphs["unet"].inputs[0], axes=(batch_axis(9), *graphs["unet"].inputs[0].axes[1:]))
+    with pytest.raises(PlanError, match="export the bundle again"):
+        chained_tensors(graphs | {"unet": replace(graphs["unet"], inputs=(other,))})

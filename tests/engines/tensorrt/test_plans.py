@@ -1,0 +1,367 @@
+"""Plans without a builder: keys, records, where they lie, and every reason to refuse one."""
+
+import dataclasses
+import hashlib
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from diffseg.engines.bundle.bundle import Bundle, open_bundle, write_manifest
+from diffseg.engines.errors import PlanError
+from diffseg.engines.machine import Gpu
+from diffseg.engines.tensorrt.precision import EngineLayers
+from diffseg.engines.tensorrt.lookup import (
+    Machine,
+    build_command,
+    cache_folder,
+    find_plan,
+    list_plans,
+    mismatches,
+    plans_folder,
+    profile,
+    verify_plans,
+)
+from diffseg.engines.bundle.manifest import File
+from diffseg.engines.tensorrt.plan import RECORD, BuildOptions, Plan, PlanRecord, PlanSpec, Target
+
+ROOT = Path(__file__).parents[2]
+L4 = Gpu("NVIDIA L4", "8.9", 24 << 30, 58, "13.0")
+HERE = Machine("1.7.1.116", L4, "linux", "x86_64")
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("DIFFSEG_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def spec(fake_bundle):
+    return PlanSpec(
+        engine="tensorrt-rtx",
+        version="1.7.1.116",
+        target=Target(("8.6", "8.9"), None, None, "linux", "x86_64"),
+        options=BuildOptions(),
+        precision="fp32",
+        content={name: fake_bundle.content_hash(name) for name in fake_bundle.manifest.graphs},
+        profiles={name: profile(graph.tensors) for name, graph in fake_bundle.manifest.graphs.items()},
+    )
+
+
+def put(spec, root):
+    """Write a plan folder whose engines are bytes of no meaning."""
+    folder = root / spec.key
+    folder.mkdir(parents=True)
+    files = {}
+    for graph in spec.content:
+        (folder / f"{graph}.plan").write_bytes(data := graph.encode() * 50)
+        files[graph] = File(hashlib.sha256(data).hexdigest(), len(data))
+    layers = {graph: EngineLayers({"matmul": {"float32": 3}}, 100) for graph in spec.content}
+    record = PlanRecord(spec, files, layers, dict.fromkeys(spec.content, 1.5))
+    (folder / RECORD).write_text(json.dumps(dataclasses.asdict(record)))
+    return folder
+
+
+def test_a_record_comes_back_as_it_was_written(spec, tmp_path):
+    plan = Plan.open(put(spec, tmp_path))
+    assert plan.record.spec == spec
+    assert plan.record.spec.key == plan.folder.name
+    assert plan.record.layers["unet"] == EngineLayers({"matmul": {"float32": 3}}, 100)
+    assert plan.read("unet") == b"unet" * 50
+    assert dict(plan.verify()) == {"vae_encoder": None, "unet": None}
+
+
+def test_every_difference_gives_another_key(spec):
+    target, options = spec.target, spec.options
+    others = [
+        replace(spec, engine="tensorrt"),
+        replace(spec, version="1.7.1.117"),
+        replace(spec, precision="fp16"),
+        replace(spec, content=spec.content | {"unet": "0" * 64}),
+        replace(spec, profiles=spec.profiles | {"unet": {"latent": {"min": (1,), "opt": (1,), "max": (9,)}}}),
+        *(replace(spec, target=replace(target, **{k: v})) for k, v in TARGETS.items()),
+        *(replace(spec, options=replace(options, **{k: v})) for k, v in OPTIONS.items()),
+    ]
+    assert {f.name for f in dataclasses.fields(Target)} == set(TARGETS)  # a new field needs a line here
+    assert {f.name for f in dataclasses.fields(BuildOptions)} == set(OPTIONS)
+    assert len({spec.key, *(other.key for other in others)}) == len(others) + 1
+    assert spec.key.startswith("tensorrt-rtx-1.7.1.116-sm86+sm89-")
+    assert replace(spec).key == spec.key
+
+
+TARGETS = {
+    "compute_capabilities": ("8.9",),
+    "gpu": "NVIDIA L4",
+    "driver": "13.0",
+    "system": "windows",
+    "machine": "aarch64",
+}
+OPTIONS = {
+    "optimization_level": 5,
+    "version_compatible": True,
+    "hardware_compatibility": "ampere-plus",
+    "strip_weights": True,
+}
+
+
+def native(spec, **options):
+    """The plan that TensorRT would have built on the L4."""
+    target = Target(("8.9",), "NVIDIA L4", "12.8", "linux", "x86_64")
+    return replace(spec, engine="tensorrt", version="11.3.0.5", target=target, options=BuildOptions(**options))
+
+
+NATIVE = replace(HERE, version="11.3.0.5")
+A10 = replace(L4, name="NVIDIA A10", compute_capability="8.6")
+L40 = replace(L4, name="NVIDIA L40")
+T4 = replace(L4, name="Tesla T4", compute_capability="7.5")
+FITS = {
+    "listed capability": (lambda s: s, HERE),
+    "another GPU of a listed capability": (lambda s: s, replace(HERE, gpu=A10)),
+    "built for none in particular": (lambda s: replace(s, target=replace(s.target, compute_capabilities=())), HERE),
+    "rtx on another system": (lambda s: s, replace(HERE, system="windows")),
+    "same GPU, newer driver": (native, NATIVE),
+    "ampere-plus": (lambda s: native(s, hardware_compatibility="ampere-plus"), replace(NATIVE, gpu=A10)),
+    "same capability": (
+        lambda s: native(s, hardware_compatibility="same-compute-capability"),
+        replace(NATIVE, gpu=L40),
+    ),
+    "version compatible": (lambda s: native(s, version_compatible=True), replace(NATIVE, version="11.4.0.1")),
+}
+REFUSED = {
+    "was built for compute capability 8.6, 8.9, found Tesla T4 (7.5)": (lambda s: s, replace(HERE, gpu=T4)),
+    "was built for compute capability 8.0 and newer, found Tesla T4 (7.5)": (
+        lambda s: replace(s, target=replace(s.target, compute_capabilities=())),
+        replace(HERE, gpu=T4),
+    ),
+    "was built by tensorrt-rtx 1.7.1.116, found 1.8.0.2": (lambda s: s, replace(HERE, version="1.8.0.2")),
+    "was built for linux x86_64, found linux aarch64": (lambda s: s, replace(HERE, machine="aarch64")),
+    "was built for linux x86_64, found windows x86_64": (native, replace(NATIVE, system="windows")),
+    "needs an NVIDIA GPU, found none": (lambda s: s, replace(HERE, gpu=None)),
+    "was built for NVIDIA L4, found NVIDIA L40 (8.9)": (native, replace(NATIVE, gpu=L40)),
+    "was built for compute capability 8.9, found NVIDIA A10 (8.6)": (native, replace(NATIVE, gpu=A10)),
+    "was built with a driver for CUDA 12.8, found one for CUDA 12.4": (
+        native,
+        replace(NATIVE, gpu=replace(L4, driver="12.4")),
+    ),
+    "was built by tensorrt 11.3.0.5, found 11.4.0.1": (native, replace(NATIVE, version="11.4.0.1")),
+    "was built by tensorrt 11.3.0.5, found 12.0.0.1": (
+        lambda s: native(s, version_compatible=True),
+        replace(NATIVE, version="12.0.0.1"),
+    ),
+    "was built by tensorrt 11.3.0.5, found 11.2.0.1": (
+        lambda s: native(s, version_compatible=True),
+        replace(NATIVE, version="11.2.0.1"),
+    ),
+    "was built from other graphs than the bundle has now": (
+        lambda s: replace(s, content=s.content | {"unet": "0" * 64}),
+        HERE,
+    ),
+    "was built for other batch sizes than the manifest declares": (
+        lambda s: replace(s, profiles=s.profiles | {"unet": {"latent": {"min": (1,), "opt": (1,), "max": (9,)}}}),
+        HERE,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", FITS)
+def test_a_plan_that_fits_is_found(fake_bundle, spec, case):
+    change, here = FITS[case]
+    folder = put(change(spec), fake_bundle.folder / "plans")
+    assert list(mismatches(change(spec), fake_bundle, here)) == []
+    assert find_plan(fake_bundle, change(spec).engine, here).folder == folder
+
+
+@pytest.mark.parametrize("reason", REFUSED)
+def test_a_plan_that_does_not_fit_is_refused(fake_bundle, spec, reason):
+    change, here = REFUSED[reason]
+    built = change(spec)
+    put(built, fake_bundle.folder / "plans")
+    with pytest.raises(PlanError) as caught:
+        find_plan(fake_bundle, built.engine, here)
+    message = str(caught.value)
+    assert f"{built.key} {reason}" in message
+    assert message.endswith(f"build one: diffseg build {shlex.quote(str(fake_bundle.folder))} --engine {built.engine}")
+    assert "\n" not in message
+
+
+def test_among_many_plans_the_one_that_fits_is_found(fake_bundle, spec):
+    for capability in ("7.5", "8.0", "8.6", "12.0"):
+        put(
+            replace(spec, target=replace(spec.target, compute_capabilities=(capability,))), fake_bundle.folder / "plans"
+        )
+    with pytest.raises(PlanError, match="and 1 more"):
+        find_plan(fake_bundle, "tensorrt-rtx", HERE)
+    wanted = put(
+        replace(spec, target=replace(spec.target, compute_capabilities=("8.9",))), fake_bundle.folder / "plans"
+    )
+    assert find_plan(fake_bundle, "tensorrt-rtx", HERE).folder == wanted
+
+
+def test_of_several_plans_that_fit_the_most_specific_is_taken(fake_bundle, spec):
+    def put_one(capabilities, level=3):
+        target, options = replace(spec.target, compute_capabilities=capabilities), BuildOptions(level)
+        return put(replace(spec, target=target, options=options), fake_bundle.folder / "plans")
+
+    order = [
+        put_one(()),
+        put_one(("8.6", "8.9", "12.0")),
+        put_one(("8.6", "8.9")),
+        put_one(("8.9",)),
+        put_one(("8.9",), 5),
+    ]
+    while order:
+        assert find_plan(fake_bundle, "tensorrt-rtx", HERE).folder == order[-1]
+        shutil.rmtree(order.pop())
+
+
+def test_no_plan_at_all_says_how_to_build_one(fake_bundle, spec):
+    put(spec, fake_bundle.folder / "plans")
+    with pytest.raises(
+        PlanError, match="bundle 'fake' has no tensorrt plan; build one: diffseg build .* --engine tensorrt$"
+    ):
+        find_plan(fake_bundle, "tensorrt", HERE)
+
+
+DAMAGE = {
+    "4 bytes, expected 200": lambda path: path.write_bytes(b"unet"),
+    "sha256 .*…, expected": lambda path: path.write_bytes(b"unit" * 50),
+    "No such file": lambda path: path.unlink(),
+}
+
+
+@pytest.mark.parametrize("message", DAMAGE)
+def test_a_damaged_plan_is_refused_before_it_is_used(spec, tmp_path, message):
+    plan = Plan.open(put(spec, tmp_path))
+    DAMAGE[message](plan.path("unet"))
+    with pytest.raises(PlanError, match=message):
+        plan.read("unet")
+    assert plan.read("vae_encoder")
+    assert dict(plan.verify())["unet"]
+
+
+RECORDS = {
+    "is not JSON": "{",
+    "has schema 9": '{"schema": 9}',
+    "'spec' is missing": '{"schema": 1}',
+    "engine must be one of tensorrt, tensorrt-rtx": None,
+}
+
+
+@pytest.mark.parametrize("message", RECORDS)
+def test_an_unreadable_record_is_refused(fake_bundle, spec, message):
+    folder = put(spec, fake_bundle.folder / "plans")
+    text = RECORDS[message] or (folder / RECORD).read_text().replace('"tensorrt-rtx"', '"openvino"')
+    (folder / RECORD).write_text(text)
+    with pytest.raises(PlanError, match=message):
+        Plan.open(folder)
+    with pytest.raises(PlanError, match=message):
+        find_plan(fake_bundle, "tensorrt-rtx", HERE)
+    assert [message in str(problem) for _, problem in verify_plans(fake_bundle)] == [True]
+
+
+def test_a_record_that_was_altered_is_refused(fake_bundle, spec):
+    """It would let a plan be used that was built for another GPU."""
+    folder = put(spec, fake_bundle.folder / "plans")
+    (folder / RECORD).write_text((folder / RECORD).read_text().replace('"8.6"', '"12.0"'))
+    with pytest.raises(PlanError, match="holds the record of another plan"):
+        Plan.open(folder)
+
+
+def test_a_record_names_the_two_graphs_alone(fake_bundle, spec):
+    folder = put(spec, fake_bundle.folder / "plans")
+    record = json.loads((folder / RECORD).read_text())
+    record["files"]["../../secret"] = record["files"]["unet"]
+    (folder / RECORD).write_text(json.dumps(record))
+    with pytest.raises(PlanError, match="holds the record of another plan"):
+        Plan.open(folder)
+
+
+def test_options_out_of_range_are_refused():
+    with pytest.raises(ValueError, match="0 to 5, found 6"):
+        BuildOptions(optimization_level=6)
+
+
+def test_options_are_given_back_as_arguments():
+    options = BuildOptions(5, hardware_compatibility="ampere-plus", strip_weights=True)
+    assert options.arguments() == [
+        "--optimization-level", "5", "--hardware-compatibility", "ampere-plus", "--strip-weights",
+    ]  # fmt: skip
+    assert BuildOptions().arguments() == []
+
+
+def test_plans_lie_in_the_bundle_where_it_can_be_written(fake_bundle):
+    assert plans_folder(fake_bundle) == fake_bundle.folder / "plans"
+    assert list(fake_bundle.verify()) == [(name, None) for name in fake_bundle.manifest.files]
+
+
+def test_plans_of_a_bundle_that_cannot_be_written_lie_in_the_cache(fake_bundle, spec, cache):
+    (fake_bundle.folder / "plans").write_text("in the way, as a read-only disk would be")
+    assert plans_folder(fake_bundle) == cache / "plans"
+    folder = put(spec, cache / "plans")
+    put(replace(spec, content=spec.content | {"unet": "0" * 64}), cache / "plans")  # another bundle's
+    (cache / "plans" / "broken").mkdir()
+    assert [f for f, _ in list_plans(fake_bundle)] == [folder]
+    assert find_plan(fake_bundle, "tensorrt-rtx", HERE).folder == folder
+
+
+def test_plans_of_an_embedded_bundle_lie_in_it_where_it_can_be_written(models):
+    tiny = open_bundle("tiny")
+    assert plans_folder(tiny) == models / "tiny" / "plans"
+    assert list(tiny.verify()) == [(name, None) for name in tiny.manifest.files]
+    assert build_command(tiny, "tensorrt-rtx") == "diffseg build tiny --engine tensorrt-rtx"
+
+
+def test_plans_of_an_embedded_bundle_that_cannot_be_written_lie_in_the_cache(models, cache):
+    (models / "tiny" / "plans").write_text("in the way, as a read-only disk would be")
+    assert plans_folder(open_bundle("tiny")) == cache / "plans"
+
+
+def test_git_does_not_see_the_plans_of_an_embedded_bundle():
+    git = shutil.which("git")
+    if git is None or not (ROOT / ".git").exists():
+        pytest.skip("needs a clone, and git")
+    for name in ("key/plan.json", "key/unet.plan", ".key.lock"):
+        subprocess.run([git, "check-ignore", "--quiet", f"engines/models/tiny/plans/{name}"], cwd=ROOT, check=True)
+
+
+def test_the_wheel_has_no_plans(tmp_path):
+    pytest.importorskip("setuptools")
+    for name in ("engines", "export", "runtime"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tmp_path)
+    plan = tmp_path / "engines" / "models" / "tiny" / "plans" / "key" / "unet.plan"
+    plan.parent.mkdir(parents=True, exist_ok=True)
+    for path in (plan, plan.parents[1] / ".key.lock"):
+        path.write_text("a plan")
+    build = "from setuptools.build_meta import build_wheel; build_wheel('dist')"
+    subprocess.run([sys.executable, "-c", build], cwd=tmp_path, check=True, capture_output=True)
+    with zipfile.ZipFile(next((tmp_path / "dist").glob("*.whl"))) as wheel:
+        names = wheel.namelist()
+    assert "diffseg/engines/models/tiny/manifest.json" in names
+    assert not [name for name in names if "/plans/" in name]
+
+
+def test_the_cache_is_the_platform_s_unless_named(monkeypatch):
+    monkeypatch.delenv("DIFFSEG_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere/cache")
+    assert cache_folder().name == "diffseg"
+    monkeypatch.setenv("DIFFSEG_CACHE", "~/plans")
+    assert cache_folder() == Path.home() / "plans"
+
+
+def test_verify_tells_damaged_and_outdated_plans(fake_bundle, spec):
+    folder = put(spec, fake_bundle.folder / "plans")
+    assert {problem for _, problem in verify_plans(fake_bundle)} == {None}
+    (folder / "unet.plan").write_bytes(b"")
+    assert dict(verify_plans(fake_bundle))[f"plans/{spec.key}/unet.plan"] == "0 bytes, expected 200"
+    (fake_bundle.folder / "unet.onnx").write_bytes(b"exported again")
+    write_manifest(fake_bundle.folder, fake_bundle.manifest)
+    again = Bundle.open(fake_bundle.folder)
+    assert "other graphs" in dict(verify_plans(again))[f"plans/{spec.key}"]

@@ -1,0 +1,183 @@
+"""The command line: what it writes, what it says, how it ends."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from diffseg.engines.examples import example_images
+from diffseg.cli.app import app
+from diffseg.cli.segment import expand, output_names
+from typer.testing import CliRunner
+
+from tests.models import copy_models
+from tests.pictures import pixels
+
+
+def diffseg(*arguments, cwd=None):
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-m", "diffseg", *map(str, arguments)],
+        capture_output=True,
+        check=False,
+        cwd=cwd,
+        encoding="utf-8",
+        env=os.environ | {"COLUMNS": "200", "PYTHONUTF8": "1"},
+    )
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for i, path in enumerate(example_images()[:2]):
+        (folder / f"photo{i}.jpg").write_bytes(path.read_bytes())
+    (folder / "notes.txt").write_text("not listed, since no image")
+    return folder
+
+
+def test_segment_writes_three_files_an_image(pictures, tmp_path):
+    done = diffseg("segment", pictures, "-o", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    names = {p.name for p in (tmp_path / "out").iterdir()}
+    assert names == {f"photo{i}{ending}" for i in range(2) for ending in (".labels.png", ".overlay.png", ".json")}
+    assert "provider cpu" in done.stdout
+    for i in range(2):
+        record = json.loads((tmp_path / "out" / f"photo{i}.json").read_text())
+        labels = pixels(tmp_path / "out" / f"photo{i}.labels.png")
+        assert labels.shape == (record["height"], record["width"])
+        assert {s["label"] for s in record["segments"]} == set(np.unique(labels).tolist())
+        assert f"{len(record['segments'])} segment" in done.stdout.splitlines()[1 + i]
+
+
+def test_failed_images_are_listed_and_the_others_written(pictures, tmp_path):
+    (pictures / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    (pictures / "empty.jpg").touch()
+    done = diffseg("segment", pictures, tmp_path / "none.jpg", "-o", tmp_path / "out")
+    assert done.returncode == 1
+    for name in ("broken.png", "empty.jpg: an empty file", "none.jpg: no such file", "3 of 5 images failed"):
+        assert name in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(list((tmp_path / "out").glob("*.overlay.png"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["segment"], 2, "Missing argument"),
+        (["segment", "x.jpg", "--threshold", "-1"], 2, "--threshold"),
+        (["segment", "x.jpg", "--provider", "gpu"], 2, "--provider"),
+        (["segment", "x.jpg", "--fit", "cover"], 2, "--fit"),
+        (["segment", "x.jpg", "--batch", "99"], 2, "batch must be 1 to"),
+        (["segment", "*.nothing"], 2, "no images in"),
+        (["segment", "x.jpg", "--model", "nope"], 1, "error: no bundle 'nope'"),
+        (["segment", "x.jpg", "--provider", "cuda"], 1, "error: provider 'cuda' needs an NVIDIA GPU"),
+        (["verify", "nope"], 1, "error: no bundle 'nope'"),
+        (["nonsense"], 2, "No such command"),
+    ],
+)
+def test_how_wrong_usage_ends(arguments, code, message, tmp_path):
+    done = diffseg(*arguments, cwd=tmp_path)
+    assert (done.returncode, "Traceback" in done.stderr) == (code, False)
+    assert message in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_written(pictures, tmp_path):
+    (tmp_path / "file").touch()
+    done = diffseg("segment", pictures, "-o", tmp_path / "file")
+    assert done.returncode == 1
+    assert "cannot write to" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("output", "reason"),
+    [
+        ("file", "file is not a folder"),
+        ("file/below/it", "file is not a folder"),
+        ("link", "link is not a folder"),
+    ],
+)
+def test_an_output_folder_is_checked_before_the_work(pictures, tmp_path, output, reason):
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("nowhere")
+    done = diffseg("segment", pictures, "-o", output, "--model", "nope", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"error: cannot write to {output}: {reason}; choose another folder with -o\n"
+    assert {p.name for p in tmp_path.iterdir()} == {"file", "link", "pictures"}
+
+
+@pytest.mark.parametrize("output", ["", "new", "new/below"])
+def test_a_folder_without_permission(tmp_path, output, monkeypatch):
+    """The tests may run as root, whom no permission stops: the system's answer is replaced."""
+    (tmp_path / "photo.jpg").touch()
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path or not mode & os.W_OK)
+    done = CliRunner().invoke(app, ["segment", str(tmp_path / "photo.jpg"), "-o", str(tmp_path / output)])
+    assert done.exit_code == 1
+    assert f"cannot write to {tmp_path / output}: {tmp_path} is not writable" in done.stderr
+    assert [p.name for p in tmp_path.iterdir()] == ["photo.jpg"]
+
+
+def test_a_console_without_an_arrow(pictures, tmp_path):
+    run = [sys.executable, "-m", "diffseg", "segment", pictures, "-o", tmp_path / "out"]
+    environment = os.environ | {"PYTHONIOENCODING": "cp1252", "PYTHONUTF8": "0"}
+    done = subprocess.run(run, capture_output=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "out").glob("*.json"))) == 2
+
+
+def test_verify(tmp_path):
+    done = diffseg("verify", "tiny")
+    assert done.returncode == 0
+    assert "every file is as it was made" in done.stdout
+    folder = copy_models(tmp_path / "models") / "tiny"
+    data = bytearray((folder / "unet.onnx").read_bytes())
+    data[1000] ^= 1
+    (folder / "unet.onnx").write_bytes(data)
+    done = diffseg("verify", folder)
+    assert done.returncode == 1
+    assert "failed  unet.onnx: sha256" in done.stderr
+    assert "ok      vae_encoder.onnx" in done.stdout
+
+
+def test_info():
+    done = diffseg("info")
+    assert done.returncode == 0, done.stderr
+    assert "embedded models: tiny" in done.stdout
+    facts = json.loads(diffseg("info", "--json").stdout)
+    assert facts["providers"]["cpu"] == ["yes", ""]
+    assert facts["packages"]["numpy"][0] == np.__version__
+
+
+def test_every_command_explains_itself():
+    commands = "segment export build inspect verify info evaluate profile"
+    for command in ([], *([name] for name in commands.split())):
+        done = diffseg(*command, "--help")
+        assert done.returncode == 0
+        assert "Usage: diffseg" in done.stdout or "Usage: python -m diffseg" in done.stdout
+
+
+def test_folders_globs_and_files_expand_once_and_without_our_own_output(tmp_path):
+    for name in ("b.JPG", "a.png", "a.labels.png", "a.overlay.png", "a.json"):
+        (tmp_path / name).touch()
+    assert [p.name for p in expand([str(tmp_path)])] == ["a.png", "b.JPG"]
+    assert [p.name for p in expand([str(tmp_path / "*.JPG"), str(tmp_path), str(tmp_path / "a.png")])] == [
+        "b.JPG",
+        "a.png",
+    ]
+    assert [p.name for p in expand([str(tmp_path / "*.png")])] == ["a.png"]
+    (tmp_path / "folder.png").mkdir()
+    assert [p.name for p in expand([str(tmp_path)])] == ["a.png", "b.JPG"]
+    (tmp_path / "odd[1].png").touch()
+    assert [p.name for p in expand([str(tmp_path / "odd[1].png")])] == ["odd[1].png"]
+    assert expand(["nope.jpg"]) == [Path("nope.jpg")]
+
+
+def test_images_of_one_stem_do_not_overwrite_each_other():
+    names = output_names([Path(p) for p in ("a/x.jpg", "a/x.png", "b/x.jpg", "y.jpg", "X.webp")])
+    assert names == ["x_jpg", "x_png", "x_jpg_2", "y", "X_webp"]
+    assert len({name.lower() for name in names}) == 5

@@ -1,0 +1,99 @@
+import numpy as np
+import pytest
+from diffseg.measure.evaluate.methods import (
+    Method,
+    columns_of,
+    kmeans_attention,
+    kmeans_colour,
+    merge_superpixels,
+    parse_methods,
+    parse_thresholds,
+)
+from diffseg.measure.evaluate.agreement import Overlap, covering
+from diffseg.segmentation import MergeSettings
+from PIL import Image
+
+from tests.runtime.measure.evaluate.conftest import draw_sample
+
+
+def test_thresholds():
+    assert parse_thresholds("0.5:1.5:0.1") == (0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3, 1.4, 1.5)
+    assert parse_thresholds("0.3, 0.6,0.3") == (0.3, 0.6)
+    assert parse_thresholds("1") == (1.0,)
+    assert parse_thresholds("0.5:0.5:0.1") == (0.5,)
+
+
+@pytest.mark.parametrize("text", ["", "x", "1:0:0.1", "0:1", "0:1:0", "0:1:-1", "-1", "0:1:0.001", "nan", "0:inf:1"])
+def test_wrong_thresholds(text):
+    with pytest.raises(ValueError, match="thresholds must be FIRST:LAST:STEP"):
+        parse_thresholds(text)
+
+
+def test_methods():
+    assert parse_methods("kmeans-c, diffseg") == (Method.DIFFSEG, Method.KMEANS_C)
+    for text in ("", "diffseg,magic"):
+        with pytest.raises(ValueError, match="methods must be of diffseg, kmeans-c"):
+            parse_methods(text)
+
+
+def fingerprints(settings, thresholds=(), base=None, model=None):
+    columns = columns_of(tuple(Method), settings, thresholds, base or {"protocol": "full"}, model or {"graphs": ["a"]})
+    return {column.name: column.fingerprint for column in columns}
+
+
+def test_every_setting_is_in_the_fingerprint():
+    settings = MergeSettings((0.6,) * 3, 16)
+    usual = fingerprints(settings, (0.3, 0.6))
+    assert list(usual) == ["diffseg 0.6", "diffseg 0.3", "kmeans-c", "kmeans-s", "colour", "superpixels"]
+    assert len(set(usual.values())) == len(usual)
+    assert fingerprints(settings, (0.3,))["diffseg 0.3"] == usual["diffseg 0.3"]
+    assert fingerprints(MergeSettings((0.6,) * 3, 8))["diffseg 0.6"] != usual["diffseg 0.6"]
+    other_model = fingerprints(settings, (0.3,), model={"graphs": ["b"]})
+    same = {name for name in usual if other_model[name] == usual[name]}
+    assert same == {"colour", "superpixels"}  # which need no model
+    assert not set(fingerprints(settings, base={"protocol": "paper"}).values()) & set(usual.values())
+
+
+def test_settings_that_differ_by_round_have_a_name():
+    assert "diffseg 0.6/0.5/0.4" in fingerprints(MergeSettings((0.6, 0.5, 0.4), 16))
+
+
+def blocks(side=12):
+    """Attention (side, side, side, side) of two halves that attend to themselves, and the halves (side, side)."""
+    half = (np.arange(side * side) % side >= side // 2).astype(int)
+    attention = np.where(half[:, None] == half[None, :], 1.0, 0.05)
+    attention += np.random.default_rng(0).random(attention.shape) * 0.02
+    attention /= attention.sum(1, keepdims=True)
+    return attention.astype(np.float32).reshape((side,) * 4), half.reshape(side, side)
+
+
+def test_kmeans_on_attention():
+    attention, halves = blocks()
+    labels = kmeans_attention(attention, 2)
+    assert covering(Overlap.of(halves.astype(np.uint8), labels)) == 1
+    assert len(np.unique(kmeans_attention(attention, 1000))) <= 144
+
+
+@pytest.mark.parametrize(("method", "least"), [(kmeans_colour, 0.6), (merge_superpixels, 0.9)])
+def test_floors_follow_plain_regions(method, least):
+    picture, truth = draw_sample(1, (200, 120))
+    labels = method(Image.fromarray(picture), 3)
+    assert labels.shape == (120, 200)
+    assert covering(Overlap.of(truth, labels)) > least
+    np.testing.assert_array_equal(labels, method(Image.fromarray(picture), 3))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (7, 3), (40, 2)])
+@pytest.mark.parametrize("method", [kmeans_colour, merge_superpixels])
+def test_floors_take_the_smallest_pictures(method, size):
+    picture = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3)).astype(np.uint8)
+    assert method(Image.fromarray(picture)).shape == (size[1], size[0])
+
+
+def test_merging_joins_neighbours_only():
+    # Two white fields with black between them: alike, but apart.
+    picture = np.full((60, 180, 3), 255, np.uint8)
+    picture[:, 60:120] = 0
+    labels = merge_superpixels(Image.fromarray(picture), 3)
+    assert len({int(labels[30, x]) for x in (20, 90, 160)}) == 3
+    assert len(np.unique(kmeans_colour(Image.fromarray(picture), 2))) == 2

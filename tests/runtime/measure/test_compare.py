@@ -1,0 +1,125 @@
+"""One provider against the CPU; here both are doubles, and one of them errs on purpose."""
+
+from itertools import permutations
+
+import numpy as np
+import pytest
+from diffseg.measure import compare
+from diffseg.measure.compare import compare_providers, mask_iou
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from PIL import Image
+
+from tests.runtime.doubles import LendingNetwork, LendingSession
+
+pytest.importorskip("scipy", reason="needs the extra 'eval'")
+
+maps = arrays(np.uint16, (5, 6), elements=st.integers(0, 3))
+
+
+@given(maps, maps)
+def test_mask_iou_is_the_best_of_all_matchings(a, b):
+    expected, found = (np.unique(x, return_inverse=True)[1].reshape(5, 6) for x in (a, b))
+    ious = np.zeros((expected.max() + 1, found.max() + 1))
+    for i, j in np.ndindex(*ious.shape):
+        ious[i, j] = ((expected == i) & (found == j)).sum() / ((expected == i) | (found == j)).sum()
+    if ious.shape[0] > ious.shape[1]:
+        ious = ious.T
+    best = max(sum(ious[i, j] for i, j in enumerate(order)) for order in permutations(range(ious.shape[1]), len(ious)))
+    assert mask_iou(a, b) == pytest.approx(best / ious.shape[1])
+
+
+@given(maps, st.permutations(range(4)))
+def test_renumbered_masks_are_the_same_masks(labels, order):
+    assert mask_iou(labels, np.array(order, np.uint16)[labels]) == pytest.approx(1)
+
+
+class Wrong(LendingNetwork):
+    """Does something to what the network gives."""
+
+    def __init__(self, encode=lambda latent: latent, attend=lambda outputs: outputs):
+        super().__init__()
+
+        class Session(LendingSession):
+            def encode(self, images):
+                return encode(super().encode(images))
+
+            def attend(self, latent):
+                return attend(super().attend(latent))
+
+        self.pool._make = lambda: Session(self)
+
+
+@pytest.fixture
+def held(fake_bundle, tmp_path, monkeypatch):
+    """Compare a network with the right one on two pictures."""
+    rng = np.random.default_rng(1)
+    paths = []
+    for i in range(2):
+        picture = np.kron(rng.integers(0, 256, (2, 2, 3), np.uint8), np.ones((40, 50, 1), np.uint8))
+        paths.append(tmp_path / f"{i}.png")
+        Image.fromarray(picture).save(paths[-1])
+
+    def hold(network):
+        both = {"cpu": LendingNetwork(overlaps=False), "double": network}
+        monkeypatch.setattr(compare, "load_network", lambda _, provider: both[provider])
+        return compare_providers(fake_bundle, "double", paths)
+
+    return hold
+
+
+def test_equal_networks_agree(held):
+    comparison = held(LendingNetwork())
+    assert comparison.passed
+    assert comparison.first_difference is None
+    assert [found.name for found in comparison.outputs] == ["latent", "attention_8", "attention_4"]
+    assert comparison.mask_iou == {"0.png": 1.0, "1.png": 1.0}
+
+
+def poison(outputs):
+    outputs[1][0, 3, 5] = np.nan
+    return outputs
+
+
+def halve(outputs):
+    outputs[1] *= 0.5
+    return outputs
+
+
+def shift(outputs):
+    outputs[0][...] = np.roll(outputs[0], 9, axis=-1)
+    return outputs
+
+
+def lean(outputs):
+    """Rows that still sum to 1 and point the same way, but put nothing where there was little."""
+    for output in outputs:
+        kept = np.where(output < 1e-3, 1e-20, output)
+        output[...] = kept / kept.sum(-1, keepdims=True)
+    return outputs
+
+
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        (Wrong(encode=lambda latent: latent[..., ::-1]), "latent: cosine 0."),
+        (Wrong(attend=poison), "attention_4: 1 entries are NaN or infinite"),
+        (Wrong(attend=halve), "attention_4: mean symmetric KL"),
+        (Wrong(attend=shift), "attention_8: 1st percentile of row cosines"),
+        (Wrong(attend=lean), "attention_8: mean symmetric KL"),
+    ],
+)
+def test_the_first_output_that_differs_is_named(held, network, message):
+    comparison = held(network)
+    assert not comparison.passed
+    assert comparison.first_difference.startswith(message)
+
+
+def test_masks_are_held_against_each_other_too(held, monkeypatch):
+    """Numbers within their bounds may still cross a threshold; then the masks tell."""
+    monkeypatch.setitem(compare.LIMITS, "fp32", dict.fromkeys(compare.LIMITS["fp32"], -9.0) | {
+        "kl": 99.0, "row_sum_error": 99.0, "mask_iou": 0.99,
+    })  # fmt: skip
+    comparison = held(Wrong(attend=shift))
+    assert comparison.first_difference.startswith("masks of 0.png: mean IoU 0.")

@@ -1,0 +1,44 @@
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.runtime.doubles import LendingNetwork
+
+pytest.importorskip("fastapi", reason="needs the extra 'serve'")
+pytest.importorskip("prometheus_client", reason="needs the extra 'serve'")
+pytest.importorskip("uvicorn", reason="needs the extra 'serve'")
+
+from diffseg import Segmenter
+from diffseg.serving.http.limits import Limits
+from diffseg.serving.http.service import Service
+
+from tests.runtime.serving.http.running import Running
+
+
+@pytest.fixture
+def serve(fake_bundle):
+    """Start servers of the network without weights; each ends with the test."""
+    started = []
+
+    def start(network=None, *, batch=4, token=None, keep=1 << 24, ready=True, **limits):
+        segmenter = Segmenter(fake_bundle, network or LendingNetwork(overlaps=False), batch=batch)
+        running = Running(Service(segmenter, Limits(**limits), token=token, keep=keep), ready=ready)
+        started.append(running)
+        return running
+
+    yield start
+    for running in started:
+        running.stop()
+
+
+def encoded(pixels, kind="PNG"):
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, kind)
+    return file.getvalue()
+
+
+@pytest.fixture
+def png(photo):
+    return encoded(np.ascontiguousarray(photo))

@@ -1,0 +1,88 @@
+"""Who is let in."""
+
+import pytest
+from diffseg.serving.http.access import LOCAL_NAMES, host_name, is_loopback
+
+from tests.runtime.serving.http.running import Running
+
+
+def test_a_token_is_asked_for_before_the_body_is_read(serve, png):
+    server = serve(token="secret")  # noqa: S106
+    for headers in (
+        {},
+        {"Authorization": "Bearer wrong"},
+        {"Authorization": "Basic secret"},
+        {"Authorization": "secret"},
+    ):
+        answer = server.ask("POST", "/v1/segment", png[:10], headers)
+        assert answer.status == 401
+        assert answer.headers["www-authenticate"] == "Bearer"
+    right = {"Authorization": "Bearer secret"}
+    assert server.ask("POST", "/v1/segment", png, right).status == 200
+    for path in ("/metrics", "/v2", "/v2/models/diffseg", "/v1/images/x/masks"):
+        assert server.ask("GET", path).status == 401
+    assert server.ask("GET", "/metrics", headers=right).status == 200
+    for path in ("/", "/v2/health/live", "/v2/health/ready", "/v2/models/diffseg/ready", "/openapi.json"):
+        assert server.ask("GET", path).status == 200
+    assert server.metric("diffseg_requests_total", route="/v1/segment", outcome="unauthorized") == 4
+
+
+def test_tokens_are_compared_in_constant_time(serve, png, monkeypatch):
+    compared = []
+    monkeypatch.setattr("hmac.compare_digest", lambda a, b: compared.append((a, b)) or a == b)
+    serve(token="secret").ask("POST", "/v1/segment", png, {"Authorization": "Bearer \u00e9"})  # noqa: S106
+    assert compared
+    assert compared[0][0] == b"secret"
+
+
+def test_without_a_token_other_names_are_turned_away(serve, png):
+    """A page of a stranger whose name was pointed at 127.0.0.1 sends its own name."""
+    server = serve()
+    for host in ("localhost:99", "127.0.0.1", "[::1]:8000"):
+        assert server.ask("GET", "/v2/health/live", headers={"Host": host}).status == 200
+    for host in ("evil.example", "localhost.evil.example:8000", ""):
+        answer = server.ask("POST", "/v1/segment", png, {"Host": host})
+        assert answer.status == 421
+        assert "127.0.0.1" in answer.error
+    for site, status in (("cross-site", 403), ("same-origin", 200)):
+        assert server.ask("POST", "/v1/segment", png, {"Sec-Fetch-Site": site}).status == status
+    assert serve(token="x").ask("GET", "/v2/health/live", headers={"Host": "my.example"}).status == 200  # noqa: S106
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [
+        *((host, True) for host in ("127.0.0.1", "127.8.0.1", "::1", "localhost")),
+        *((host, False) for host in ("0.0.0.0", "::", "192.168.1.2", "example.org", "")),  # noqa: S104
+    ],
+)
+def test_loopback(host, expected):
+    assert is_loopback(host) is expected
+
+
+def test_host_names():
+    assert [host_name(h) for h in ("LOCALHOST:80", "[::1]:8", "[::1]", "a", "")] == [
+        "localhost",
+        "[::1]",
+        "[::1]",
+        "a",
+        "",
+    ]
+    assert "localhost" in LOCAL_NAMES
+
+
+def test_answers_make_browsers_careful(serve):
+    server = serve()
+    page = server.ask("GET", "/")
+    policy = page.headers["content-security-policy"]
+    assert "unsafe" not in policy
+    assert "http" not in policy
+    assert "default-src 'none'" in policy
+    assert policy.count("sha256-") == 2
+    for path in ("/", "/v2", "/none"):
+        headers = server.ask("GET", path).headers
+        assert headers["x-content-type-options"] == "nosniff"
+        assert "frame-ancestors 'none'" in headers["content-security-policy"]
+        assert "access-control-allow-origin" not in headers
+    assert server.ask("GET", "/docs").status == 404  # its script would come from a CDN
+    assert isinstance(server, Running)

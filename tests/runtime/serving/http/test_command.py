@@ -1,0 +1,93 @@
+"""`diffseg serve`, as a process of its own."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import urllib.request
+
+import pytest
+from diffseg.engines.examples import example_images
+
+PATIENCE = 120
+
+
+def command(*arguments):
+    return [sys.executable, "-W", "error", "-m", "diffseg", "serve", *arguments]
+
+
+def lines_of(process):
+    """Log lines as they come."""
+    for line in process.stderr:
+        yield json.loads(line)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM")
+def test_sigterm_finishes_the_request_under_way(tmp_path):
+    run = command("--port", "0", "--provider", "cpu", "--deadline", str(PATIENCE))
+    environment = os.environ | {"HOME": str(tmp_path), "TMPDIR": str(tmp_path)}
+    with subprocess.Popen(run, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=environment) as process:
+        timer = threading.Timer(PATIENCE, process.kill)
+        timer.start()
+        try:
+            log = lines_of(process)
+            url = next(m[1] for line in log if (m := re.search(r"running on (http://\S+)", line["message"])))
+            picture = example_images()[0].read_bytes()
+            request = urllib.request.Request(f"{url}/v1/segment", picture, {"X-Request-Id": "me"})  # noqa: S310
+            with urllib.request.urlopen(f"{url}/v2/health/live") as answer:  # noqa: S310
+                assert answer.status == 200
+            answers = []
+            asking = threading.Thread(target=lambda: answers.append(urllib.request.urlopen(request).read()))  # noqa: S310
+            asking.start()
+            while not _queued(url):
+                pass
+            process.send_signal(signal.SIGTERM)
+            rest = list(log)
+            asking.join()
+        finally:
+            timer.cancel()
+    assert process.returncode == 0
+    assert len(json.loads(answers[0])["segments"]) >= 2
+    assert [line["status"] for line in rest if line.get("request_id") == "me"] == [200]
+    assert list(tmp_path.iterdir()) == []  # nothing is written to disk, by ONNX Runtime neither
+
+
+def _queued(url):
+    """Whether the server holds the body of a request: that one is under way."""
+    with urllib.request.urlopen(f"{url}/metrics") as answer:  # noqa: S310
+        return float(re.search(rb"^diffseg_bodies_bytes (\S+)", answer.read(), re.MULTILINE)[1]) > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "token", "code", "message"),
+    [
+        (["--host", "0.0.0.0"], None, 1, "no token is set"),  # noqa: S104
+        (["--host", "0.0.0.0"], "", 1, "the token is empty"),  # noqa: S104
+        (["--token-file", "none"], None, 1, "none: the token cannot be read"),
+        (["--model", "nope"], None, 1, "error: no bundle 'nope'"),
+        (["--batch", "99"], None, 2, "batch must be 1 to"),
+        (["--provider", "tensorrt"], None, 1, "needs an NVIDIA GPU"),
+        (["--port", "70000"], None, 2, "--port"),
+    ],
+)
+def test_what_is_not_served(arguments, token, code, message, tmp_path):
+    environment = {k: v for k, v in os.environ.items() if k != "DIFFSEG_TOKEN"} | {"COLUMNS": "200"}
+    if token is not None:
+        environment["DIFFSEG_TOKEN"] = token
+    run = command(*arguments)
+    done = subprocess.run(
+        run, capture_output=True, text=True, check=False, cwd=tmp_path, env=environment, timeout=PATIENCE
+    )
+    assert (done.returncode, "Traceback" in done.stderr) == (code, False)
+    assert message in done.stderr
+
+
+def test_a_port_that_is_taken(serve):
+    taken = serve().port
+    done = subprocess.run(command("--port", str(taken)), capture_output=True, text=True, check=False, timeout=PATIENCE)
+    assert done.returncode != 0
+    assert "Traceback" not in done.stderr
+    assert any("address already in use" in json.loads(line)["message"] for line in done.stderr.splitlines())

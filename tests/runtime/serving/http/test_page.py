@@ -1,0 +1,227 @@
+"""The page in a real browser, on a network without weights."""
+
+import base64
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.runtime.serving.http.conftest import encoded
+
+pytest.importorskip("websockets", reason="needs websockets, to speak to the browser")
+
+from tests.runtime.serving.http.browser import Page, find_browser
+from tests.runtime.serving.http.running import until
+
+pytestmark = pytest.mark.skipif(find_browser() is None, reason="no Chromium here: apt install chromium")
+DONE = "/segments in/.test(document.getElementById('status').textContent)"
+RENEWED = "/new masks in/.test(document.getElementById('status').textContent)"
+TOLD = "document.querySelectorAll('.told')[{}].textContent"
+
+
+@pytest.fixture
+def picture(tmp_path, photo):
+    path = tmp_path / "photo.png"
+    path.write_bytes(encoded(np.ascontiguousarray(photo.repeat(3, 0).repeat(3, 1))))
+    return path
+
+
+@pytest.fixture
+def open_page():
+    pages = []
+
+    def start(url, **options):
+        page = Page(**options)
+        pages.append(page)
+        page.go(url)
+        return page
+
+    yield start
+    for page in pages:
+        page.close()
+
+
+def slide(page, name, value, nth=0, events=("input", "change")):
+    page.run("document.getElementById('status').textContent = ''")
+    page.run(
+        f"(() => {{ const e = document.querySelectorAll('[data-name={name}]')[{nth}]; e.value = '{value}';"
+        f" for (const kind of {list(events)}) e.dispatchEvent(new Event(kind, {{bubbles: true}})); }})()"
+    )
+    page.until(RENEWED)
+
+
+def colours(page, nth=0):
+    return page.run(
+        f"(() => {{ const c = document.querySelectorAll('canvas')[{nth}];"
+        " const d = c.getContext('2d').getImageData(0, 0, c.width, c.height).data; let s = 0;"
+        " for (let i = 0; i < d.length; i++) s = (s * 31 + d[i]) >>> 0; return s; })()"
+    )
+
+
+def test_a_photograph_from_drop_to_download(serve, open_page, picture, tmp_path):
+    server = serve()
+    page = open_page(server.url)
+    page.choose(picture)
+    page.until(DONE)
+    with Image.open(picture) as image:
+        expected = server.service.segmenter(image, keep_attention=True)
+    assert page.status.startswith(f"{len(expected.segments)} segments in")
+    shares = page.run("[...document.querySelectorAll('.list button')].map((b) => b.textContent)")
+    assert shares == [f"{100 * s.area / expected.labels.size:.1f} %" for s in expected.segments]
+
+    # the overlay on the canvas is the one that the package draws, but for rounding
+    drawn = page.run("[...document.querySelector('canvas').getContext('2d').getImageData(0, 0, 600, 360).data]")
+    found = np.array(drawn, int).reshape(360, 600, 4)[..., :3]
+    assert np.abs(found - np.asarray(expected.overlay(), int)).max() <= 2
+
+    # hovering names the segment under the pointer
+    page.mouse("move", 0.5, 0.5)
+    label = expected.labels[180, 300]
+    page.until(f"{TOLD.format(0)}.startsWith('segment {label}: ')")
+
+    # a slider gives new masks without the network
+    passes = len(server.service.segmenter.network.passes)
+    slide(page, "threshold", 0.05)
+    assert page.status.startswith(f"{len(expected.resegment(0.05).segments)} segments; new masks in")
+    slide(page, "anchors", 2)
+    assert page.status.startswith(f"{len(expected.resegment(0.05, anchors=2).segments)} segments")
+    assert len(server.service.segmenter.network.passes) == passes
+
+    # a click shows where the place looks, a button leads back
+    masks = colours(page)
+    page.mouse("click", 0.2, 0.8)
+    page.until("!document.querySelector('[data-do=masks]').hidden")
+    assert "attention of the place at 20 %, 80 %" in page.run(TOLD.format(0))
+    assert colours(page) != masks
+    page.mouse("click", 0.5, 0.5, "[data-do=masks]")
+    page.until("document.querySelector('[data-do=masks]').hidden")
+
+    page.call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path / "downloads"))
+    for what, name in (("overlay", "photo.overlay.png"), ("labels", "photo.labels.png"), ("json", "photo.json")):
+        page.mouse("click", 0.5, 0.5, f"[data-do={what}]")
+        until((tmp_path / "downloads" / name).is_file, name)
+    final = expected.resegment(0.05, anchors=2)
+    with Image.open(io.BytesIO((tmp_path / "downloads" / "photo.labels.png").read_bytes())) as image:
+        np.testing.assert_array_equal(np.asarray(image), final.labels)
+    with Image.open(io.BytesIO((tmp_path / "downloads" / "photo.overlay.png").read_bytes())) as image:
+        assert image.size == final.image.size
+    assert page.complaints == []  # neither errors nor violations of the content-security policy
+
+
+def test_a_moving_slider_does_without_refinement(serve, open_page, picture):
+    server = serve()
+    asked = []
+    renew = server.service.resegment
+
+    async def resegment(request, kept, settings):
+        asked.append((settings.thresholds[0], settings.refine))
+        return await renew(request, kept, settings)
+
+    server.service.resegment = resegment
+    page = open_page(server.url)
+    page.choose(picture)
+    page.until(DONE)
+    slide(page, "refine", "colour")
+    slide(page, "threshold", 0.4, events=["input"])
+    slide(page, "threshold", 0.4, events=["change"])
+    assert asked[0][1] == "colour"
+    assert asked[1:] == [(0.4, "none"), (0.4, "colour")]
+    assert page.complaints == []
+
+
+def test_two_settings_side_by_side(serve, open_page, picture):
+    server = serve()
+    page = open_page(server.url)
+    page.choose(picture)
+    page.until(DONE)
+    page.mouse("click", 0.5, 0.5, "#compare")
+    page.until("document.querySelectorAll('.panel').length === 2")
+    page.until(RENEWED)
+    slide(page, "threshold", 2, nth=1)
+    with Image.open(picture) as image:
+        default = server.service.segmenter(image, keep_attention=True)
+    for nth, result in enumerate((default, default.resegment(2))):
+        page.until(f"document.querySelectorAll('.list')[{nth}].children.length === {len(result.segments)}")
+    assert len(default.segments) > len(default.resegment(2).segments)
+    page.mouse("move", 0.5, 0.5)
+    for nth in (0, 1):
+        page.until(f"{TOLD.format(nth)}.startsWith('segment ')")
+    boxes = page.run("[...document.querySelectorAll('canvas')].map((c) => c.getBoundingClientRect().x)")
+    assert boxes[1] > boxes[0] + 200
+    page.mouse("click", 0.5, 0.5, "#compare")
+    assert page.run("document.querySelectorAll('.panel').length") == 1
+    assert page.complaints == []
+
+
+def test_by_keyboard_alone(serve, open_page, picture):
+    page = open_page(serve().url)
+    page.press("Tab")
+    assert page.run("document.activeElement.id") == "file"
+    page.choose(picture)
+    page.until(DONE)
+    reached = set()
+    for _ in range(14):
+        page.press("Tab")
+        reached.add(
+            page.run("(({ dataset, tagName }) => dataset.name || dataset.do || tagName)(document.activeElement)")
+        )
+    assert {"threshold", "anchors", "refine", "overlay", "labels", "json", "CANVAS"} <= reached
+    page.run("document.querySelector('canvas').focus()")
+    page.press("ArrowLeft", "ArrowUp")
+    page.until(f"{TOLD.format(0)}.startsWith('segment ')")
+    page.press("Enter")
+    page.until(f"{TOLD.format(0)}.startsWith('attention of the place at 48 %, 48 %')")
+    page.press("Escape")
+    page.until(f"{TOLD.format(0)}.endsWith('segments')")
+    assert page.complaints == []
+
+
+def test_on_a_phone(serve, open_page, picture):
+    page = open_page(serve().url, width=360, height=740, phone=True)
+    page.choose(picture)
+    page.until(DONE)
+    assert page.run("document.documentElement.scrollWidth") <= 360
+    assert page.run(
+        "[...document.querySelectorAll('.bar button, .file')].every((b) => !b.offsetHeight || b.offsetHeight >= 44)"
+    )
+    page.tap(0.5, 0.5)
+    page.until(f"{TOLD.format(0)}.startsWith('attention of the place at 50 %, 50 %')")
+    assert page.complaints == []
+
+
+def test_errors_are_told_and_forgotten_attention_is_made_anew(serve, open_page, picture, tmp_path):
+    server = serve()
+    page = open_page(server.url)
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    page.choose(tmp_path / "broken.png")
+    page.until("document.getElementById('status').classList.contains('error')")
+    assert "not an image" in page.status
+    page.choose(picture)
+    page.until(DONE)
+    server.service.store._kept.clear()
+    slide(page, "threshold", 0.05)
+    assert len(server.service.store) == 1
+    page.go(f"{server.url}/?again")
+    until(lambda: len(server.service.store) == 0, "the goodbye of the page")
+
+
+def test_a_token_is_asked_for(serve, open_page, picture):
+    page = open_page(serve(token="secret").url)  # noqa: S106
+    page.choose(picture)
+    page.until("!document.getElementById('token').hidden")
+    page.run("document.querySelector('#token input').value = 'secret'")
+    page.mouse("click", 0.5, 0.5, "#token button")
+    page.until(DONE)
+
+
+def test_dropping_a_photograph(serve, open_page, picture):
+    page = open_page(serve().url)
+    data = base64.b64encode(picture.read_bytes()).decode()
+    page.run(
+        f"(() => {{ const bytes = Uint8Array.from(atob('{data}'), (c) => c.charCodeAt(0));"
+        " const transfer = new DataTransfer(); transfer.items.add(new File([bytes], 'x.png', {type: 'image/png'}));"
+        " dispatchEvent(new DragEvent('drop', {dataTransfer: transfer, cancelable: true})); })()"
+    )
+    page.until(DONE)
+    assert page.complaints == []

@@ -1,0 +1,156 @@
+"""POST /v1/segment, and the routes of kept attention."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+from diffseg.draw import overlay
+from diffseg.formats.rle import expand
+from PIL import Image
+
+from tests.runtime.serving.http.conftest import encoded
+
+BOUNDARY = "a3f1"
+
+
+def form(*files, field="image"):
+    parts = b"".join(
+        f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="{field}"; filename="x{i}.png"\r\n\r\n'.encode()
+        + data
+        + b"\r\n"
+        for i, data in enumerate(files)
+    )
+    return parts + f"--{BOUNDARY}--\r\n".encode(), {"Content-Type": f"multipart/form-data; boundary={BOUNDARY}"}
+
+
+def labels_of(answer):
+    """Label map of a JSON answer."""
+    height, width = answer["height"], answer["width"]
+    labels = np.full(height * width, 65535, np.uint16)
+    for segment in answer["segments"]:
+        ends = np.cumsum(expand(segment["segmentation"]["counts"]))
+        for start, end in zip(ends[::2], ends[1::2], strict=False):
+            labels[start:end] = segment["label"]
+    return labels.reshape(width, height).T
+
+
+def test_three_answers_of_one_image(serve, png, photo):
+    server = serve()
+    expected = server.service.segmenter(photo, threshold=0.5)
+    path = "/v1/segment?threshold=0.5"
+    plain = server.ask("POST", path, png, {"Content-Type": "image/png"})
+    assert plain.status == 200
+    assert plain.headers["content-type"] == "application/json"
+    np.testing.assert_array_equal(labels_of(plain.json()), expected.labels)
+    assert [s["area"] for s in plain.json()["segments"]] == [s.area for s in expected.segments]
+    assert plain.json()["settings"]["thresholds"] == [0.5] * 3
+    labels = server.ask("POST", path, png, {"Accept": "image/png"})
+    with Image.open(io.BytesIO(labels.body)) as image:
+        np.testing.assert_array_equal(np.asarray(image), expected.labels)
+    painted = server.ask("POST", path, png, {"Accept": "text/html;q=0.9, image/png; kind=overlay"})
+    with Image.open(io.BytesIO(painted.body)) as image:
+        np.testing.assert_array_equal(np.asarray(image), overlay(Image.fromarray(photo), expected.labels))
+    assert server.ask("POST", path, png, {"Accept": "image/jpeg"}).status == 406
+
+
+def test_a_form_is_the_same_as_a_body(serve, png):
+    server = serve()
+    bare = server.ask("POST", "/v1/segment", png).json()["segments"]
+    assert server.ask("POST", "/v1/segment", *form(png)).json()["segments"] == bare
+    for body, headers in (form(), form(png, png), (b"nonsense", form()[1])):
+        answer = server.ask("POST", "/v1/segment", body, headers)
+        assert answer.status == 400
+        assert "image" in answer.error
+
+
+def test_settings_are_passed_on(serve, png, photo):
+    server = serve()
+    for query, options in (
+        ("threshold=0.2&threshold=0.4", {"threshold": (0.2, 0.4)}),
+        ("threshold=0.3&anchors=2", {"threshold": 0.3, "anchors": 2}),
+        ("threshold=0.3&refine=kmeans&fit=pad", {"threshold": 0.3, "refine": "kmeans", "fit": "pad"}),
+    ):
+        expected = server.service.segmenter(photo, **options)
+        found = server.ask("POST", f"/v1/segment?{query}&counts=list", png).json()
+        assert [s["area"] for s in found["segments"]] == [s.area for s in expected.segments]
+        assert isinstance(found["segments"][0]["segmentation"]["counts"], list)
+        assert found["settings"]["refine"] == expected.settings.refine
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "threshold=-1",
+        "threshold=nan",
+        "threshold=inf",
+        "anchors=0",
+        "refine=magic",
+        "fit=cover",
+        "timeout=0",
+        "threshold=x",
+    ],
+)
+def test_settings_out_of_range(serve, png, query):
+    answer = serve().ask("POST", f"/v1/segment?{query}", png)
+    assert answer.status == 400
+    assert query.partition("=")[0] in answer.error
+
+
+def test_broken_images_are_the_client_s_fault(serve, png, photo):
+    server = serve()
+    for body in (b"", b"no image", png[:200], encoded(photo, "JPEG")[:500], b"%!PS-Adobe-3.0 EPSF-3.0\n"):
+        answer = server.ask("POST", "/v1/segment", body)
+        assert answer.status == 400, body[:20]
+        assert "\n" not in answer.error
+    assert server.ask("POST", "/v1/segment", png).status == 200
+
+
+def test_kept_attention_gives_new_masks_and_maps(serve, png, photo):
+    server = serve()
+    kept = server.service.segmenter(photo, keep_attention=True)
+    first = server.ask("POST", "/v1/images?threshold=0.4", png)
+    assert first.status == 201
+    key = first.json()["id"]
+    passes = len(server.service.segmenter.network.passes)
+    for threshold in (0.05, 0.4, 2):
+        answer = server.ask("GET", f"/v1/images/{key}/masks?threshold={threshold}")
+        np.testing.assert_array_equal(labels_of(answer.json()), kept.resegment(threshold).labels)
+    small = server.ask("GET", f"/v1/images/{key}/masks?side=50").json()
+    assert (small["width"], small["height"]) == (50, 30)
+    labels = server.ask("GET", f"/v1/images/{key}/masks", headers={"Accept": "image/png"})
+    with Image.open(io.BytesIO(labels.body)) as image:
+        np.testing.assert_array_equal(np.asarray(image), kept.labels)
+    assert server.ask("GET", f"/v1/images/{key}/masks", headers={"Accept": "image/png;kind=overlay"}).status == 406
+    answer = server.ask("GET", f"/v1/images/{key}/attention?x=0.6&y=0.3")
+    with Image.open(io.BytesIO(answer.body)) as image:
+        found = np.asarray(image)
+    assert found.shape == photo.shape[:2]
+    cell = kept.attention[int(0.3 * 8), int(0.6 * 8)]
+    rows, columns = np.divmod(np.flatnonzero(found == 255), 200)
+    strongest = cell[(rows * 8 // 120), (columns * 8 // 200)]
+    assert strongest.max() == cell.max()
+    assert len(server.service.segmenter.network.passes) == passes
+    assert server.ask("GET", f"/v1/images/{key}/attention?x=1&y=0").status == 400
+    assert server.ask("DELETE", f"/v1/images/{key}").status == 204
+    assert server.ask("GET", f"/v1/images/{key}/masks").status == 404
+
+
+def test_no_room_to_keep(serve, png):
+    answer = serve(keep=100).ask("POST", "/v1/images", png)
+    assert answer.status == 201
+    assert answer.json()["id"] is None
+    assert answer.json()["segments"]
+
+
+def test_the_interface_is_described(serve):
+    server = serve()
+    document = server.ask("GET", "/openapi.json").json()
+    assert {"/v1/segment", "/v1/images/{key}/masks", "/v2/models/{model}/infer", "/v2/health/ready", "/metrics"} <= set(
+        document["paths"]
+    )
+    post = document["paths"]["/v1/segment"]["post"]
+    assert {p["name"] for p in post["parameters"]} >= {"threshold", "anchors", "refine", "fit"}
+    assert set(post["requestBody"]["content"]) == {"image/*", "multipart/form-data"}
+    assert {"200", "400", "413", "503", "504"} <= set(post["responses"])
+    assert json.dumps(document).count("HTTPBearer")

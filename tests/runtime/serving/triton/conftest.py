@@ -1,0 +1,22 @@
+import pytest
+from diffseg.engines.bundle.bundle import open_bundle
+
+from tests.runtime.serving.triton.server import missing
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """Plans that lie in this user's cache are none of these tests'."""
+    monkeypatch.setenv("DIFFSEG_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    return open_bundle("tiny")
+
+
+@pytest.fixture(scope="session")
+def triton_here():
+    if reason := missing():
+        pytest.skip(reason)
+    return pytest.importorskip("tritonclient.http", reason="needs tritonclient[http]")

@@ -1,0 +1,199 @@
+"""The Python models without Triton: what goes in and what comes out."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+from diffseg.engines.errors import MissingPackageError
+from diffseg import Segmenter
+from diffseg.image import Placement, fit_image, read_image
+from diffseg.serving.http.responses import to_json
+from diffseg.serving.triton import models
+from diffseg.serving.triton.models import (
+    MergeModel,
+    Refused,
+    Request,
+    ResizeModel,
+    SegmentModel,
+    load_model,
+    pack,
+    unpack,
+)
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from tests.runtime.doubles import LendingNetwork
+
+
+@pytest.fixture
+def fake_segmenter(fake_bundle):
+    return Segmenter(fake_bundle, LendingNetwork(), batch=4)
+
+
+class Chain:
+    """Head, network and tail in a row, as an ensemble runs them."""
+
+    def __init__(self, bundle, limit=4):
+        self.resize, self.merge = ResizeModel(bundle.manifest, limit), MergeModel(bundle.manifest, limit)
+        self.manifest, self.network = bundle.manifest, LendingNetwork()
+
+    def __call__(self, requests):
+        answers = []
+        for request, fitted in zip(requests, self.resize(requests), strict=True):
+            if isinstance(fitted, Refused):
+                answers.append(fitted)
+                continue
+            with self.network.session() as session:
+                maps = [output.copy() for output in session.attend(session.encode(fitted["pixels"]))]
+            attention = {output.name: found for output, found in zip(self.manifest.attention, maps, strict=True)}
+            answers += self.merge([Request(fitted | attention, request.parameters, request.wanted)])
+        return answers
+
+
+@pytest.fixture(params=["whole", "ensemble"])
+def model(request, fake_bundle, fake_segmenter):
+    return SegmentModel(fake_segmenter) if request.param == "whole" else Chain(fake_bundle)
+
+
+def encoded(array, kind="PNG"):
+    file = io.BytesIO()
+    Image.fromarray(array).save(file, kind)
+    return file.getvalue()
+
+
+def images_of(photo, count):
+    return np.stack([np.roll(photo, 40 * i, 1) for i in range(count)])
+
+
+@pytest.mark.parametrize("fit", ["stretch", "crop", "pad"])
+@pytest.mark.parametrize("refine", ["none", "kmeans", "colour"])
+def test_masks_are_those_of_the_segmenter(model, fake_segmenter, photo, fit, refine):
+    batch = images_of(photo, 2)
+    expected = fake_segmenter(list(batch), 0.3, anchors=4, refine=refine, fit=fit)
+    (found,) = model([Request({"image": batch}, {"threshold": 0.3, "anchors": 4, "refine": refine, "fit": fit})])
+    assert found["labels"].dtype == np.uint16
+    np.testing.assert_array_equal(found["labels"], [result.labels for result in expected])
+    assert found["segments"].shape == (2, 1)
+    for text, result in zip(found["segments"].ravel(), expected, strict=True):
+        document, mine = json.loads(text), json.loads(json.dumps(to_json(result)))
+        assert document["segments"] == mine["segments"]
+        assert document["settings"] == mine["settings"]
+
+
+def test_requests_of_one_batch_have_their_own_settings(model, fake_segmenter, photo):
+    requests = [
+        Request({"image": photo[None]}, {"threshold": 0.05}),
+        Request({"image": photo[None, :60]}, {"threshold": -1}),
+        Request({"image": images_of(photo[:, :77], 2)}, {"threshold": "2,1.5,0.5", "anchors": "3"}),
+        Request({"image": photo[None]}),
+    ]
+    first, refused, second, default = model(requests)
+    assert refused == Refused("threshold must be a number of at least 0, or one a round, found [-1.0, -1.0, -1.0]")
+    np.testing.assert_array_equal(first["labels"][0], fake_segmenter(photo, 0.05).labels)
+    rounds = fake_segmenter(list(images_of(photo[:, :77], 2)), (2, 1.5, 0.5), anchors=3)
+    np.testing.assert_array_equal(second["labels"], [result.labels for result in rounds])
+    np.testing.assert_array_equal(default["labels"][0], fake_segmenter(photo).labels)
+    assert (first["labels"] != default["labels"]).any()
+
+
+def test_encoded_images(model, fake_segmenter, photo):
+    data = np.array([[encoded(photo)], [encoded(photo[:, ::-1])]], dtype=object)
+    (found,) = model([Request({"encoded": data})])
+    expected = fake_segmenter([photo, photo[:, ::-1]])
+    np.testing.assert_array_equal(found["labels"], [result.labels for result in expected])
+
+
+def test_encoded_images_of_several_sizes(model, photo):
+    data = np.array([[encoded(photo)], [encoded(photo[:50])]], dtype=object)
+    both, segments = model([Request({"encoded": data}), Request({"encoded": data}, wanted={"segments"})])
+    assert "no common labels" in both.reason
+    assert [json.loads(text)["height"] for text in segments["segments"].ravel()] == [120, 50]
+    assert set(segments) == {"segments"}
+
+
+WRONG = [
+    ({}, {}, "one input is taken, image or encoded, found 0"),
+    ({"image": 1, "encoded": 1}, {}, "found 2"),
+    ({"encoded": b""}, {}, "not an image of a format read here"),
+    ({"encoded": b"GIF89a"}, {}, "not an image of a format read here"),
+    ({"encoded": b"BM" + bytes(60)}, {}, "image cannot be opened (OSError)"),
+    ({"encoded": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"}, {}, "not an image of a format"),
+    ({"image": 1}, {"colour": 1}, "unknown parameter 'colour'; known are threshold, anchors, refine, fit"),
+    ({"image": 1}, {"threshold": "low"}, "as in '1,0.8', found 'low'"),
+    ({"image": 1}, {"threshold": "nan"}, "threshold must be"),
+    ({"image": 1}, {"threshold": "inf"}, "finite"),
+    ({"image": 1}, {"threshold": ",".join("1" * 9)}, "at most 8 rounds"),
+    ({"image": 1}, {"anchors": 2.5}, "whole number"),
+    ({"image": 1}, {"anchors": "many"}, "whole number"),
+    ({"image": 1}, {"anchors": 0}, "at least 1"),
+    ({"image": 1}, {"fit": "cover"}, "fit must be one of stretch, crop, pad, found 'cover'"),
+    ({"image": 1}, {"refine": "edges"}, "refine must be one of"),
+]
+
+
+@pytest.mark.parametrize(("tensors", "parameters", "message"), WRONG)
+def test_what_is_refused(model, photo, tensors, parameters, message):
+    values = {"image": photo[None]} if "image" in tensors else {}
+    if "encoded" in tensors:
+        values["encoded"] = np.array([[tensors["encoded"]]], dtype=object)
+    (answer,) = model([Request(values, parameters)])
+    assert message in answer.reason
+    assert "\n" not in answer.reason
+
+
+def test_too_many_pixels(model, photo, monkeypatch):
+    monkeypatch.setattr(models, "MOST_PIXELS", 120 * 200 - 1)
+    for tensors in ({"image": photo[None]}, {"encoded": np.array([[encoded(photo)]], dtype=object)}):
+        (answer,) = model([Request(tensors)])
+        assert "200 × 120; scale the image down" in answer.reason
+
+
+def test_a_truncated_image(model, photo):
+    (answer,) = model([Request({"encoded": np.array([[encoded(photo)[:200]]], dtype=object)})])
+    assert "cannot be decoded" in answer.reason
+
+
+def test_a_graph_without_a_batch_axis(fake_bundle, photo):
+    (found,) = Chain(fake_bundle, limit=0)([Request({"image": photo[None]})])
+    assert found["segments"].shape == (1,)
+
+
+@given(st.integers(1, 5000), st.integers(1, 5000), st.sampled_from(["stretch", "crop", "pad"]))
+def test_a_placement_comes_back(height, width, fit):
+    _, placement = fit_image(Image.new("RGB", (width, height)), (64, 96), fit)
+    assert unpack(pack(placement), (64, 96)) == placement
+
+
+def test_a_placement_is_of_one_dtype():
+    whole = pack(Placement((64, 64), (64, 64), 0, 0, 64, 64))
+    assert whole.dtype == np.float64
+
+
+def test_models_are_loaded_by_their_configuration(tmp_path, fake_bundle):
+    (tmp_path / "1").mkdir()
+    (tmp_path / "1" / "manifest.json").write_text(fake_bundle.manifest.to_json(), encoding="utf-8")
+    for kind, made in (("resize", ResizeModel), ("merge", MergeModel)):
+        config = {"max_batch_size": 3, "parameters": {"model": {"string_value": kind}}}
+        arguments = {"model_repository": str(tmp_path), "model_version": "1", "model_config": json.dumps(config)}
+        arguments |= {"model_instance_kind": "CPU", "model_instance_device_id": "0"}
+        loaded = load_model(arguments)
+        assert isinstance(loaded, made)
+        assert loaded.limit == 3
+        assert loaded.manifest == fake_bundle.manifest
+
+
+def test_merging_on_a_gpu_needs_cupy(fake_bundle):
+    try:
+        import cupy  # noqa: F401
+    except ImportError:
+        with pytest.raises(MissingPackageError, match="pip install"):
+            MergeModel(fake_bundle.manifest, 4, gpu=0)
+
+
+def test_the_head_reads_a_picture_as_the_segmenter_does(fake_bundle, photo):
+    (found,) = ResizeModel(fake_bundle.manifest, 4)([Request({"image": photo[None]}, {"fit": "pad"})])
+    pixels, placement = fit_image(read_image(photo), (64, 64), "pad")
+    np.testing.assert_array_equal(found["pixels"][0], pixels)
+    np.testing.assert_array_equal(found["placement"][0], pack(placement))

@@ -1,0 +1,270 @@
+"""Repositories on the disk: what is in them, and what is refused."""
+
+import errno
+import json
+import os
+import shutil
+import sys
+from dataclasses import replace
+
+import pytest
+from diffseg.engines.bundle.bundle import Bundle, write_manifest
+from diffseg.engines.errors import BundleError, PlanError, ProviderError
+from diffseg.engines.tensorrt.lookup import profile
+from diffseg.engines.tensorrt.plan import BuildOptions, PlanSpec, Target
+from diffseg.cli import app as cli
+from diffseg.serving.triton.config import NETWORK, Options
+from diffseg.serving.triton.models import BUNDLE
+from diffseg.serving.triton.platforms import Device, Platform
+from diffseg.serving.triton.repository import write_repository
+
+from tests.engines.tensorrt.test_plans import put
+
+
+@pytest.fixture
+def repository(tmp_path):
+    return tmp_path / "model_repository"
+
+
+def listing(folder):
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def plan_of(bundle, root=None, **changes):
+    """Write a plan whose engines are bytes of no meaning; its folder."""
+    spec = PlanSpec(
+        engine="tensorrt",
+        version="10.13.3.9",
+        target=Target(("8.9",), "NVIDIA L4", "13.0", "linux", "x86_64"),
+        options=BuildOptions(),
+        precision=bundle.manifest.precision,
+        content={name: bundle.content_hash(name) for name in bundle.manifest.graphs},
+        profiles={name: profile(graph.tensors) for name, graph in bundle.manifest.graphs.items()},
+    )
+    return put(replace(spec, **changes), root or bundle.folder / "plans")
+
+
+ENSEMBLE = {
+    "diffseg.json",
+    "diffseg/config.pbtxt",
+    "diffseg/1/.keep",
+    "diffseg_resize/config.pbtxt",
+    "diffseg_resize/1/manifest.json",
+    "diffseg_resize/1/model.py",
+    "diffseg_vae_encoder/config.pbtxt",
+    "diffseg_unet/config.pbtxt",
+    "diffseg_merge/config.pbtxt",
+    "diffseg_merge/1/manifest.json",
+    "diffseg_merge/1/model.py",
+    "diffseg_merge/warmup/placement",
+}
+
+
+def test_an_ensemble_around_onnx_runtime(fake_bundle, repository):
+    write_repository(fake_bundle, repository, Options(Platform.ONNXRUNTIME))
+    graphs = {"diffseg_vae_encoder/1/model.onnx", "diffseg_unet/1/model.onnx", "diffseg_unet/1/unet.onnx.data"}
+    assert listing(repository) == ENSEMBLE | graphs
+    for source, target in (
+        ("vae_encoder.onnx", "diffseg_vae_encoder/1/model.onnx"),
+        ("unet.onnx", "diffseg_unet/1/model.onnx"),
+        ("unet.onnx.data", "diffseg_unet/1/unet.onnx.data"),  # the graph names it so
+    ):
+        assert (repository / target).samefile(fake_bundle.folder / source)
+    record = json.loads((repository / "diffseg.json").read_text())
+    assert record["content"] == {graph: fake_bundle.content_hash(graph) for graph in ("vae_encoder", "unet")}
+    assert (repository / "diffseg_merge" / "warmup" / "placement").stat().st_size == 48
+
+
+def test_an_ensemble_around_a_plan(fake_bundle, repository):
+    plan = plan_of(fake_bundle)
+    plan_of(fake_bundle, engine="tensorrt-rtx")
+    write_repository(fake_bundle, repository, Options(Platform.TENSORRT))
+    assert listing(repository) == ENSEMBLE | {"diffseg_vae_encoder/1/model.plan", "diffseg_unet/1/model.plan"}
+    assert (repository / "diffseg_unet/1/model.plan").read_bytes() == (plan / "unet.plan").read_bytes()
+    assert json.loads((repository / "diffseg.json").read_text())["plan"] == plan.name
+
+
+def test_the_whole_bundle_with_its_plans(fake_bundle, repository, cache, tmp_path):
+    plans = [plan_of(fake_bundle), plan_of(fake_bundle, tmp_path / "cache" / "plans", engine="tensorrt-rtx")]
+    write_repository(fake_bundle, repository)
+    inside = repository / "diffseg" / "1" / BUNDLE
+    assert listing(repository / "diffseg" / "1") == {"model.py", *(f"{BUNDLE}/{name}" for name in listing(inside))}
+    copied = Bundle.open(inside)
+    assert copied.manifest == fake_bundle.manifest
+    assert all(problem is None for _, problem in copied.verify())
+    for plan in plans:
+        assert listing(inside / "plans" / plan.name) == listing(plan)
+
+
+def test_files_are_copied_where_they_cannot_be_linked(fake_bundle, repository, monkeypatch):
+    def refuse(*_, **__):
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    monkeypatch.setattr(os, "link", refuse)
+    write_repository(fake_bundle, repository, Options(Platform.ONNXRUNTIME))
+    copied, source = repository / "diffseg_unet" / "1" / "model.onnx", fake_bundle.folder / "unet.onnx"
+    assert copied.read_bytes() == source.read_bytes()
+    assert not copied.samefile(source)
+
+
+def test_a_link_in_the_bundle_is_not_linked_to(fake_bundle, repository):
+    graph = fake_bundle.folder / "unet.onnx"
+    blob = graph.rename(fake_bundle.folder.parent / "blob")  # as the cache of a hub has it
+    graph.symlink_to(os.path.relpath(blob, graph.parent))
+    write_repository(fake_bundle, repository, Options(Platform.ONNXRUNTIME))
+    placed = repository / "diffseg_unet" / "1" / "model.onnx"
+    assert not placed.is_symlink()
+    assert placed.samefile(blob)
+
+
+def test_only_our_own_repository_is_replaced(fake_bundle, repository):
+    repository.mkdir()
+    (repository / "config.pbtxt").touch()
+    with pytest.raises(BundleError, match="exists and is no model repository of ours"):
+        write_repository(fake_bundle, repository, overwrite=True)
+    shutil.rmtree(repository)
+    write_repository(fake_bundle, repository)
+    with pytest.raises(BundleError, match="with --force"):
+        write_repository(fake_bundle, repository)
+    write_repository(fake_bundle, repository, Options(Platform.ONNXRUNTIME), overwrite=True)
+    assert (repository / "diffseg_unet").is_dir()
+    assert not (repository / "diffseg" / "1" / "model.py").exists()
+
+
+def test_other_models_are_not_lost(fake_bundle, repository):
+    write_repository(fake_bundle, repository)
+    (repository / "resnet50").mkdir()
+    with pytest.raises(BundleError, match="holds 'resnet50', too, which this command did not write"):
+        write_repository(fake_bundle, repository, overwrite=True)
+    assert (repository / "resnet50").is_dir()
+
+
+@pytest.mark.parametrize("platform", [Platform.PYTHON, Platform.ONNXRUNTIME])
+def test_a_damaged_bundle_is_not_served(fake_bundle, repository, platform):
+    (fake_bundle.folder / "unet.onnx.data").write_bytes(b"UNET.ONNX.DATA" * 100)
+    with pytest.raises(BundleError, match=r"unet.onnx.data is not as it was exported: sha256 .*; copy or export"):
+        write_repository(fake_bundle, repository, Options(platform))
+    assert list(repository.parent.iterdir()) == [fake_bundle.folder]  # nothing half-written stays
+
+
+def test_a_damaged_plan_is_not_served(fake_bundle, repository):
+    plan = plan_of(fake_bundle)
+    (plan / "unet.plan").write_bytes(b"tenu" * 50)
+    with pytest.raises(PlanError, match=r"unet.plan is not as it was built: .*; delete .* and build the plan again"):
+        write_repository(fake_bundle, repository, Options(Platform.TENSORRT))
+    assert not repository.exists()
+
+
+def test_which_plan(fake_bundle, repository):
+    def refused(message, plan=None):
+        with pytest.raises(PlanError, match=message):
+            write_repository(fake_bundle, repository, Options(Platform.TENSORRT), plan=plan)
+
+    refused("no tensorrt plan; build one on the GPU that will serve it: diffseg build .*fake --engine tensorrt$")
+    plan_of(fake_bundle, engine="tensorrt-rtx")
+    plan_of(fake_bundle, content={"vae_encoder": "0" * 64, "unet": "0" * 64})
+    refused("Triton does not read its tensorrt-rtx plans")
+    one = plan_of(fake_bundle)
+    refused("has no tensorrt plan 'other'; it has tensorrt-10.13.3.9-sm89", plan="other")
+    plan_of(fake_bundle, target=Target(("9.0",), "NVIDIA H100", "13.0", "linux", "x86_64"))
+    refused(r"has 2 tensorrt plans; name one with --plan: .*NVIDIA H100 \(9.0\)")
+    write_repository(fake_bundle, repository, Options(Platform.TENSORRT), plan=one.name)
+    assert json.loads((repository / "diffseg.json").read_text())["plan"] == one.name
+
+
+def test_a_plan_without_weights_is_refused(fake_bundle, repository):
+    plan_of(fake_bundle, options=BuildOptions(strip_weights=True))
+    with pytest.raises(PlanError, match="--strip-weights, and Triton cannot put them back"):
+        write_repository(fake_bundle, repository, Options(Platform.TENSORRT))
+
+
+@pytest.mark.parametrize("engine", ["tensorrt", "tensorrt-rtx"])
+def test_a_provider_that_needs_a_plan(fake_bundle, repository, engine):
+    with pytest.raises(PlanError, match=f"has no {engine} plan; build one: diffseg build .* --engine {engine}$"):
+        write_repository(fake_bundle, repository, Options(provider=engine))
+    assert not repository.exists()
+    plan_of(fake_bundle, engine=engine)
+    write_repository(fake_bundle, repository, Options(provider=engine))
+
+
+def test_a_precision_without_kernels(fake_bundle, repository):
+    bundle = Bundle(fake_bundle.folder, write_manifest(fake_bundle.folder, replace(fake_bundle.manifest, precision="bf16")))
+    with pytest.raises(ProviderError, match="no CPU kernels, .*choose --device gpu"):
+        write_repository(bundle, repository, Options(Platform.ONNXRUNTIME))
+    write_repository(bundle, repository, Options(Platform.ONNXRUNTIME, device=Device.GPU))
+
+
+def test_a_cpu_gets_the_graphs_for_cpus(fake_bundle, repository):
+    folder, graphs = fake_bundle.folder, dict(fake_bundle.manifest.graphs)
+    for name, graph in graphs.items():
+        (folder / f"{name}.cpu.onnx").write_bytes(f"{name} in float32".encode())
+        graphs[name] = replace(graph, cpu_file=f"{name}.cpu.onnx")
+    bundle = Bundle(folder, write_manifest(folder, replace(fake_bundle.manifest, precision="bf16", graphs=graphs)))
+    for device in Device:
+        write_repository(bundle, repository, Options(Platform.ONNXRUNTIME, device=device), overwrite=True)
+        for graph, model in NETWORK.items():
+            expected = bundle.cpu_path(graph) if device is Device.CPU else bundle.graph_path(graph)
+            assert (repository / model / "1" / "model.onnx").read_bytes() == expected.read_bytes()
+
+
+def test_a_full_disk(fake_bundle, repository, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "link", full)
+    monkeypatch.setattr(shutil, "copyfile", full)
+    with pytest.raises(BundleError, match="cannot write .*model_repository: No space left on device"):
+        write_repository(fake_bundle, repository)
+    assert list(repository.parent.iterdir()) == [fake_bundle.folder]
+
+
+def run(monkeypatch, capsys, *arguments):
+    monkeypatch.setattr(sys, "argv", ["diffseg", "triton", *map(str, arguments)])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    streams = capsys.readouterr()
+    return ended.value.code, streams.out, streams.err
+
+
+def test_command(fake_bundle, repository, monkeypatch, capsys):
+    words = [fake_bundle.folder, "-o", repository, "--platform", "onnxruntime", "--batch", "2"]
+    status, out, err = run(monkeypatch, capsys, *words)
+    assert (status, err) == (0, "")
+    assert out.splitlines() == [
+        "diffseg (ensemble): image, encoded → labels, segments",
+        "diffseg_resize (python): image, encoded → pixels, placement",
+        "diffseg_vae_encoder (onnxruntime_onnx): image → latent",
+        "diffseg_unet (onnxruntime_onnx): latent → attention_8, attention_4",
+        "diffseg_merge (python): attention_8, attention_4, pixels, placement → labels, segments",
+        f"{repository}: tritonserver --model-repository {repository}",
+    ]
+    status, _, err = run(monkeypatch, capsys, *words)
+    assert status == 1
+    assert err.count("\n") == 1
+    assert "--force" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["--platform", "tensorrt"], 1, "error: bundle 'fake' has no tensorrt plan; build one"),
+        (["--plan", "x"], 2, "a plan is for platform tensorrt"),
+        (["--batch", "5"], 2, "batch must be 1 to 4 for bundle 'fake', found 5"),
+        (["--device", "gpu"], 2, "name a provider"),
+        (["--platform", "onnxruntime", "--provider", "cpu"], 2, "leave out the provider"),
+        (["--platform", "tensorrt", "--device", "cpu"], 2, "runs on a GPU"),
+    ],
+)
+def test_wrong_usage(fake_bundle, repository, monkeypatch, capsys, arguments, status, message):
+    monkeypatch.setenv("COLUMNS", "200")
+    code, _, err = run(monkeypatch, capsys, fake_bundle.folder, "-o", repository, *arguments)
+    assert code == status
+    assert message in " ".join(err.split())
+    assert "Traceback" not in err
+    assert not repository.exists()
+
+
+def test_no_such_bundle(repository, monkeypatch, capsys):
+    status, _, err = run(monkeypatch, capsys, "nowhere", "-o", repository)
+    assert status == 1
+    assert err.startswith("error: no bundle 'nowhere'")
