@@ -1,6 +1,7 @@
 """Bundles of ONNX graphs, and what executes them. Needs no PyTorch."""
 
 from diffseg.engines.bundle.bundle import Bundle, embedded_models, open_bundle
+from diffseg.engines.bundle.manifest import Manifest
 from diffseg.engines.errors import (
     BundleError,
     BundleNotFoundError,
@@ -14,7 +15,6 @@ from diffseg.engines.errors import (
     ProviderError,
 )
 from diffseg.engines.examples import example_images
-from diffseg.engines.bundle.manifest import Manifest
 from diffseg.engines.providers.select import Provider, load_network
 
 __all__ = [

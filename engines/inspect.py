@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from diffseg.engines.bundle.bundle import Bundle
+from diffseg.engines.bundle.specs import TensorSpec
 from diffseg.engines.errors import PlanError
 from diffseg.engines.tensorrt.lookup import list_plans
 from diffseg.engines.tensorrt.plan import Plan
-from diffseg.engines.bundle.specs import TensorSpec
 
 
 def inspect_bundle(bundle: Bundle) -> dict[str, Any]:

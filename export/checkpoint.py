@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffseg.engines.errors import CheckpointError
 from diffseg.engines.bundle.manifest import Source
 from diffseg.engines.bundle.specs import LATENT_FACTOR
+from diffseg.engines.errors import CheckpointError
 from diffseg.export.locate import SUPPORTED, CheckpointFiles, find_checkpoint
 from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 from diffusers.utils import logging as diffusers_logging

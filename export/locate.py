@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from diffseg.engines.errors import BundleNotFoundError, CheckpointError
 from diffseg.engines.bundle.hub import is_hub_id, snapshot
+from diffseg.engines.errors import BundleNotFoundError, CheckpointError
 
 PARTS = ("unet", "vae", "text_encoder", "tokenizer")
 SUPPORTED = "supported are UNets of Stable Diffusion's shape: SD 1.x, SD 2.x, BK-SDM and alike"

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 import torch
+from diffseg.engines.bundle.manifest import CPU_SUFFIX
 from diffseg.engines.errors import ParityError
 from diffseg.engines.examples import example_images
-from diffseg.engines.bundle.manifest import CPU_SUFFIX
 from diffseg.engines.providers.onnxruntime import load_session
 from PIL import Image
 

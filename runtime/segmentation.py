@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-from diffseg.engines.bundle.manifest import REFINEMENTS, Defaults, Refine
 from diffseg import draw
 from diffseg.arrays import Array, to_host
+from diffseg.engines.bundle.manifest import REFINEMENTS, Defaults, Refine
 from diffseg.methods.colour import colour_refine
-from diffseg.methods.merge import AnchorDistances, anchor_distances, merge_attention
 from diffseg.methods.kmeans import kmeans_refine
-from diffseg.stages import stage
+from diffseg.methods.merge import AnchorDistances, anchor_distances, merge_attention
 from diffseg.methods.suppress import non_max_suppression
+from diffseg.stages import stage
 from PIL import Image
 
 if TYPE_CHECKING:

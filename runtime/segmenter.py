@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
-from diffseg.engines.bundle.bundle import Bundle, open_bundle
-from diffseg.engines.errors import DeviceMemoryError, ImageError
-from diffseg.engines.bundle.manifest import Refine
-from diffseg.engines.providers.select import load_network
-from diffseg.engines.providers.network import Network
-from diffseg.methods.aggregate import aggregate_attention
 from diffseg.arrays import namespace, prefetched
+from diffseg.engines.bundle.bundle import Bundle, open_bundle
+from diffseg.engines.bundle.manifest import Refine
+from diffseg.engines.errors import DeviceMemoryError, ImageError
+from diffseg.engines.providers.network import Network
+from diffseg.engines.providers.select import load_network
 from diffseg.image import Fit, ImageSource, Placement, fit_image, read_image
+from diffseg.methods.aggregate import aggregate_attention
 from diffseg.methods.merge import AnchorDistances
 from diffseg.segmentation import MergeSettings, Segmentation, Threshold, make_masks
 from diffseg.stages import stage

@@ -27,15 +27,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from bench_merge import make_maps
+from bench.merge import make_maps
+from diffseg import Segmenter
 from diffseg.engines import Bundle, DiffsegError, example_images, open_bundle
-from diffseg.engines.providers.cuda import import_cupy
 from diffseg.engines.machine import find_gpus
 from diffseg.engines.packages import installed_version
-from diffseg import Segmenter
-from diffseg.methods.aggregate import aggregate_attention
-from diffseg.measure.compare import compare_providers
+from diffseg.engines.providers.cuda import import_cupy
 from diffseg.image import fit_image, read_image
+from diffseg.measure.compare import compare_providers
+from diffseg.methods.aggregate import aggregate_attention
 from diffseg.methods.merge import merge_attention
 from diffseg.methods.suppress import non_max_suppression
 

@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
-from diffseg.engines import bundle as bundle_module
+from diffseg import Segmenter
+from diffseg.engines.bundle import bundle as bundle_module
 from diffseg.engines.bundle import specs
 from diffseg.engines.bundle.bundle import Bundle, write_manifest
 from diffseg.engines.bundle.manifest import ENCODER, UNET, Graph, Manifest, Source
-from diffseg import Segmenter
 from hypothesis import settings
 
 from tests.models import copy_models

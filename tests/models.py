@@ -3,7 +3,7 @@
 import shutil
 from pathlib import Path
 
-from diffseg.engines import bundle
+from diffseg.engines.bundle import bundle
 
 EMBEDDED = bundle.MODELS
 

@@ -15,8 +15,8 @@ import pytest
 pytest.importorskip("packaging")
 pytest.importorskip("yaml")
 import yaml
-from diffseg.engines.bundle.manifest import ENCODER
 from diffseg.cli.app import app as command_line
+from diffseg.engines.bundle.manifest import ENCODER
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name

@@ -32,7 +32,7 @@ ELSEWHERE = {
 
 BUILD_IN_A_COPY = """
 from pathlib import Path
-from diffseg.engines import bundle
+from diffseg.engines.bundle import bundle
 bundle.MODELS = Path("models").resolve()
 from diffseg.cli.app import main
 main()

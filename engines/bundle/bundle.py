@@ -11,11 +11,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from diffseg.engines.errors import BundleError, BundleNotFoundError
 from diffseg.engines.bundle.hub import is_hub_id, snapshot
 from diffseg.engines.bundle.manifest import MANIFEST, File, Graph, Manifest, read_manifest
+from diffseg.engines.errors import BundleError, BundleNotFoundError
 
-MODELS = Path(__file__).parent / "models"
+MODELS = Path(__file__).parents[1] / "models"
 PLANS = "plans"
 
 

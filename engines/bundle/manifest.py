@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
-from diffseg.engines.strict_json import DecodeError, is_safe_name, parse_json, read_json
-from diffseg.engines.errors import BundleError
 from diffseg.engines.bundle.specs import AttentionOutput, GraphTensors
+from diffseg.engines.errors import BundleError
+from diffseg.engines.strict_json import DecodeError, is_safe_name, parse_json, read_json
 
 SCHEMA = 1
 MANIFEST = "manifest.json"

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from diffseg.engines.errors import BundleError, MissingPackageError, ProviderError
 from diffseg.engines.bundle.manifest import ENCODER, UNET
-from diffseg.engines.providers.operators import Operator
+from diffseg.engines.errors import BundleError, MissingPackageError, ProviderError
 from diffseg.engines.packages import install_command
 from diffseg.engines.providers.network import SessionPool
+from diffseg.engines.providers.operators import Operator
 
 if TYPE_CHECKING:
     from diffseg.engines.bundle.bundle import Bundle

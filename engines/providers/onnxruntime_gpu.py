@@ -7,12 +7,12 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from diffseg.engines.providers.cuda import device_errors, import_cupy
-from diffseg.engines.errors import DeviceMemoryError, MissingPackageError, ProviderError
-from diffseg.engines.tensorrt.lookup import cache_folder, profile
 from diffseg.engines.bundle.manifest import ENCODER, UNET, Graph
-from diffseg.engines.providers.onnxruntime import check_tensors, import_onnxruntime, session_options
+from diffseg.engines.errors import DeviceMemoryError, MissingPackageError, ProviderError
 from diffseg.engines.packages import install_command
+from diffseg.engines.providers.cuda import device_errors, import_cupy
+from diffseg.engines.providers.onnxruntime import check_tensors, import_onnxruntime, session_options
+from diffseg.engines.tensorrt.lookup import cache_folder, profile
 
 if TYPE_CHECKING:
     from diffseg.engines.bundle.bundle import Bundle

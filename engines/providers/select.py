@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 from diffseg.engines.errors import MissingPackageError, PlanError, ProviderError
 from diffseg.engines.machine import find_gpus
-from diffseg.engines.tensorrt.lookup import Machine, find_plan
-from diffseg.engines.providers.onnxruntime import OrtNetwork
 from diffseg.engines.providers.network import Network
+from diffseg.engines.providers.onnxruntime import OrtNetwork
 from diffseg.engines.tensorrt.build import import_engine
+from diffseg.engines.tensorrt.lookup import Machine, find_plan
 
 if TYPE_CHECKING:
     from diffseg.engines.bundle.bundle import Bundle

@@ -1,0 +1,1 @@
+"""TensorRT and TensorRT-RTX plans: their format, how they are built, found and executed."""

@@ -15,12 +15,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from diffseg.engines.errors import MissingPackageError, PlanError
-from diffseg.engines.tensorrt.precision import EngineLayers, read_inspector, read_program
-from diffseg.engines.tensorrt.lookup import cache_folder
 from diffseg.engines.bundle.manifest import Graph
+from diffseg.engines.errors import MissingPackageError, PlanError
 from diffseg.engines.packages import install_command
+from diffseg.engines.tensorrt.lookup import cache_folder
 from diffseg.engines.tensorrt.plan import Engine, PlanSpec
+from diffseg.engines.tensorrt.precision import EngineLayers, read_inspector, read_program
 
 logger = logging.getLogger(__name__)
 

@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from diffseg.engines.providers.cuda import device_errors, import_cupy
-from diffseg.engines.errors import PlanError, ProviderError
-from diffseg.engines.tensorrt.lookup import cache_folder
 from diffseg.engines.bundle.manifest import ENCODER, UNET
-from diffseg.engines.tensorrt.plan import Plan
+from diffseg.engines.errors import PlanError, ProviderError
+from diffseg.engines.providers.cuda import device_errors, import_cupy
 from diffseg.engines.providers.network import SessionPool
 from diffseg.engines.tensorrt.build import import_engine, make_logger, write
+from diffseg.engines.tensorrt.lookup import cache_folder
+from diffseg.engines.tensorrt.plan import Plan
 
 if TYPE_CHECKING:
     from diffseg.engines.bundle.bundle import Bundle

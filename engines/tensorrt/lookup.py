@@ -13,10 +13,10 @@ from pathlib import Path
 
 import platformdirs
 from diffseg.engines.bundle.bundle import PLANS, Bundle
+from diffseg.engines.bundle.specs import GraphTensors
 from diffseg.engines.errors import PlanError
 from diffseg.engines.machine import Gpu
 from diffseg.engines.tensorrt.plan import Engine, Plan, PlanSpec, Profile
-from diffseg.engines.bundle.specs import GraphTensors
 
 CACHE_VARIABLE = "DIFFSEG_CACHE"
 PORTABLE_FROM = (8, 0)

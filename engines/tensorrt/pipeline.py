@@ -14,12 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from diffseg.engines.bundle.bundle import Bundle, file_problem, sha256
+from diffseg.engines.bundle.manifest import File
 from diffseg.engines.errors import MissingPackageError, PlanError
 from diffseg.engines.machine import Gpus, find_gpus
-from diffseg.engines.tensorrt.precision import EngineLayers
-from diffseg.engines.tensorrt.lookup import Machine, plans_folder, profile
-from diffseg.engines.bundle.manifest import File
-from diffseg.engines.tensorrt.plan import RECORD, BuildOptions, Engine, Plan, PlanRecord, PlanSpec, Target
 from diffseg.engines.tensorrt.build import (
     BUILD_EXTRAS,
     Report,
@@ -29,6 +26,9 @@ from diffseg.engines.tensorrt.build import (
     read_layers,
     write,
 )
+from diffseg.engines.tensorrt.lookup import Machine, plans_folder, profile
+from diffseg.engines.tensorrt.plan import RECORD, BuildOptions, Engine, Plan, PlanRecord, PlanSpec, Target
+from diffseg.engines.tensorrt.precision import EngineLayers
 
 logger = logging.getLogger(__name__)
 

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Literal
 
 from diffseg.engines.bundle.bundle import digest_problem, file_problem
-from diffseg.engines.strict_json import DecodeError, read_json
-from diffseg.engines.errors import PlanError
-from diffseg.engines.tensorrt.precision import EngineLayers
 from diffseg.engines.bundle.manifest import ENCODER, UNET, File, Precision
+from diffseg.engines.errors import PlanError
+from diffseg.engines.strict_json import DecodeError, read_json
+from diffseg.engines.tensorrt.precision import EngineLayers
 
 Engine = Literal["tensorrt", "tensorrt-rtx"]
 HardwareCompatibility = Literal["none", "ampere-plus", "same-compute-capability"]

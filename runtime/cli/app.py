@@ -6,7 +6,6 @@ import io
 import sys
 
 import typer
-from diffseg.engines.errors import DiffsegError
 from diffseg.cli.bundles import build, inspect, verify
 from diffseg.cli.evaluate import evaluate
 from diffseg.cli.export import export
@@ -16,6 +15,7 @@ from diffseg.cli.segment import segment
 from diffseg.cli.serve import serve
 from diffseg.cli.terminal import fail
 from diffseg.cli.triton import triton
+from diffseg.engines.errors import DiffsegError
 
 app = typer.Typer(
     name="diffseg",

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from diffseg.engines.providers.select import Provider
-from diffseg.cli.terminal import FAILED, consoles
 from diffseg.cli.tables import formats, si
+from diffseg.cli.terminal import FAILED, consoles
+from diffseg.engines.providers.select import Provider
 
 if TYPE_CHECKING:
     from diffseg.engines.bundle.bundle import Bundle
@@ -56,8 +56,8 @@ def build(
     force: Annotated[bool, typer.Option("--force", help="Build again what is there already.")] = False,
 ) -> None:
     """Build a bundle's graphs into engine plans for one kind of GPU."""
-    from diffseg.engines.tensorrt.pipeline import build_plan
     from diffseg.engines.bundle.bundle import open_bundle
+    from diffseg.engines.tensorrt.pipeline import build_plan
     from diffseg.engines.tensorrt.plan import BuildOptions
 
     options = BuildOptions(optimization_level, version_compatible, hardware_compatibility.value, strip_weights)
@@ -111,8 +111,8 @@ def verify(
 ) -> None:
     """Compare every file of a bundle, and of its plans, with its recorded hash; a provider with the CPU."""
     from diffseg.engines.bundle.bundle import Bundle, find_bundle
-    from diffseg.engines.tensorrt.lookup import verify_plans
     from diffseg.engines.bundle.manifest import read_manifest
+    from diffseg.engines.tensorrt.lookup import verify_plans
 
     if images and provider is None:
         raise typer.BadParameter("images are for --provider", param_hint="IMAGE…")
@@ -135,9 +135,9 @@ def verify(
 
 
 def _verify_provider(bundle: Bundle, provider: Provider, images: list[Path] | None) -> None:
+    from diffseg.cli.tables import comparison_tables
     from diffseg.engines.examples import example_images
     from diffseg.measure.compare import compare_providers
-    from diffseg.cli.tables import comparison_tables
 
     console, errors = consoles()
     comparison = compare_providers(bundle, provider.value, images or example_images()[:2])

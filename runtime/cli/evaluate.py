@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from diffseg.engines.providers.select import Provider
 from diffseg.cli.terminal import FAILED, INTERRUPTED, consoles, fail, track
+from diffseg.engines.providers.select import Provider
 from diffseg.measure.evaluate import Layout, Method, Protocol
 
 

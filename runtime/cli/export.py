@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 from diffseg.cli.segment import RefineChoice
-from diffseg.cli.terminal import consoles
 from diffseg.cli.tables import si
+from diffseg.cli.terminal import consoles
 
 PARITY_SHOWN = ("latent_max_error", "attention_max_error", "row_cosine_distance_p99", "row_sum_max_error")
 

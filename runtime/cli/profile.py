@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from diffseg.cli.terminal import FAILED, WRONG_USAGE, consoles, fail
 from diffseg.engines.errors import DiffsegError
 from diffseg.engines.providers.select import Provider
-from diffseg.cli.terminal import FAILED, WRONG_USAGE, consoles, fail
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -122,8 +122,8 @@ def _compare(a: Path, b: Path, fail_above: float | None) -> None:
 
 
 def _paths(images: list[str] | None) -> list[Path]:
-    from diffseg.engines.examples import example_images
     from diffseg.cli.segment import expand
+    from diffseg.engines.examples import example_images
 
     paths = expand(images) if images else example_images()
     if not paths:

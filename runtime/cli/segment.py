@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from diffseg.cli.terminal import FAILED, consoles, fail, track
 from diffseg.engines.errors import DiffsegError, ImageError
 from diffseg.engines.providers.select import Provider
-from diffseg.cli.terminal import FAILED, consoles, fail, track
 
 OUTPUT_ENDINGS = (".labels.png", ".overlay.png")
 

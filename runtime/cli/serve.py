@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from diffseg.cli.terminal import fail
 from diffseg.engines.errors import DiffsegError, MissingPackageError
 from diffseg.engines.packages import install_command
 from diffseg.engines.providers.select import Provider
-from diffseg.cli.terminal import fail
 
 TOKEN = "DIFFSEG_TOKEN"  # noqa: S105 - the name of the variable
 MEGA = 1_000_000

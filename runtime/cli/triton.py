@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from diffseg.engines.providers.select import Provider
 from diffseg.cli.terminal import consoles
+from diffseg.engines.providers.select import Provider
 from diffseg.serving.triton.platforms import Device, Platform
 
 

@@ -1,0 +1,1 @@
+"""Measurements: profiles, evaluations and comparisons."""

@@ -8,13 +8,13 @@ import platform
 from typing import Any
 
 from diffseg.engines.bundle.bundle import embedded_models, open_bundle
-from diffseg.engines.providers.cuda import import_cupy
 from diffseg.engines.errors import MissingPackageError, PlanError
 from diffseg.engines.machine import Gpus, find_gpus
-from diffseg.engines.tensorrt.lookup import Machine, list_plans, mismatches
 from diffseg.engines.packages import install_command, installed_version
+from diffseg.engines.providers.cuda import import_cupy
 from diffseg.engines.providers.select import Provider
 from diffseg.engines.tensorrt.build import BUILD_EXTRAS, EXTRAS, engine_version
+from diffseg.engines.tensorrt.lookup import Machine, list_plans, mismatches
 
 PACKAGES = {
     "numpy": "",

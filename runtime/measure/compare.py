@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from diffseg.arrays import to_host
 from diffseg.engines.errors import MissingPackageError
 from diffseg.engines.packages import install_command
 from diffseg.engines.providers.select import load_network
-from diffseg.arrays import to_host
 from diffseg.image import fit_image, read_image
 from diffseg.segmenter import Segmenter
 

@@ -1,0 +1,1 @@
+"""The algorithms: arrays in, arrays out, for NumPy and CuPy alike."""

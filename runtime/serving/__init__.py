@@ -1,1 +1,1 @@
-"""The server: requests in, masks out. Needs the extra `serve`; nothing here is imported before `diffseg serve` runs."""
+"""Ways to serve a bundle: over HTTP, and by Triton."""

@@ -29,12 +29,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from bench_merge import aggregate_whole, merge_whole
-from diffseg.engines import Bundle, example_images
 from diffseg import Segmenter
+from diffseg.engines import Bundle, example_images
 from diffseg.measure.profile.environment import processor
 from diffseg.measure.profile.startup import STEPS, measure_starts
 from full_size import DIFFSEG, run, segment
+from merge import aggregate_whole, merge_whole
 from packaging.requirements import Requirement
 
 GEMM = 4096
@@ -99,7 +99,7 @@ def bundle_of(work: Path, precision: str = "fp32", size: int = 512) -> Path:
     """Make a bundle of random weights, unless it is there."""
     checkpoint, bundle = work / "sd15", work / (f"sd15-{precision}" + ("" if size == 512 else f"-{size}"))
     if not checkpoint.exists():
-        run(sys.executable, Path(__file__).with_name("make_checkpoint.py"), "sd15", checkpoint)
+        run(sys.executable, Path(__file__).parents[1] / "make_checkpoint.py", "sd15", checkpoint)
     if not bundle.exists():
         run(*DIFFSEG, "export", checkpoint, "-o", bundle, "--size", str(size), "--precision", precision)
     return bundle

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from diffseg.engines import Bundle, example_images
-from diffseg.engines.inspect import inspect_bundle
 from diffseg.engines.bundle.manifest import UNET
+from diffseg.engines.inspect import inspect_bundle
 from diffseg.engines.tensorrt.plan import RECORD
 from diffseg.measure.profile.environment import processor
 
@@ -94,7 +94,7 @@ def main() -> None:
         "steps": {},
     }
     if not checkpoint.exists():
-        script = Path(__file__).with_name("make_checkpoint.py")
+        script = Path(__file__).parents[1] / "make_checkpoint.py"
         record["steps"]["make_checkpoint"] = run(sys.executable, script, arguments.family, checkpoint)
     for precision in arguments.precision or ("fp32", "fp16"):
         bundle = arguments.work / f"{arguments.family}-{precision}"

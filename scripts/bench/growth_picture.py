@@ -14,7 +14,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 STAGES = {"encode": "#4c78a8", "attend": "#f58518", "aggregate": "#54a24b", "merge": "#b279a2"}
 MEMORY = "#777777"
 

@@ -21,10 +21,10 @@ from datetime import date
 from pathlib import Path
 
 import numpy as np
-from diffseg.methods.aggregate import aggregate_attention
-from diffseg.methods.merge import anchor_indices, merge_attention
 from diffseg.measure.profile.environment import processor
+from diffseg.methods.aggregate import aggregate_attention
 from diffseg.methods.kmeans import kmeans_refine
+from diffseg.methods.merge import anchor_indices, merge_attention
 from diffseg.methods.suppress import non_max_suppression
 from numpy.typing import NDArray
 

@@ -28,8 +28,8 @@ from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
 
-from diffseg.engines import example_images
 from diffseg import Segmenter
+from diffseg.engines import example_images
 
 PATIENCE = 300.0
 PERCENTILES = (50, 95, 99)

@@ -35,7 +35,7 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 BUNDLE = ROOT / "engines" / "models" / "tiny"
 PHOTO = ROOT / "engines" / "examples" / "boot.jpg"
 LABELS = "org.opencontainers.image."

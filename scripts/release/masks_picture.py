@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from diffseg.engines import example_images
 from diffseg import Segmenter
+from diffseg.engines import example_images
 from PIL import Image
 
 HEIGHT, GAP = 288, 8
@@ -25,7 +25,7 @@ def main() -> None:
         for row, picture in enumerate(column):
             sheet.paste(picture.resize((width, HEIGHT)), (left, row * (HEIGHT + GAP)))
         left += width + GAP
-    target = Path(__file__).parents[1] / "docs" / "masks.jpg"
+    target = Path(__file__).parents[2] / "docs" / "masks.jpg"
     target.parent.mkdir(exist_ok=True)
     sheet.save(target, quality=88)
     print(target)

@@ -14,9 +14,9 @@ import tempfile
 from pathlib import Path
 
 from diffseg.engines import example_images
-from diffseg.measure.profile.pairs import read_record
 from diffseg.measure.profile.html import render_report
 from diffseg.measure.profile.measure import ProfileSettings, take_profile
+from diffseg.measure.profile.pairs import read_record
 from PIL import Image
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
@@ -36,7 +36,7 @@ def main() -> None:
         record = read_record(arguments.record)
     else:
         record, _ = take_profile("tiny", example_images(), ProfileSettings())
-    target = Path(__file__).parents[1] / "docs" / "profile.png"
+    target = Path(__file__).parents[2] / "docs" / "profile.png"
     with tempfile.TemporaryDirectory() as folder:
         page, photograph = Path(folder, "report.html"), Path(folder, "report.png")
         page.write_text(render_report(record), encoding="utf-8")

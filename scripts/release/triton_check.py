@@ -22,8 +22,8 @@ from typing import Any
 
 import numpy as np
 import tritonclient.http as triton
-from diffseg.engines import example_images, open_bundle
 from diffseg import Segmenter
+from diffseg.engines import example_images, open_bundle
 from diffseg.image import read_image
 from diffseg.serving.triton.config import Options
 from diffseg.serving.triton.platforms import Platform

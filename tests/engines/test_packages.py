@@ -11,13 +11,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from diffseg.engines.tensorrt.pipeline import build_plan
+from diffseg.cli.tables import machine_tables
 from diffseg.engines.errors import MissingPackageError
 from diffseg.engines.machine import Gpus
 from diffseg.engines.packages import install_command
 from diffseg.engines.tensorrt.build import import_engine
-from diffseg import info
-from diffseg.cli.tables import machine_tables
+from diffseg.engines.tensorrt.pipeline import build_plan
+from diffseg.measure import capabilities as info
 
 ROOT = Path(__file__).parents[2]
 WHEEL = "file:///downloads/diffseg-0.1.0-py3-none-any.whl"

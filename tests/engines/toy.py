@@ -66,7 +66,7 @@ def make_toy(folder: Path, precision: str = "fp32", dtype: str = "float32") -> B
 def write(path: Path, declared: specs.GraphTensors, nodes: list, weights: dict) -> None:
     """Write an ONNX file with the declared inputs and outputs."""
 
-    def value(tensor: specs.Tensor) -> onnx.ValueInfoProto:
+    def value(tensor: specs.TensorSpec) -> onnx.ValueInfoProto:
         shape = [axis.name if axis.dynamic else axis.opt for axis in tensor.axes]
         return helper.make_tensor_value_info(
             tensor.name, helper.np_dtype_to_tensor_dtype(np.dtype(tensor.dtype)), shape

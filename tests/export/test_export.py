@@ -6,8 +6,8 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from diffseg.engines.errors import CheckpointError, ParityError
 from diffseg.engines.bundle.manifest import Defaults
+from diffseg.engines.errors import CheckpointError, ParityError
 from diffseg.engines.providers.onnxruntime import import_onnxruntime
 from diffseg.export import ExportSettings, export_bundle, parity, parse_size
 from diffseg.export.checkpoint import load_checkpoint

@@ -11,14 +11,14 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
-from diffseg.engines.tensorrt.pipeline import build_plan
+from diffseg import Segmenter
 from diffseg.engines.machine import Gpus
-from diffseg.engines.tensorrt.precision import PRECISIONS
 from diffseg.engines.providers.onnxruntime import OrtNetwork
+from diffseg.engines.tensorrt.pipeline import build_plan
+from diffseg.engines.tensorrt.precision import PRECISIONS
 from diffseg.export import ExportSettings, export_bundle
 from diffseg.export.checkpoint import load_checkpoint
 from diffseg.export.parity import execute, sample_images
-from diffseg import Segmenter
 from diffusers.models.attention_processor import Attention, AttnProcessor
 
 CASES = {

@@ -4,13 +4,14 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from diffseg.engines import bundle, example_images, open_bundle
-from diffseg.engines.tensorrt.pipeline import build_plan
-from diffseg.engines.tensorrt.lookup import Machine, find_plan
-from diffseg.engines.tensorrt.execute import NativeNetwork
-from diffseg.engines.tensorrt.build import engine_version
 from diffseg import Segmenter
 from diffseg.arrays import to_host
+from diffseg.engines import example_images, open_bundle
+from diffseg.engines.bundle import bundle
+from diffseg.engines.tensorrt.build import engine_version
+from diffseg.engines.tensorrt.execute import NativeNetwork
+from diffseg.engines.tensorrt.lookup import Machine, find_plan
+from diffseg.engines.tensorrt.pipeline import build_plan
 from diffseg.measure.compare import compare_providers
 
 from tests.models import copy_models

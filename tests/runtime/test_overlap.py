@@ -6,9 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from diffseg import Segmenter
 from diffseg.engines.errors import DeviceMemoryError, ImageError
 from diffseg.engines.providers.network import SessionPool
-from diffseg import Segmenter
 
 from tests.runtime.doubles import LendingNetwork
 

@@ -3,13 +3,13 @@
 import inspect
 from concurrent.futures import ThreadPoolExecutor
 
-import diffseg.engines
 import diffseg
+import diffseg.engines
 import numpy as np
 import pytest
+from diffseg import Segmentation, Segmenter
 from diffseg.engines.errors import BundleError, DiffsegError, ImageError
 from diffseg.engines.examples import example_images
-from diffseg import Segmentation, Segmenter
 from diffseg.image import Placement
 from diffseg.segmentation import place_labels
 from hypothesis import given
@@ -37,7 +37,7 @@ def check(result, shape):
 
 
 def test_the_exported_names():
-    assert diffseg.__all__ == ["MergeSettings", "Segment", "Segmentation", "Segmenter"]
+    assert diffseg.__all__ == ["DiffsegError", "MergeSettings", "Segment", "Segmentation", "Segmenter", "__version__"]
     for module in (diffseg, diffseg.engines):
         assert all(inspect.getdoc(getattr(module, name)) for name in module.__all__)
         assert module.__all__ == sorted(module.__all__)

@@ -44,11 +44,11 @@ def test_an_observer_sees_the_stages_of_every_thread_and_only_while_it_watches()
 
 def test_two_observers_and_a_stage_that_outlives_one():
     outer, inner = Recorder(), Recorder()
-    stage = stage(None, "attend")
+    attend = stage(None, "attend")
     with observing(outer):
         with observing(inner):
-            stage.__enter__()
-        stage.__exit__(None, None, None)
+            attend.__enter__()
+        attend.__exit__(None, None, None)
     assert [span.stage for span in inner.take()] == ["attend"]  # it was shown the beginning, so it is shown the end
     assert [span.stage for span in outer.take()] == ["attend"]
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from diffseg.engines.errors import DatasetError, ImageError
-from diffseg.measure.evaluate import coco_stuff as coco
 from diffseg.image import SUFFIXES
+from diffseg.measure.evaluate import coco_stuff as coco
 from PIL import Image
 
 if TYPE_CHECKING:

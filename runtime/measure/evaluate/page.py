@@ -8,8 +8,8 @@ from html import escape
 from typing import TYPE_CHECKING
 
 import numpy as np
-from diffseg.engines.errors import DiffsegError
 from diffseg import draw
+from diffseg.engines.errors import DiffsegError
 from diffseg.measure.evaluate.datasets import VOID
 from diffseg.measure.evaluate.report import (
     MEANINGS,

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from diffseg.engines.packages import installed_version
-from diffseg.measure.evaluate.methods import EXPLANATIONS, Column, Method
 from diffseg.measure.evaluate.agreement import covering
+from diffseg.measure.evaluate.methods import EXPLANATIONS, Column, Method
 from diffseg.measure.evaluate.scores import Score, score
 from diffseg.segmentation import replacing
 

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from diffseg.engines.errors import DiffsegError, ImageError, MissingPackageError
-from diffseg.engines.bundle.manifest import ENCODER, UNET
-from diffseg.engines.packages import install_command
 from diffseg.arrays import prefetched, to_host
+from diffseg.engines.bundle.manifest import ENCODER, UNET
+from diffseg.engines.errors import DiffsegError, ImageError, MissingPackageError
+from diffseg.engines.packages import install_command
+from diffseg.image import read_image
+from diffseg.measure.evaluate.agreement import Boundary, Overlap
 from diffseg.measure.evaluate.datasets import VOID, Dataset, Sample
 from diffseg.measure.evaluate.methods import (
     CONSTANT_CLUSTERS,
@@ -24,13 +26,11 @@ from diffseg.measure.evaluate.methods import (
     kmeans_colour,
     merge_superpixels,
 )
-from diffseg.measure.evaluate.agreement import Boundary, Overlap
 from diffseg.measure.evaluate.protocol import PAPER_SIZE, Protocol, prepare, resize_nearest
 from diffseg.measure.evaluate.results import Record, Store
-from diffseg.image import read_image
 from diffseg.methods.kmeans import kmeans_refine
-from diffseg.segmentation import Segmentation, place_labels
 from diffseg.methods.suppress import non_max_suppression
+from diffseg.segmentation import Segmentation, place_labels
 
 if TYPE_CHECKING:
     from diffseg.segmenter import Segmenter

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from diffseg.measure.profile.pairs import Comparison
 from diffseg.measure.profile.environment import busy_line
+from diffseg.measure.profile.pairs import Comparison
 from diffseg.measure.profile.statistics import LEAST_PAIRS, SIGNIFICANCE
 from rich.table import Table
 

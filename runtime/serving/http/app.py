@@ -14,8 +14,8 @@ from importlib.resources import files
 
 from diffseg.serving.http import images, inference
 from diffseg.serving.http.access import authorised
-from diffseg.serving.http.middleware import RequestContext
 from diffseg.serving.http.errors import RequestError
+from diffseg.serving.http.middleware import RequestContext
 from diffseg.serving.http.service import Service
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError

@@ -10,6 +10,8 @@ from diffseg.engines.bundle.manifest import Refine
 from diffseg.image import Fit
 from diffseg.segmentation import MergeSettings, Segmentation
 from diffseg.serving.http.access import authorised
+from diffseg.serving.http.errors import RequestError
+from diffseg.serving.http.limits import image_part
 from diffseg.serving.http.responses import (
     MEDIA_TYPES,
     Counts,
@@ -21,8 +23,6 @@ from diffseg.serving.http.responses import (
     shrink,
     shrunk,
 )
-from diffseg.serving.http.errors import RequestError
-from diffseg.serving.http.limits import image_part
 from diffseg.serving.http.service import Service, settings_of
 from diffseg.serving.protocol.settings import MOST_ROUNDS
 from fastapi import APIRouter, Depends, Header, Query, Request, Response

@@ -11,8 +11,8 @@ from diffseg.serving.http.access import authorised
 from diffseg.serving.http.errors import RequestError, bad_request
 from diffseg.serving.http.images import Served
 from diffseg.serving.http.kserve import INPUTS, MODEL, OUTPUTS, PARAMETERS, VERSION, read_inference, write_inference
-from diffseg.serving.protocol.untrusted import check_pixels
 from diffseg.serving.http.service import settings_of
+from diffseg.serving.protocol.untrusted import check_pixels
 from fastapi import APIRouter, Depends, Header, Request, Response
 from fastapi.responses import JSONResponse
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from diffseg.segmentation import Segmentation
-from diffseg.serving.http.responses import to_json
 from diffseg.serving.http.errors import bad_request
+from diffseg.serving.http.responses import to_json
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from diffseg.arrays import Array, resize_last, to_host
+from diffseg.formats.rle import compress, run_lengths
 from diffseg.image import Placement
 from diffseg.segmentation import Segmentation, place_labels
 from diffseg.serving.http.errors import RequestError, bad_request
-from diffseg.formats.rle import compress, run_lengths
 from PIL import Image
 
 if TYPE_CHECKING:

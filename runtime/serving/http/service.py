@@ -13,12 +13,12 @@ from diffseg.engines.errors import ImageError
 from diffseg.image import Fit, ImageSource
 from diffseg.segmentation import MergeSettings, Segmentation
 from diffseg.segmenter import Prepared, Segmenter
+from diffseg.serving.http.attention_store import AttentionStore
 from diffseg.serving.http.batcher import Batcher, Health
 from diffseg.serving.http.errors import bad_request, busy, late, left
 from diffseg.serving.http.limits import Bodies, Limits, open_image
 from diffseg.serving.http.metrics import Metrics
 from diffseg.serving.protocol.settings import updated_settings
-from diffseg.serving.http.attention_store import AttentionStore
 
 if TYPE_CHECKING:
     from fastapi import Request

@@ -14,21 +14,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias, TypeVar, get_args
 
 import numpy as np
-from diffseg.engines.providers.cuda import import_cupy
-from diffseg.engines.errors import ImageError
-from diffseg.engines.bundle.manifest import Manifest, read_manifest
-from diffseg.methods.aggregate import aggregate_attention
 from diffseg.arrays import Array, to_host
+from diffseg.engines.bundle.manifest import Manifest, read_manifest
+from diffseg.engines.errors import ImageError
+from diffseg.engines.providers.cuda import import_cupy
 from diffseg.image import Fit, ImageSource, Placement, fit_image, read_image
+from diffseg.methods.aggregate import aggregate_attention
 from diffseg.segmentation import MergeSettings, Segmentation, make_masks
 from diffseg.segmenter import Prepared, Segmenter
-from diffseg.serving.http.responses import to_json
 from diffseg.serving.http.errors import RequestError, bad_request
 from diffseg.serving.http.kserve import ENCODED, IMAGE, LABELS, SEGMENTS, stack_labels
-from diffseg.serving.protocol.untrusted import check_pixels, open_encoded
+from diffseg.serving.http.responses import to_json
 from diffseg.serving.protocol.settings import updated_settings
-from diffseg.stages import stage
+from diffseg.serving.protocol.untrusted import check_pixels, open_encoded
 from diffseg.serving.triton.config import KIND, PIXELS, PLACEMENT, PROVIDER, wire_shape
+from diffseg.stages import stage
 from PIL import Image
 
 if TYPE_CHECKING:

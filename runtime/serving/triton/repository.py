@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from diffseg.engines.bundle.bundle import PLANS, Bundle, atomic_folder, file_problem
+from diffseg.engines.bundle.manifest import ENCODER, MANIFEST, UNET
 from diffseg.engines.errors import BundleError, PlanError, ProviderError
 from diffseg.engines.tensorrt.lookup import build_command, from_bundle, list_plans
-from diffseg.engines.bundle.manifest import ENCODER, MANIFEST, UNET
 from diffseg.engines.tensorrt.plan import RECORD, Engine, Plan
 from diffseg.image import Placement
 from diffseg.serving.http.kserve import MODEL

@@ -4,10 +4,17 @@ import json
 from pathlib import Path
 
 import pytest
-from diffseg.engines.bundle.bundle import Bundle, atomic_folder, embedded_models, find_bundle, open_bundle, write_manifest
-from diffseg.engines.strict_json import MAX_BYTES, is_safe_name
-from diffseg.engines.errors import BundleError, BundleNotFoundError, DiffsegError
+from diffseg.engines.bundle.bundle import (
+    Bundle,
+    atomic_folder,
+    embedded_models,
+    find_bundle,
+    open_bundle,
+    write_manifest,
+)
 from diffseg.engines.bundle.manifest import MANIFEST, Manifest, read_manifest
+from diffseg.engines.errors import BundleError, BundleNotFoundError, DiffsegError
+from diffseg.engines.strict_json import MAX_BYTES, is_safe_name
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -3,11 +3,11 @@
 from pathlib import Path
 
 import pytest
+from diffseg import Segmenter
 from diffseg.engines.bundle.bundle import MODELS, open_bundle
+from diffseg.engines.bundle.hub import is_hub_id, snapshot
 from diffseg.engines.errors import BundleError, BundleNotFoundError
 from diffseg.engines.examples import example_images
-from diffseg.engines.bundle.hub import is_hub_id, snapshot
-from diffseg import Segmenter
 
 huggingface_hub = pytest.importorskip("huggingface_hub")
 REVISION = "0123456789abcdef0123456789abcdef01234567"

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from diffseg.engines import open_bundle
 from diffseg.engines.bundle.bundle import Bundle
+from diffseg.engines.bundle.specs import encoder_tensors, unet_tensors
 from diffseg.engines.errors import BundleError, ProviderError
 from diffseg.engines.examples import example_images
 from diffseg.engines.providers.onnxruntime import OrtNetwork
 from diffseg.engines.providers.select import load_network
-from diffseg.engines.bundle.specs import encoder_tensors, unet_tensors
 
 from tests.pictures import pixels
 

@@ -6,14 +6,14 @@ import sys
 
 import numpy as np
 import pytest
+from diffseg import Segmenter
 from diffseg.engines import open_bundle
 from diffseg.engines.bundle.bundle import Bundle
 from diffseg.engines.errors import BundleError, MissingPackageError, ProviderError
 from diffseg.engines.examples import example_images
-from diffseg.engines.providers.onnxruntime import OrtNetwork
 from diffseg.engines.packages import install_command
+from diffseg.engines.providers.onnxruntime import OrtNetwork
 from diffseg.engines.providers.select import load_network
-from diffseg import Segmenter
 
 from tests.pictures import pixels
 

@@ -6,10 +6,10 @@ import time
 import numpy as np
 import pytest
 from diffseg.engines import open_bundle
-from diffseg.engines.errors import ProviderError
 from diffseg.engines.bundle.manifest import ENCODER, UNET
-from diffseg.engines.providers.operators import RecordsOperators
+from diffseg.engines.errors import ProviderError
 from diffseg.engines.providers.onnxruntime import OrtNetwork, read_operators
+from diffseg.engines.providers.operators import RecordsOperators
 
 EVENTS = json.loads("""[
   {"cat": "Session", "name": "model_loading_uri", "ts": 1, "dur": 500, "args": {}},

@@ -6,16 +6,16 @@ import sys
 from dataclasses import replace
 
 import pytest
-from diffseg.engines.providers import select as providers
 from diffseg.engines.bundle.bundle import open_bundle
-from diffseg.engines.providers.cuda import device_errors, import_cupy
+from diffseg.engines.bundle.specs import batch_axis
 from diffseg.engines.errors import DeviceMemoryError, MissingPackageError, PlanError, ProviderError
 from diffseg.engines.machine import Gpu, Gpus
-from diffseg.engines.tensorrt.execute import chained_tensors
-from diffseg.engines.providers.onnxruntime_gpu import OrtGpuNetwork
 from diffseg.engines.packages import install_command
+from diffseg.engines.providers import select as providers
+from diffseg.engines.providers.cuda import device_errors, import_cupy
+from diffseg.engines.providers.onnxruntime_gpu import OrtGpuNetwork
 from diffseg.engines.providers.select import Provider, load_network
-from diffseg.engines.bundle.specs import batch_axis
+from diffseg.engines.tensorrt.execute import chained_tensors
 
 L4 = Gpu("NVIDIA L4", "8.9", 24 << 30, 58, "13.0")
 ERRORS = {

@@ -14,15 +14,15 @@ import pytest
 
 pytest.importorskip("tensorrt_rtx", reason="needs the extra 'rtx-build'")
 pytest.importorskip("onnx", reason="needs the extra 'export', for the toy bundle")
-from diffseg.engines.tensorrt import pipeline as build_module
-from diffseg.engines.tensorrt.pipeline import build_plan
+from diffseg.cli.app import app
 from diffseg.engines.bundle.bundle import Bundle, open_bundle, write_manifest
 from diffseg.engines.errors import MissingPackageError, PlanError
 from diffseg.engines.machine import Gpu, Gpus
-from diffseg.engines.tensorrt.lookup import Machine, find_plan, mismatches
 from diffseg.engines.packages import install_command
+from diffseg.engines.tensorrt import pipeline as build_module
+from diffseg.engines.tensorrt.lookup import Machine, find_plan, mismatches
+from diffseg.engines.tensorrt.pipeline import build_plan
 from diffseg.engines.tensorrt.plan import BuildOptions, Plan
-from diffseg.cli.app import app
 from typer.testing import CliRunner
 
 from tests.engines.toy import make_toy
@@ -200,7 +200,8 @@ def test_an_interrupted_build_leaves_nothing(models):
     """Ctrl-C while the builder works on the embedded model's UNet."""
     code = (
         "import signal, sys\nsignal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it\n"
-        "from diffseg.engines.tensorrt.pipeline import build_plan\nfrom diffseg.engines.bundle.bundle import open_bundle\n"
+        "from diffseg.engines.tensorrt.pipeline import build_plan\n"
+        "from diffseg.engines.bundle.bundle import open_bundle\n"
         "build_plan(open_bundle(sys.argv[1]), 'tensorrt-rtx', compute_capabilities=['8.9'],\n"
         "           report=lambda graph, *_: print(graph, flush=True))\n"
     )

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 from diffseg.engines.bundle.bundle import Bundle, open_bundle, write_manifest
+from diffseg.engines.bundle.manifest import File
 from diffseg.engines.errors import PlanError
 from diffseg.engines.machine import Gpu
-from diffseg.engines.tensorrt.precision import EngineLayers
 from diffseg.engines.tensorrt.lookup import (
     Machine,
     build_command,
@@ -27,8 +27,8 @@ from diffseg.engines.tensorrt.lookup import (
     profile,
     verify_plans,
 )
-from diffseg.engines.bundle.manifest import File
 from diffseg.engines.tensorrt.plan import RECORD, BuildOptions, Plan, PlanRecord, PlanSpec, Target
+from diffseg.engines.tensorrt.precision import EngineLayers
 
 ROOT = Path(__file__).parents[2]
 L4 = Gpu("NVIDIA L4", "8.9", 24 << 30, 58, "13.0")

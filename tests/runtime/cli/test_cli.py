@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from diffseg.engines.examples import example_images
 from diffseg.cli.app import app
 from diffseg.cli.segment import expand, output_names
+from diffseg.engines.examples import example_images
 from typer.testing import CliRunner
 
 from tests.models import copy_models

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from diffseg.methods.aggregate import aggregate_attention
 from diffseg.arrays import to_host
-from diffseg.methods.merge import anchor_distances, merge_attention
+from diffseg.methods.aggregate import aggregate_attention
 from diffseg.methods.kmeans import kmeans_refine
+from diffseg.methods.merge import anchor_distances, merge_attention
 from diffseg.methods.suppress import dense_labels, non_max_suppression
 
 from .strategies import attention

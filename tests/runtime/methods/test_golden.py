@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 from diffseg.methods.aggregate import aggregate_attention
-from diffseg.methods.merge import merge_attention
 from diffseg.methods.kmeans import kmeans_refine
+from diffseg.methods.merge import merge_attention
 from diffseg.methods.suppress import non_max_suppression
 
 from tests.pictures import pixels
 
-GOLDEN = Path(__file__).parents[1] / "golden"
+GOLDEN = Path(__file__).parents[2] / "golden"
 SEEDS = sorted({int(p.name[4]) for p in GOLDEN.glob("seed*.png")})
 TAUS = ("0.3", "0.6", "1.1")
 

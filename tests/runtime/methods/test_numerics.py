@@ -4,10 +4,10 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from diffseg.methods.aggregate import aggregate_attention
 from diffseg.arrays import to_host
-from diffseg.methods.merge import anchor_distances, anchor_indices, merge_attention
+from diffseg.methods.aggregate import aggregate_attention
 from diffseg.methods.kmeans import kmeans_refine
+from diffseg.methods.merge import anchor_distances, anchor_indices, merge_attention
 from diffseg.methods.suppress import dense_labels, non_max_suppression
 from hypothesis import given, settings
 from hypothesis import strategies as st

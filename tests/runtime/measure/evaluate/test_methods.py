@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from diffseg.measure.evaluate.agreement import Overlap, covering
 from diffseg.measure.evaluate.methods import (
     Method,
     columns_of,
@@ -9,7 +10,6 @@ from diffseg.measure.evaluate.methods import (
     parse_methods,
     parse_thresholds,
 )
-from diffseg.measure.evaluate.agreement import Overlap, covering
 from diffseg.segmentation import MergeSettings
 from PIL import Image
 

@@ -9,8 +9,8 @@ from diffseg.measure.evaluate import Evaluation, Method, Protocol, make_report, 
 from diffseg.measure.evaluate.agreement import BoundaryCounts, Overlap
 from diffseg.measure.evaluate.page import make_page
 from diffseg.measure.evaluate.report import PUBLISHED, print_report
-from diffseg.measure.evaluate.scores import score
 from diffseg.measure.evaluate.results import Record
+from diffseg.measure.evaluate.scores import score
 from PIL import Image
 from rich.console import Console
 

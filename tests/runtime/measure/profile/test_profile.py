@@ -9,13 +9,13 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 from diffseg.engines import open_bundle
-from diffseg.engines.examples import example_images
 from diffseg.engines.bundle.manifest import ENCODER, UNET
+from diffseg.engines.examples import example_images
+from diffseg.measure.profile.chrome_trace import trace_events
 from diffseg.measure.profile.html import render_report
 from diffseg.measure.profile.measure import ProfileSettings, Run, Spans, take_profile
 from diffseg.measure.profile.recorder import Span
 from diffseg.measure.profile.table import profile_tables, warnings
-from diffseg.measure.profile.chrome_trace import trace_events
 from diffseg.segmenter import Segmenter
 from rich.console import Console
 

@@ -10,7 +10,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-HOME = Path(os.environ.get("DIFFSEG_TRITON") or Path(__file__).parents[3] / ".triton")
+HOME = Path(os.environ.get("DIFFSEG_TRITON") or Path(__file__).parents[4] / ".triton")
 SERVER = HOME / "wheel" / "pytriton" / "tritonserver"
 PYTHON = HOME / "venv" / "bin" / "python"
 PATIENCE = 300  # seconds: only a test that fails waits for so long

@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from diffseg.engines.bundle import specs
-from diffseg.engines.errors import PlanError
 from diffseg.engines.bundle.manifest import ENCODER, UNET
+from diffseg.engines.errors import PlanError
 from diffseg.serving.http.kserve import INPUTS, OUTPUTS
 from diffseg.serving.triton.config import Options, model_configs
 from diffseg.serving.triton.pbtxt import to_text
@@ -44,9 +44,7 @@ def single(manifest):
     """The manifest of a bundle for single images."""
     graphs = {
         ENCODER: replace(manifest.graphs[ENCODER], tensors=specs.encoder_tensors(manifest.image_size, 4, 1)),
-        UNET: replace(
-            manifest.graphs[UNET], tensors=specs.unet_tensors(manifest.image_size, 4, manifest.attention, 1)
-        ),
+        UNET: replace(manifest.graphs[UNET], tensors=specs.unet_tensors(manifest.image_size, 4, manifest.attention, 1)),
     }
     return replace(manifest, graphs=graphs)
 

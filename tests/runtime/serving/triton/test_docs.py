@@ -13,7 +13,7 @@ from diffseg.serving.http.kserve import INPUTS, MODEL, OUTPUTS
 
 from tests.runtime.serving.triton.test_repository import plan_of
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 PAGE = (ROOT / "docs" / "triton.md").read_text(encoding="utf-8")
 ELSEWHERE = {
     "tritonserver --model-repository=model_repository": "test_served.py does",
@@ -44,7 +44,7 @@ def test_command(command, fake_bundle, tmp_path, monkeypatch):
 
 def test_what_runs_elsewhere_is_there():
     assert set(ELSEWHERE) <= set(COMMANDS)
-    assert os.access(ROOT / "scripts" / "triton_check", os.X_OK)
+    assert os.access(ROOT / "scripts" / "release" / "triton_check", os.X_OK)
 
 
 def test_the_services_of_kserve():

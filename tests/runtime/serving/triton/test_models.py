@@ -5,8 +5,8 @@ import json
 
 import numpy as np
 import pytest
-from diffseg.engines.errors import MissingPackageError
 from diffseg import Segmenter
+from diffseg.engines.errors import MissingPackageError
 from diffseg.image import Placement, fit_image, read_image
 from diffseg.serving.http.responses import to_json
 from diffseg.serving.triton import models

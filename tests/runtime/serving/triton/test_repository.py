@@ -8,11 +8,11 @@ import sys
 from dataclasses import replace
 
 import pytest
+from diffseg.cli import app as cli
 from diffseg.engines.bundle.bundle import Bundle, write_manifest
 from diffseg.engines.errors import BundleError, PlanError, ProviderError
 from diffseg.engines.tensorrt.lookup import profile
 from diffseg.engines.tensorrt.plan import BuildOptions, PlanSpec, Target
-from diffseg.cli import app as cli
 from diffseg.serving.triton.config import NETWORK, Options
 from diffseg.serving.triton.models import BUNDLE
 from diffseg.serving.triton.platforms import Device, Platform
@@ -188,7 +188,9 @@ def test_a_provider_that_needs_a_plan(fake_bundle, repository, engine):
 
 
 def test_a_precision_without_kernels(fake_bundle, repository):
-    bundle = Bundle(fake_bundle.folder, write_manifest(fake_bundle.folder, replace(fake_bundle.manifest, precision="bf16")))
+    bundle = Bundle(
+        fake_bundle.folder, write_manifest(fake_bundle.folder, replace(fake_bundle.manifest, precision="bf16"))
+    )
     with pytest.raises(ProviderError, match="no CPU kernels, .*choose --device gpu"):
         write_repository(bundle, repository, Options(Platform.ONNXRUNTIME))
     write_repository(bundle, repository, Options(Platform.ONNXRUNTIME, device=Device.GPU))
