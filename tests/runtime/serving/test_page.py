@@ -2,9 +2,11 @@
 
 import base64
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from diffseg.runtime.serving.answers import shrunk
 from PIL import Image
 
 from tests.runtime.serving.conftest import encoded
@@ -107,6 +109,26 @@ def test_a_photograph_from_drop_to_download(serve, open_page, picture, tmp_path)
     with Image.open(io.BytesIO((tmp_path / "downloads" / "photo.overlay.png").read_bytes())) as image:
         assert image.size == final.image.size
     assert page.complaints == []  # neither errors nor violations of the content-security policy
+
+
+@pytest.mark.parametrize("turned", [False, True], ids=["wide", "tall"])
+def test_an_image_larger_than_the_canvas(serve, open_page, photo, tmp_path, turned):
+    """The first masks show the whole image, and are those that the same settings give again."""
+    pixels = photo.repeat(7, 0).repeat(7, 1)  # (840, 1400, 3)
+    path = tmp_path / "large.png"
+    path.write_bytes(encoded(np.ascontiguousarray(pixels.swapaxes(0, 1) if turned else pixels)))
+    server = serve()
+    page = open_page(server.url)
+    page.choose(path)
+    page.until(DONE)
+    with Image.open(path) as image:
+        kept = server.service.segmenter(image, keep_attention=True)
+    expected = replace(kept, placement=shrunk(kept.placement, 1024)).resegment()
+    for _ in range(2):
+        assert page.run("[state.panels[0].canvas.height, state.panels[0].canvas.width]") == list(expected.labels.shape)
+        np.testing.assert_array_equal(page.run("[...state.panels[0].labels]"), expected.labels.ravel())
+        slide(page, "anchors", kept.settings.anchors)
+    assert page.complaints == []
 
 
 def test_a_moving_slider_does_without_refinement(serve, open_page, picture):
