@@ -87,7 +87,7 @@ async def infer(
     service: Served,
     inference_header_content_length: Annotated[int | None, Header(ge=0)] = None,
 ) -> Response:
-    """Segment a batch: `image` UINT8 (B, H, W, 3), or `encoded` BYTES (B); base64 where they stand in JSON."""
+    """Segment a batch: `image` UINT8 (B, H, W, 3), or `encoded` BYTES (B, 1) or (B), base64 in JSON."""
     async with service.bodies.read(request) as body:
         inference = await service.beside(read_inference, body, inference_header_content_length)
         wanted = inference.parameters

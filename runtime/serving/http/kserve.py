@@ -20,13 +20,14 @@ if TYPE_CHECKING:
 MODEL, VERSION = "diffseg", "1"
 IMAGE, ENCODED = "image", "encoded"
 LABELS, SEGMENTS = "labels", "segments"
+# BYTES are (B, 1), not (B): Triton needs a dimension beside the batch, and one client must work with both servers.
 INPUTS = [
     {"name": IMAGE, "datatype": "UINT8", "shape": [-1, -1, -1, 3]},
-    {"name": ENCODED, "datatype": "BYTES", "shape": [-1]},
+    {"name": ENCODED, "datatype": "BYTES", "shape": [-1, 1]},
 ]
 OUTPUTS = [
     {"name": LABELS, "datatype": "UINT16", "shape": [-1, -1, -1]},
-    {"name": SEGMENTS, "datatype": "BYTES", "shape": [-1]},
+    {"name": SEGMENTS, "datatype": "BYTES", "shape": [-1, 1]},
 ]
 DATATYPES = {tensor["name"]: tensor["datatype"] for tensor in INPUTS}
 PARAMETERS = ("threshold", "anchors", "refine", "fit", "timeout", "binary_data_output")
@@ -95,7 +96,7 @@ def write_inference(inference: Inference, results: Sequence[Segmentation]) -> tu
             data: Any = tensor.astype("<u2").tobytes() if as_binary else tensor.ravel().tolist()
         else:
             texts = [json.dumps(to_json(result)) for result in results]
-            entry = {"name": name, "datatype": "BYTES", "shape": [len(texts)]}
+            entry = {"name": name, "datatype": "BYTES", "shape": [len(texts), 1]}
             data = b"".join(LENGTH.pack(len(text)) + text.encode() for text in texts) if as_binary else texts
         if as_binary:
             entry["parameters"] = {"binary_data_size": len(data)}

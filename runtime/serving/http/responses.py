@@ -121,8 +121,11 @@ def shrink(result: Segmentation, side: int | None) -> Segmentation:
     placement = shrunk(result.placement, side)
     if placement is result.placement:
         return result
-    whole = Placement(placement.picture, result.labels.shape, 0, 0, *result.labels.shape)
-    labels, segments = place_labels(result.labels, whole)
+    # Back to the network's size first, for the same pixels as masks that are made at the smaller size.
+    (height, width), (rows, columns) = result.placement.size, result.placement.indices()
+    first_rows = np.searchsorted(rows, np.arange(height)).clip(max=len(rows) - 1)
+    first_columns = np.searchsorted(columns, np.arange(width)).clip(max=len(columns) - 1)
+    labels, segments = place_labels(result.labels[np.ix_(first_rows, first_columns)], placement)
     return replace(result, labels=labels, segments=segments)
 
 

@@ -100,9 +100,9 @@ def model_configs(manifest: Manifest, options: Options) -> dict[str, Message]:
 
 
 def wire_shape(shape: Sequence[int], limit: int) -> list[int]:
-    """Dimensions of a tensor in a configuration: without the batch where Triton adds it, and never none at all."""
+    """Dimensions of a tensor in a configuration: without the batch where Triton adds it, else for one image."""
     inner = list(shape[1:])
-    return (inner or [1]) if limit else [1, *inner]
+    return inner if limit else [1, *inner]
 
 
 def _segment(manifest: Manifest, options: Options, batch: int) -> Message:

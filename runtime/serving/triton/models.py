@@ -27,7 +27,7 @@ from diffseg.serving.http.kserve import ENCODED, IMAGE, LABELS, SEGMENTS, stack_
 from diffseg.serving.http.responses import to_json
 from diffseg.serving.protocol.settings import updated_settings
 from diffseg.serving.protocol.untrusted import check_pixels, open_encoded
-from diffseg.serving.triton.config import KIND, PIXELS, PLACEMENT, PROVIDER, wire_shape
+from diffseg.serving.triton.config import KIND, PIXELS, PLACEMENT, PROVIDER
 from diffseg.stages import stage
 from PIL import Image
 
@@ -111,7 +111,7 @@ class SegmentModel:
             if isinstance(item, Refused):
                 answers.append(item)
             else:
-                answers.append(_answer(_masks, [next(results) for _ in item], request.wanted, self.segmenter.batch))
+                answers.append(_answer(_masks, [next(results) for _ in item], request.wanted))
         return answers
 
     def _prepare(self, request: Request) -> list[Prepared]:
@@ -173,7 +173,7 @@ class MergeModel:
             labels, segments = make_masks(aggregated, seen, placement, settings, timings)
             picture = Image.fromarray(seen)
             results.append(Segmentation(labels, segments, timings, None, picture, settings, placement, seen))
-        return _masks(results, request.wanted, self.limit)
+        return _masks(results, request.wanted)
 
 
 def pack(placement: Placement) -> NDArray[np.float64]:
@@ -228,12 +228,12 @@ def _images(request: Request) -> list[ImageSource]:
     return [open_encoded(data, MOST_PIXELS) for data in request.tensors[ENCODED].ravel()]
 
 
-def _masks(results: Sequence[Segmentation], wanted: Collection[str], limit: int) -> Outputs:
-    """Results of a request → what it asked for; the shape of the segments follows their configuration."""
+def _masks(results: Sequence[Segmentation], wanted: Collection[str]) -> Outputs:
+    """Results of a request → what it asked for: labels (B, H, W), segments (B, 1)."""
     outputs: Outputs = {}
     if LABELS in wanted:
         outputs[LABELS] = stack_labels(results)
     if SEGMENTS in wanted:
         texts = np.array([json.dumps(to_json(result)).encode() for result in results], dtype=object)
-        outputs[SEGMENTS] = texts.reshape(-1, *wire_shape((-1,), limit)) if limit else texts
+        outputs[SEGMENTS] = texts.reshape(-1, 1)
     return outputs

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from diffseg.engines.packages import install_command
 
 from tests.runtime.cli.test_cli import diffseg
 
@@ -59,5 +60,5 @@ def test_what_is_refused_before_the_heavy_imports(place, arguments, code, messag
 def test_what_is_right_gets_to_them(place):
     """Which shows that the packages of this test would have been noticed."""
     done = diffseg("export", "sd", "-o", "new", cwd=place)
-    assert (done.returncode, done.stderr) == (1, "error: export needs heavy: pip install 'diffseg[export]'\n")
+    assert (done.returncode, done.stderr) == (1, f"error: export needs heavy: {install_command('export')}\n")
     assert not (place / "new").exists()

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from tests.runtime.serving.http.conftest import encoded
+from tests.runtime.serving.triton.test_docs import blocks
 
 URL = "/v2/models/diffseg/infer"
 
@@ -57,7 +58,7 @@ def test_a_batch_of_arrays(triton, photo, binary_in, binary_out):
     labels = result.as_numpy("labels")
     assert labels.dtype == np.uint16
     np.testing.assert_array_equal(labels, [r.labels for r in expected])
-    documents = [json.loads(text) for text in result.as_numpy("segments")]
+    documents = [json.loads(text) for text in result.as_numpy("segments").ravel()]
     assert [[s["area"] for s in d["segments"]] for d in documents] == [[s.area for s in r.segments] for r in expected]
 
 
@@ -67,10 +68,42 @@ def test_encoded_images_of_several_sizes(triton, photo):
     tensor = http.InferInput("encoded", [3], "BYTES")
     tensor.set_data_from_numpy(np.array([encoded(p) for p in pictures], dtype=object))
     only = [http.InferRequestedOutput("segments", binary_data=True)]
-    documents = [json.loads(text) for text in client.infer("diffseg", [tensor], outputs=only).as_numpy("segments")]
+    segments = client.infer("diffseg", [tensor], outputs=only).as_numpy("segments")
+    assert segments.shape == (3, 1)
+    documents = [json.loads(text) for text in segments.ravel()]
     assert [(d["height"], d["width"]) for d in documents] == [p.shape[:2] for p in pictures]
     with pytest.raises(Exception, match="no common labels"):
         client.infer("diffseg", [tensor])
+
+
+def test_the_documentation_s_client(triton, photo, tmp_path, monkeypatch):
+    _, _, server = triton
+    (tmp_path / "photo.jpg").write_bytes(encoded(photo, "JPEG"))
+    monkeypatch.chdir(tmp_path)
+    (code,) = blocks("python")
+    found = {}
+    exec(compile(code.replace("127.0.0.1:8000", f"127.0.0.1:{server.port}"), "triton.md", "exec"), found)  # noqa: S102
+    found["client"].close()
+    expected = server.service.segmenter("photo.jpg", 0.5, refine="colour")
+    np.testing.assert_array_equal(found["labels"], expected.labels)
+    assert [s["area"] for s in found["segments"]] == [s.area for s in expected.segments]
+
+
+@pytest.mark.parametrize("shape", [[2], [2, 1]])
+@pytest.mark.parametrize("binary", [True, False])
+def test_a_batch_of_encoded_images_as_triton_wants_it_or_flat(triton, photo, shape, binary):
+    http, client, server = triton
+    metadata = client.get_model_metadata("diffseg")
+    tensors = {tensor["name"]: tensor["shape"] for tensor in metadata["inputs"] + metadata["outputs"]}
+    assert tensors["encoded"] == tensors["segments"] == [-1, 1]
+    images = [encoded(photo), encoded(photo[:, ::-1])]
+    tensor = http.InferInput("encoded", shape, "BYTES")
+    tensor.set_data_from_numpy(np.array(images, dtype=object).reshape(shape))
+    outputs = [http.InferRequestedOutput(name, binary_data=binary) for name in ("labels", "segments")]
+    result = client.infer("diffseg", [tensor], outputs=outputs)
+    assert result.as_numpy("segments").shape == (2, 1)
+    expected = server.service.segmenter([photo, photo[:, ::-1]])
+    np.testing.assert_array_equal(result.as_numpy("labels"), [r.labels for r in expected])
 
 
 def test_encoded_images_by_default(triton, photo):

@@ -2,9 +2,11 @@
 
 import base64
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from diffseg.serving.http.responses import shrunk
 from PIL import Image
 
 from tests.runtime.serving.http.conftest import encoded
@@ -109,6 +111,26 @@ def test_a_photograph_from_drop_to_download(serve, open_page, picture, tmp_path)
     assert page.complaints == []  # neither errors nor violations of the content-security policy
 
 
+@pytest.mark.parametrize("turned", [False, True], ids=["wide", "tall"])
+def test_an_image_larger_than_the_canvas(serve, open_page, photo, tmp_path, turned):
+    """The first masks show the whole image, and are those that the same settings give again."""
+    pixels = photo.repeat(7, 0).repeat(7, 1)  # (840, 1400, 3)
+    path = tmp_path / "large.png"
+    path.write_bytes(encoded(np.ascontiguousarray(pixels.swapaxes(0, 1) if turned else pixels)))
+    server = serve()
+    page = open_page(server.url)
+    page.choose(path)
+    page.until(DONE)
+    with Image.open(path) as image:
+        kept = server.service.segmenter(image, keep_attention=True)
+    expected = replace(kept, placement=shrunk(kept.placement, 1024)).resegment()
+    for _ in range(2):
+        assert page.run("[state.panels[0].canvas.height, state.panels[0].canvas.width]") == list(expected.labels.shape)
+        np.testing.assert_array_equal(page.run("[...state.panels[0].labels]"), expected.labels.ravel())
+        slide(page, "anchors", kept.settings.anchors)
+    assert page.complaints == []
+
+
 def test_a_moving_slider_does_without_refinement(serve, open_page, picture):
     server = serve()
     asked = []
@@ -206,10 +228,147 @@ def test_errors_are_told_and_forgotten_attention_is_made_anew(serve, open_page, 
     until(lambda: len(server.service.store) == 0, "the goodbye of the page")
 
 
+FAILED = "document.getElementById('status').classList.contains('error')"
+SHOWN = "[state.panels[0].query(), [...document.querySelectorAll('.list button')].map((b) => b.textContent)].join()"
+
+
+def test_a_bad_file_leaves_everything_as_it_was(serve, open_page, picture, tmp_path):
+    server = serve()
+    page = open_page(server.url)
+    page.choose(picture)
+    page.until(DONE)
+    slide(page, "threshold", 0.05)
+    shown, drawn, kept = page.run(SHOWN), colours(page), list(server.service.store._kept)
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    page.choose(tmp_path / "broken.png")
+    page.until(FAILED)
+    assert "not an image" in page.status
+    assert (page.run(SHOWN), colours(page), list(server.service.store._kept)) == (shown, drawn, kept)
+
+    # what follows is about the image that is shown
+    passes = len(server.service.segmenter.network.passes)
+    slide(page, "anchors", 2)
+    assert not page.run(FAILED)
+    with Image.open(picture) as image:
+        expected = server.service.segmenter(image, 0.05, anchors=2, keep_attention=True)
+    assert page.status.startswith(f"{len(expected.segments)} segments; new masks in")
+    page.mouse("click", 0.5, 0.5)
+    page.until("!document.querySelector('[data-do=masks]').hidden")
+    assert len(server.service.segmenter.network.passes) == passes + 1  # the one of this test
+
+
+def test_a_click_after_the_attention_has_expired(serve, open_page, picture):
+    """The page sends the image again and shows what was asked for, without an error."""
+    server = serve()
+    page = open_page(server.url)
+    page.choose(picture)
+    page.until(DONE)
+    passes = len(server.service.segmenter.network.passes)
+    for nth in (1, 2):
+        server.service.store._kept.clear()
+        page.mouse("click", 0.3, 0.7)
+        page.until(f"!document.querySelector('[data-do=masks]').hidden || {FAILED}")
+        assert not page.run(FAILED), page.status
+        assert page.run(TOLD.format(0)).startswith("attention of the place at 30 %, 70 %")
+        assert len(server.service.store) == 1
+        assert len(server.service.segmenter.network.passes) == passes + nth
+        page.mouse("click", 0.5, 0.5, "[data-do=masks]")
+
+
+def test_a_download_after_the_attention_has_expired(serve, open_page, picture, tmp_path):
+    server = serve()
+    page = open_page(server.url)
+    page.choose(picture)
+    page.until(DONE)
+    server.service.store._kept.clear()
+    page.call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path / "downloads"))
+    page.mouse("click", 0.5, 0.5, "[data-do=labels]")
+    until((tmp_path / "downloads" / "photo.labels.png").is_file, "the labels")
+    page.mouse("click", 0.3, 0.7)
+    page.until(f"!document.querySelector('[data-do=masks]').hidden || {FAILED}")
+    assert not page.run(FAILED), page.status
+
+
+def test_a_server_that_keeps_no_attention_says_so(serve, open_page, picture):
+    server = serve(keep=100)
+    page = open_page(server.url)
+    page.choose(picture)
+    page.until(DONE)
+    passes = len(server.service.segmenter.network.passes)
+    for _ in range(2):
+        page.run("say('')")
+        page.mouse("click", 0.3, 0.7)
+        page.until(FAILED)
+        assert "too little memory to keep the attention" in page.status
+    assert len(server.service.segmenter.network.passes) == passes
+    slide(page, "threshold", 0.05)
+
+
+def test_a_server_that_is_gone(serve, open_page, picture):
+    server = serve()
+    page = open_page(server.url)
+    page.choose(picture)
+    page.until(DONE)
+    server.stop()
+    page.mouse("click", 0.3, 0.7)
+    page.until(FAILED)
+    drawn = colours(page)
+    assert page.status.startswith("The server does not answer. Check that")
+    page.run("say('')")
+    page.run("state.panels[0].renew()")
+    assert page.status.startswith("The server does not answer. Check that")
+    assert page.status.endswith("The masks on the screen have the settings before this change.")
+    page.choose(picture)
+    page.until("/try again\\.$/.test(document.getElementById('status').textContent)")
+    assert colours(page) == drawn
+
+
+def test_a_file_that_is_gone(serve, open_page, picture):
+    server = serve()
+    page = open_page(server.url)
+    page.choose(picture)
+    page.until(DONE)
+    server.service.store._kept.clear()
+    picture.unlink()
+    page.mouse("click", 0.3, 0.7)
+    page.until(FAILED)
+    assert page.status == "The file can no longer be read. Choose the image again."
+
+
+def test_one_segment_is_singular(serve, open_page, tmp_path):
+    path = tmp_path / "plain.png"
+    path.write_bytes(encoded(np.full((60, 100, 3), 90, np.uint8)))
+    page = open_page(serve().url)
+    page.choose(path)
+    page.until("/in .* s, by/.test(document.getElementById('status').textContent)")
+    assert page.status.startswith("1 segment in")
+    assert page.run(TOLD.format(0)) == "1 segment"
+    slide(page, "threshold", 0.05)
+    assert page.status.startswith("1 segment; new masks in")
+
+
+def test_the_words_of_the_page(serve, open_page, picture):
+    page = open_page(serve().url)
+    page.choose(picture)
+    page.until(DONE)
+    labels = page.run("[...document.querySelectorAll('label')].map((e) => e.firstChild.textContent.trim())")
+    assert {"Opacity", "Threshold", "Anchors per side", "Refinement"} <= set(labels)
+    assert page.run("[...document.querySelectorAll('option')].map((e) => e.textContent)") == [
+        "none",
+        "colour",
+        "k-means",
+    ]
+    assert page.run("document.querySelector('#token button').textContent") == "Sign in"
+
+
 def test_a_token_is_asked_for(serve, open_page, picture):
     page = open_page(serve(token="secret").url)  # noqa: S106
     page.choose(picture)
     page.until("!document.getElementById('token').hidden")
+    page.until(f"{FAILED} && document.getElementById('status').textContent.startsWith('Sign in')")
+    page.run("document.querySelector('#token input').value = 'guess'")
+    page.mouse("click", 0.5, 0.5, "#token button")
+    page.until(f"{FAILED} && document.getElementById('status').textContent.includes('does not accept this token')")
     page.run("document.querySelector('#token input').value = 'secret'")
     page.mouse("click", 0.5, 0.5, "#token button")
     page.until(DONE)

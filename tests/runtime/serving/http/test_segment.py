@@ -136,6 +136,28 @@ def test_kept_attention_gives_new_masks_and_maps(serve, png, photo):
     assert server.ask("GET", f"/v1/images/{key}/masks").status == 404
 
 
+@pytest.mark.parametrize("fit", ["stretch", "crop", "pad"])
+@pytest.mark.parametrize("side", [50, 100])
+@pytest.mark.parametrize("shape", [(120, 200), (200, 120), (90, 600), (600, 90)], ids=str)
+def test_smaller_masks_show_the_whole_picture(serve, photo, shape, side, fit):
+    """Both routes answer the label map at the smaller size: no part of the larger one, and the same pixels."""
+    pixels = np.tile(photo, (5, 3, 1))[: shape[0], : shape[1]]
+    server = serve()
+    whole = server.service.segmenter(pixels, 0.05, fit=fit, keep_attention=True)
+    scale = side / max(shape)
+    height, width = (round(n * scale) for n in shape)
+    rows, columns = ((np.arange(n) + 0.5) * m / n for n, m in zip((height, width), shape, strict=True))
+    first = server.ask("POST", f"/v1/images?threshold=0.05&side={side}&fit={fit}", encoded(pixels)).json()
+    again = server.ask("GET", f"/v1/images/{first['id']}/masks?threshold=0.05&side={side}").json()
+    for answer in (first, again):
+        found = labels_of(answer)
+        assert found.shape == (height, width)
+        assert all(s["area"] == (found == s["label"]).sum() for s in answer["segments"])
+    np.testing.assert_array_equal(labels_of(first), labels_of(again))
+    _, nearest = np.unique(whole.labels[np.ix_(rows.astype(int), columns.astype(int))], return_inverse=True)
+    assert (labels_of(first) == nearest.reshape(height, width)).mean() > 0.9
+
+
 def test_no_room_to_keep(serve, png):
     answer = serve(keep=100).ask("POST", "/v1/images", png)
     assert answer.status == 201

@@ -2,12 +2,15 @@
 
 import io
 import json
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from diffseg import Segmenter
 from diffseg.engines.errors import MissingPackageError
 from diffseg.image import Placement, fit_image, read_image
+from diffseg.serving.http.kserve import MODEL, OUTPUTS, Inference, write_inference
 from diffseg.serving.http.responses import to_json
 from diffseg.serving.triton import models
 from diffseg.serving.triton.models import (
@@ -25,6 +28,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.runtime.doubles import LendingNetwork
+from tests.runtime.serving.triton.test_docs import blocks
 
 
 @pytest.fixture
@@ -80,6 +84,57 @@ def test_masks_are_those_of_the_segmenter(model, fake_segmenter, photo, fit, ref
         document, mine = json.loads(text), json.loads(json.dumps(to_json(result)))
         assert document["segments"] == mine["segments"]
         assert document["settings"] == mine["settings"]
+
+
+def test_shapes_are_those_of_our_own_endpoint(model, fake_segmenter, photo):
+    batch = images_of(photo, 2)
+    (found,) = model([Request({"image": batch})])
+    wanted = dict.fromkeys(("labels", "segments"), False)
+    body, _ = write_inference(Inference("", list(batch), {}, wanted), fake_segmenter(list(batch)))
+    answered = {output["name"]: output["shape"] for output in json.loads(body)["outputs"]}
+    assert {name: list(array.shape) for name, array in found.items()} == answered
+    for output in OUTPUTS:
+        shape = answered[output["name"]]
+        assert [n if m > 0 else m for n, m in zip(shape, output["shape"], strict=True)] == output["shape"]
+
+
+class Client:
+    """Asks a Python model, in the words of Triton's client."""
+
+    def __init__(self, model):
+        self.model = model
+
+    def infer(self, name, inputs, parameters):
+        assert name == MODEL
+        (self.found,) = self.model([Request({tensor.name: tensor.data for tensor in inputs}, parameters)])
+        return self
+
+    def as_numpy(self, name):
+        return self.found[name]
+
+
+class Input:
+    def __init__(self, name, shape, datatype):
+        self.name, self.shape, self.datatype = name, shape, datatype
+
+    def set_data_from_numpy(self, array):
+        assert (array.shape, self.datatype) == (self.shape, "UINT8")
+        self.data = array
+
+
+def test_the_documentation_s_client(model, fake_segmenter, photo, tmp_path, monkeypatch):
+    """Without a Triton; test_served.py asks a real one, and test_kserve.py `diffseg serve`."""
+    http = SimpleNamespace(InferenceServerClient=lambda _: Client(model), InferInput=Input)
+    monkeypatch.setitem(sys.modules, "tritonclient", SimpleNamespace(http=http))
+    monkeypatch.setitem(sys.modules, "tritonclient.http", http)
+    (tmp_path / "photo.jpg").write_bytes(encoded(photo, "JPEG"))
+    monkeypatch.chdir(tmp_path)
+    (code,) = blocks("python")
+    found = {}
+    exec(compile(code, "triton.md", "exec"), found)  # noqa: S102
+    expected = fake_segmenter("photo.jpg", 0.5, refine="colour")
+    np.testing.assert_array_equal(found["labels"], expected.labels)
+    assert [s["area"] for s in found["segments"]] == [s.area for s in expected.segments]
 
 
 def test_requests_of_one_batch_have_their_own_settings(model, fake_segmenter, photo):
@@ -157,7 +212,7 @@ def test_a_truncated_image(model, photo):
 
 def test_a_graph_without_a_batch_axis(fake_bundle, photo):
     (found,) = Chain(fake_bundle, limit=0)([Request({"image": photo[None]})])
-    assert found["segments"].shape == (1,)
+    assert found["segments"].shape == (1, 1)
 
 
 @given(st.integers(1, 5000), st.integers(1, 5000), st.sampled_from(["stretch", "crop", "pad"]))
