@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from diffseg.engines.errors import DiffsegError
-    from diffseg.segmentation import MergeSettings, Segment, Segmentation
+    from diffseg.image import Segment
+    from diffseg.segmentation import MergeSettings, Segmentation
     from diffseg.segmenter import Segmenter
 
     __version__: str
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 _MODULES = {
     "DiffsegError": "diffseg.engines.errors",
     "MergeSettings": "diffseg.segmentation",
-    "Segment": "diffseg.segmentation",
+    "Segment": "diffseg.image",
     "Segmentation": "diffseg.segmentation",
     "Segmenter": "diffseg.segmenter",
 }

@@ -173,3 +173,37 @@ def fit_image(image: Image.Image, size: tuple[int, int], fit: Fit = "stretch") -
 def _resize(image: Image.Image, size: tuple[int, int], box: tuple[float, float, float, float]) -> Image.Image:
     # reducing_gap: huge photographs are first shrunk by an integer, with no visible difference
     return image.resize((size[1], size[0]), Image.Resampling.BILINEAR, box=box, reducing_gap=3.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """One region."""
+
+    label: int
+    area: int  # pixels
+    bbox: tuple[int, int, int, int]  # left, top, width, height in pixels, as in COCO
+
+
+def place_labels(labels: NDArray[np.uint16], placement: Placement) -> tuple[NDArray[np.uint16], tuple[Segment, ...]]:
+    """Bring a label map of the network's size to the picture's, by nearest neighbour, with dense labels.
+
+    Areas and boxes are counted on the small map, whose rows and columns are only repeated or dropped.
+    """
+    rows, columns = placement.indices()
+    height, width = labels.shape
+    area = np.outer(
+        np.bincount(rows, minlength=height), np.bincount(columns, minlength=width)
+    )  # pixels that each place becomes
+    areas = np.bincount(labels.ravel(), weights=area.ravel()).astype(np.int64)
+    kept = np.flatnonzero(areas)
+    dense = np.zeros(len(areas), dtype=np.uint16)
+    dense[kept] = np.arange(len(kept), dtype=np.uint16)
+    segments = []
+    for label, old in enumerate(kept):
+        mask = (labels == old) & (area > 0)
+        y, x = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+        top, bottom = np.searchsorted(rows, y[0], "left"), np.searchsorted(rows, y[-1], "right")
+        left, right = np.searchsorted(columns, x[0], "left"), np.searchsorted(columns, x[-1], "right")
+        segments.append(Segment(label, int(areas[old]), (int(left), int(top), int(right - left), int(bottom - top))))
+    placed = dense[labels][rows[:, None], columns[None, :]]
+    return placed, tuple(sorted(segments, key=lambda s: (-s.area, s.label)))

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
-from diffseg.arrays import namespace, prefetched
+from diffseg.arrays import prefetched
+from diffseg.attention import AggregatedAttention
 from diffseg.engines.bundle.bundle import Bundle, open_bundle
 from diffseg.engines.bundle.manifest import Refine
 from diffseg.engines.errors import DeviceMemoryError, ImageError
@@ -18,8 +19,7 @@ from diffseg.engines.providers.network import Network
 from diffseg.engines.providers.select import load_network
 from diffseg.image import Fit, ImageSource, Placement, fit_image, read_image
 from diffseg.methods.aggregate import aggregate_attention
-from diffseg.methods.merge import AnchorDistances
-from diffseg.segmentation import MergeSettings, Segmentation, Threshold, make_masks
+from diffseg.segmentation import MergeSettings, Segmentation, Threshold
 from diffseg.stages import stage
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ class Segmenter:
         waiting = iter(images)
         groups = iter(lambda: list(islice(waiting, self.batch)), [])
         # While a GPU works on a batch, the host decodes the next ones, and whoever called writes the last one's masks.
-        ahead = int(self.network.overlaps)
+        ahead = int(self.network.device != "cpu")
 
         def prepare(source: ImageSource) -> tuple[ImageSource, Prepared | ImageError]:
             try:
@@ -214,23 +214,18 @@ class Segmenter:
                 timings = image.timings | {stage: seconds / len(images) for stage, seconds in shared.items()}
                 maps = [output[i, ...] for output in outputs]
                 with stage(timings, "aggregate"):
-                    attention = aggregate_attention(maps, grids=grids, out=maps[0])  # in the place of the finest
+                    values = aggregate_attention(maps, grids=grids, out=maps[0])  # in the place of the finest
                     session.wait()
-                settings = image.settings
-                distances: dict[int, AnchorDistances] = {}
-                labels, segments = make_masks(
-                    attention, image.pixels, image.placement, settings, timings, distances=distances
-                )
-                kept = None
-                if image.keep_attention:
-                    kept = namespace(attention).asarray(attention, copy=self.network.lends)
                 results.append(
-                    Segmentation(
-                        labels, segments, timings, kept, image.picture, settings, image.placement, image.pixels,
-                        {} if kept is None else distances,
+                    Segmentation.of(
+                        AggregatedAttention(values, image.pixels, image.placement),
+                        image.picture,
+                        image.settings,
+                        timings,
+                        keep_attention=image.keep_attention,
                     )
-                )  # fmt: skip
-            session.wait()  # copies, too
+                )
+            session.wait()  # for the copies of kept attention, too
         return results
 
 

@@ -1,4 +1,4 @@
-"""What executes a bundle, as the runtime sees it; and sessions that threads take turns with."""
+"""What executes a bundle, as the runtime sees it; and a pool of sessions that threads share."""
 
 from __future__ import annotations
 
@@ -11,37 +11,36 @@ from typing import Any, Generic, Protocol, TypeVar
 class Session(Protocol):
     """One pass through the two graphs at a time. Arrays are of the session's own library: NumPy's or CuPy's.
 
-    What `encode` and `attend` return may be the session's own memory: it holds until the session's next pass.
+    `encode` and `attend` may return the session's own memory, which its next pass overwrites: copy it to keep it.
     """
 
     def encode(self, images: Any) -> Any:  # noqa: ANN401
         """(B, H, W, 3) uint8 → (B, C, H/8, W/8) float32 latent."""
 
     def attend(self, latent: Any) -> list[Any]:  # noqa: ANN401
-        """Latent → one (B, n², n²) float32 attention a resolution, finest first; the caller may write into them."""
+        """Latent → one (B, n², n²) float32 attention per resolution, finest first; the caller may write into them."""
 
     def wait(self) -> None:
-        """Return when the device has done all that it was given, so that the time of a stage is its own."""
+        """Return when the device has finished all its work, so that each stage is charged for its own time."""
 
 
 class Network(Protocol):
     """A bundle's graphs in one provider. Threads may share it."""
 
     provider: str
-    overlaps: bool
-    """Whether the host is free while the network works, so that decoding and writing can go on beside it."""
-    lends: bool
-    """Whether the arrays of a session are its own memory, to be copied by who keeps them."""
+    device: str
+    """Where it runs: `cpu`, `cuda` or another device. Unless it is `cpu`, the host is free to decode and write images
+    while the network works."""
 
     def session(self) -> AbstractContextManager[Session]:
-        """Take a session for one batch; nobody else has it meanwhile."""
+        """Take a session for one batch; no other thread uses it meanwhile."""
 
 
 S = TypeVar("S")
 
 
 class SessionPool(Generic[S]):
-    """As many sessions as there are threads that want one at once; each is made when it is first needed."""
+    """Sessions for threads: one per thread that needs one at the same time, made when it is first needed."""
 
     def __init__(self, make: Callable[[], S]) -> None:
         self._make = make
@@ -50,7 +49,7 @@ class SessionPool(Generic[S]):
 
     @contextmanager
     def take(self) -> Iterator[S]:
-        """Take a session, and give it back at the end; one in which something failed is dropped."""
+        """Take a session, and give it back at the end; a session in which something failed is dropped."""
         with self._lock:
             session = self._free.pop() if self._free else None
         if session is None:

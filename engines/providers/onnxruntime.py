@@ -46,8 +46,7 @@ class OrtNetwork:
     """
 
     provider = "cpu"
-    overlaps = False
-    lends = True
+    device = "cpu"
 
     def __init__(self, bundle: Bundle, *, threads: int | None = None) -> None:
         manifest = bundle.manifest

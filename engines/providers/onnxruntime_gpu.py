@@ -36,8 +36,7 @@ class OrtGpuNetwork:
         BundleError: a graph's tensors are not those of the manifest.
     """
 
-    overlaps = True
-    lends = False
+    device = "cuda"
 
     def __init__(self, bundle: Bundle, provider: str) -> None:
         self.provider = provider

@@ -39,8 +39,6 @@ class OpenVinoNetwork:
         BundleError: a graph's tensors are not those of the manifest.
     """
 
-    lends = True
-
     def __init__(self, bundle: Bundle, *, threads: int | None = None) -> None:
         openvino = import_openvino()
         core = openvino.Core()
@@ -49,7 +47,7 @@ class OpenVinoNetwork:
             found = ", ".join(core.available_devices) or "none"
             raise ProviderError(f"OpenVINO has no device {device!r} here, only {found}: set {DEVICE} to one of them")
         self.provider = "openvino" if device == "CPU" else f"openvino:{device}"
-        self.overlaps = device != "CPU"
+        self.device = device.lower()
         precision = bundle.manifest.precision
         able = precision.upper() in core.get_property(device, "OPTIMIZATION_CAPABILITIES")
         settings: dict[str, Any] = {

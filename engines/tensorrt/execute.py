@@ -45,8 +45,7 @@ class NativeNetwork:
         DeviceMemoryError: it does not fit into the GPU's memory.
     """
 
-    overlaps = True
-    lends = True
+    device = "cuda"
 
     def __init__(self, bundle: Bundle, plan: Plan, *, capture: bool = True) -> None:
         spec = plan.record.spec

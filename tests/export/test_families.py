@@ -218,5 +218,5 @@ def test_a_segmenter_runs_the_bundle(case, photo):
     for result, shape in zip(results, ((120, 200), (120, 77), (31, 200)), strict=True):
         assert result.labels.shape == shape
         grid = case.bundle.manifest.attention[0].grid
-        assert result.attention.shape == grid * 2
-        np.testing.assert_allclose(result.attention.sum((2, 3)), 1, atol=1e-3)
+        assert result.attention.values.shape == grid * 2
+        np.testing.assert_allclose(result.attention.values.sum((2, 3)), 1, atol=1e-3)

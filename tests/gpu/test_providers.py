@@ -62,10 +62,10 @@ def test_the_attention_stays_on_the_gpu(tiny, provider):
     cupy = pytest.importorskip("cupy")
     segmenter = Segmenter.load("tiny", provider=provider)
     kept = segmenter(example_images()[0], keep_attention=True)
-    assert isinstance(kept.attention, cupy.ndarray)
-    before = to_host(kept.attention).copy()
+    assert isinstance(kept.attention.values, cupy.ndarray)
+    before = to_host(kept.attention.values).copy()
     segmenter(example_images()[1])
-    np.testing.assert_array_equal(to_host(kept.attention), before)
+    np.testing.assert_array_equal(to_host(kept.attention.values), before)
     np.testing.assert_array_equal(kept.resegment().labels, kept.labels)
 
 

@@ -1,4 +1,4 @@
-"""A network without weights, in NumPy, that behaves as a GPU's does: it lends its memory, and works beside the host."""
+"""A network without weights, in NumPy, that behaves as a GPU's does: it lends its memory, and leaves the host free."""
 
 import time
 from contextlib import contextmanager
@@ -25,11 +25,10 @@ class LendingNetwork:
     """For bundles of 64 × 64 pixels with attention at 8 × 8 and 4 × 4."""
 
     provider = "double"
-    lends = True
 
-    def __init__(self, room=99, overlaps=True, seconds=0.0):
+    def __init__(self, room=99, device="cuda", seconds=0.0):
         self.room = room
-        self.overlaps = overlaps
+        self.device = device
         self.seconds = seconds
         self.passes = []  # batch sizes that were tried
         self.pool = SessionPool(lambda: LendingSession(self))

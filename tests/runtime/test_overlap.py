@@ -27,7 +27,7 @@ def same(found, expected):
 
 def test_results_come_in_order_and_are_those_of_one_at_a_time(fake_bundle):
     images = pictures(11)
-    plain = Segmenter(fake_bundle, LendingNetwork(overlaps=False))
+    plain = Segmenter(fake_bundle, LendingNetwork(device="cpu"))
     alone = [plain(image, threshold=0.5) for image in images]
     assert len({len(result.segments) for result in alone} | {alone[0].labels.tobytes(), alone[1].labels.tobytes()}) > 2
     for batch in (1, 3, 4):
@@ -40,7 +40,7 @@ def test_kept_attention_is_not_the_network_s_own_memory(fake_bundle):
     images = pictures(6)
     kept = segmenter(images, threshold=0.5, keep_attention=True)
     for result, image in zip(kept, images, strict=True):
-        np.testing.assert_array_equal(result.attention, segmenter(image, keep_attention=True).attention)
+        np.testing.assert_array_equal(result.attention.values, segmenter(image, keep_attention=True).attention.values)
         assert same([result.resegment(0.5)], [result])
 
 
@@ -96,7 +96,7 @@ def test_a_batch_that_does_not_fit_is_halved_once_and_for_all(fake_bundle, caplo
         "no room for a batch of 4; going on with 2 at once",
         "no room for a batch of 2; going on with 1 at once",
     ]
-    assert same(found, Segmenter(fake_bundle, LendingNetwork(overlaps=False))(images, threshold=0.5))
+    assert same(found, Segmenter(fake_bundle, LendingNetwork(device="cpu"))(images, threshold=0.5))
 
 
 def test_one_image_that_does_not_fit_is_an_error(fake_bundle):
@@ -108,7 +108,7 @@ def test_threads_share_a_network_but_no_session(fake_bundle):
     network = LendingNetwork(seconds=0.005)
     segmenter = Segmenter(fake_bundle, network)
     images = pictures(8)
-    expected = [Segmenter(fake_bundle, LendingNetwork(overlaps=False))(image, threshold=0.5) for image in images]
+    expected = [Segmenter(fake_bundle, LendingNetwork(device="cpu"))(image, threshold=0.5) for image in images]
     with ThreadPoolExecutor(4) as threads:
         found = list(threads.map(lambda image: segmenter(image, threshold=0.5), images))
     assert same(found, expected)

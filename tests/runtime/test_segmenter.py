@@ -10,8 +10,7 @@ import pytest
 from diffseg import Segmentation, Segmenter
 from diffseg.engines.errors import BundleError, DiffsegError, ImageError
 from diffseg.engines.examples import example_images
-from diffseg.image import Placement
-from diffseg.segmentation import place_labels
+from diffseg.image import Placement, place_labels
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -89,8 +88,8 @@ def test_threads_may_share_a_segmenter(segmenter):
 def test_resegment_needs_no_network(segmenter, monkeypatch):
     path = example_images()[0]
     kept = segmenter(path, keep_attention=True)
-    assert kept.attention.shape == segmenter.bundle.manifest.attention[0].grid * 2
-    np.testing.assert_allclose(kept.attention.sum((2, 3)), 1, atol=1e-4)
+    assert kept.attention.values.shape == segmenter.bundle.manifest.attention[0].grid * 2
+    np.testing.assert_allclose(kept.attention.values.sum((2, 3)), 1, atol=1e-4)
     direct = {t: segmenter(path, threshold=t) for t in (0.05, 2.0)}
     monkeypatch.setattr(segmenter.network, "run", None)
     for threshold, expected in direct.items():
@@ -105,8 +104,9 @@ def test_resegment_needs_no_network(segmenter, monkeypatch):
 def test_new_thresholds_do_not_measure_the_anchors_again(segmenter, monkeypatch):
     kept = segmenter(example_images()[0], keep_attention=True)
     expected = kept.resegment(0.3, anchors=5).labels
-    assert list(kept.distances) == [5]  # the last that were needed
-    monkeypatch.setattr("diffseg.segmentation.anchor_distances", None)
+    values = kept.attention.values
+    assert kept.attention.nbytes == values.nbytes + 5 * 5 * values[0, 0].size * 4  # the distances that were needed last
+    monkeypatch.setattr("diffseg.attention.anchor_distances", None)
     np.testing.assert_array_equal(kept.resegment(0.3, anchors=5).resegment(0.3).labels, expected)
 
 

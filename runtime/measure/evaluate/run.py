@@ -14,7 +14,7 @@ from diffseg.arrays import prefetched, to_host
 from diffseg.engines.bundle.manifest import ENCODER, UNET
 from diffseg.engines.errors import DiffsegError, ImageError, MissingPackageError
 from diffseg.engines.packages import install_command
-from diffseg.image import read_image
+from diffseg.image import place_labels, read_image
 from diffseg.measure.evaluate.agreement import Boundary, Overlap
 from diffseg.measure.evaluate.datasets import VOID, Dataset, Sample
 from diffseg.measure.evaluate.methods import (
@@ -30,7 +30,7 @@ from diffseg.measure.evaluate.protocol import PAPER_SIZE, Protocol, prepare, res
 from diffseg.measure.evaluate.results import Record, Store
 from diffseg.methods.kmeans import kmeans_refine
 from diffseg.methods.suppress import non_max_suppression
-from diffseg.segmentation import Segmentation, place_labels
+from diffseg.segmentation import Segmentation
 
 if TYPE_CHECKING:
     from diffseg.segmenter import Segmenter
@@ -179,10 +179,11 @@ class Evaluation:
         if column.method is Method.DIFFSEG:
             return self._diffseg(column, result)
         clusters = CONSTANT_CLUSTERS if column.method is Method.KMEANS_C else classes
-        coarse = kmeans_attention(to_host(result.attention), clusters)
+        attention = result.kept_attention()
+        coarse = kmeans_attention(to_host(attention.values), clusters)
         if self.protocol is Protocol.PAPER:
             return resize_nearest(coarse, (PAPER_SIZE, PAPER_SIZE))
-        return place_labels(resize_nearest(coarse, result.placement.size).astype(np.uint16), result.placement)[0]
+        return place_labels(resize_nearest(coarse, attention.placement.size).astype(np.uint16), attention.placement)[0]
 
     def _diffseg(self, column: Column, result: Segmentation) -> NDArray[np.integer]:
         settings = column.settings
@@ -191,9 +192,10 @@ class Evaluation:
             return result.resegment(settings.thresholds, anchors=settings.anchors, refine=settings.refine).labels
         # The paper's steps and nothing else. Numbers of proposals that win nowhere stay unused as in the reference:
         # they take part in its matching.
-        proposals = result.proposals(settings)
+        attention = result.kept_attention()
+        proposals = attention.proposals(settings)
         if settings.refine == "kmeans":
-            proposals = kmeans_refine(result.attention, proposals)
+            proposals = kmeans_refine(attention.values, proposals)
         return np.asarray(to_host(non_max_suppression(proposals, (PAPER_SIZE, PAPER_SIZE))))
 
 

@@ -1,4 +1,4 @@
-"""Attention that is kept for new masks: bounded, expiring, in memory only."""
+"""Attention that is kept for new masks, in memory only: bounded in bytes and in time."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from diffseg.arrays import namespace
 from diffseg.segmentation import Segmentation
 from PIL import Image
 
@@ -21,33 +20,28 @@ class _Kept:
 
 
 class AttentionStore:
-    """Segmentations with their attention, by ids that nobody can guess; the picture itself is not kept.
+    """Segmentations with their attention, by ids that cannot be guessed. The image itself is not kept.
 
     Args:
-        capacity: bytes of attention and of what was found out about it; the one that was unused longest makes room.
-        seconds: after which an unused one is forgotten.
-        clock: seconds that never go back.
+        capacity: bytes of attention and anchor distances; a new segmentation replaces those that were unused longest.
+        seconds: an unused segmentation is dropped after so many.
+        clock: returns seconds, and never goes back.
     """
 
     def __init__(self, capacity: int, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
         self.capacity = capacity
         self.seconds = seconds
         self._clock = clock
-        self._kept: OrderedDict[str, _Kept] = OrderedDict()  # longest unused first
+        self._kept: OrderedDict[str, _Kept] = OrderedDict()  # the longest unused first
         self._lock = threading.Lock()
 
     def add(self, result: Segmentation) -> str | None:
-        """Keep a segmentation; None: it alone is larger than the store."""
+        """Keep a segmentation and return its id, or None if it has no attention or is larger than the store."""
         if result.attention is None or _held(result) > self.capacity:
             return None
-        attention = result.attention
-        if _root_bytes(attention) > attention.nbytes:  # a view would hold the attention of the whole batch
-            attention = namespace(attention).asarray(attention, copy=True)
         key = secrets.token_urlsafe(16)
-        # Labels and picture would not be counted, and are not needed again.
-        kept = replace(
-            result, attention=attention, image=Image.new("RGB", (1, 1)), labels=result.labels[:0], segments=()
-        )
+        # The image and its labels would not be counted, and are not needed again.
+        kept = replace(result, image=Image.new("RGB", (1, 1)), labels=result.labels[:0], segments=())
         with self._lock:
             self._expire()
             while self._kept and self._bytes() + _held(kept) > self.capacity:
@@ -56,7 +50,7 @@ class AttentionStore:
         return key
 
     def get(self, key: str) -> Segmentation | None:
-        """Return what was kept, without its picture and labels, or None."""
+        """Return a kept segmentation, without its image and labels, or None."""
         with self._lock:
             self._expire()
             kept = self._kept.get(key)
@@ -67,12 +61,12 @@ class AttentionStore:
             return kept.result
 
     def drop(self, key: str) -> None:
-        """Forget one."""
+        """Drop a segmentation."""
         with self._lock:
             self._kept.pop(key, None)
 
     def expire(self) -> None:
-        """Forget what was unused for too long."""
+        """Drop the segmentations that were unused for too long."""
         with self._lock:
             self._expire()
 
@@ -82,7 +76,7 @@ class AttentionStore:
 
     @property
     def bytes(self) -> int:
-        """Bytes that are held."""
+        """Bytes of everything that is kept."""
         with self._lock:
             return self._bytes()
 
@@ -93,17 +87,9 @@ class AttentionStore:
         oldest = self._clock() - self.seconds
         while self._kept and next(iter(self._kept.values())).used < oldest:
             self._kept.popitem(last=False)
-        while len(self._kept) > 1 and self._bytes() > self.capacity:  # more anchors have more distances
+        while len(self._kept) > 1 and self._bytes() > self.capacity:  # new masks with more anchors add distances
             self._kept.popitem(last=False)
 
 
 def _held(result: Segmentation) -> int:
-    # A copy first: another thread may be putting the distances of other anchors there.
-    arrays = [result.attention, *(distances.values for distances in tuple(result.distances.values()))]
-    return sum(int(array.nbytes) for array in arrays if array is not None)
-
-
-def _root_bytes(array: object) -> int:
-    while (base := getattr(array, "base", None)) is not None:
-        array = base
-    return int(getattr(array, "nbytes", 0))
+    return 0 if result.attention is None else result.attention.nbytes

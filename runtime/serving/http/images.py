@@ -143,8 +143,9 @@ async def masks(
     kind = negotiate(accept)
     if kind is Kind.OVERLAY:
         raise RequestError(HTTPStatus.NOT_ACCEPTABLE, "bad_request", "the picture is not kept: no overlay from here")
-    small = shrunk(kept.placement, side)
-    result = await service.resegment(request, replace(kept, placement=small), settings)
+    whole = kept.kept_attention()
+    small = replace(kept, attention=whole.placed(shrunk(whole.placement, side)))
+    result = await service.resegment(request, small, settings)
     service.metrics.image(result.timings)
     return _answer(kind, await service.beside(encode, result, kind, service.facts, counts))
 

@@ -10,10 +10,10 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from diffseg.arrays import Array, resize_last, to_host
+from diffseg.arrays import resize_last, to_host
 from diffseg.formats.rle import compress, run_lengths
-from diffseg.image import Placement
-from diffseg.segmentation import Segmentation, place_labels
+from diffseg.image import Placement, place_labels
+from diffseg.segmentation import Segmentation
 from diffseg.serving.http.errors import RequestError, bad_request
 from PIL import Image
 
@@ -114,15 +114,16 @@ def shrunk(placement: Placement, side: int | None) -> Placement:
 
 
 def shrink(result: Segmentation, side: int | None) -> Segmentation:
-    """Return a result whose labels, and segments, are at a longest side of at most `side` pixels.
+    """Return a result with kept attention whose labels and segments have a longest side of at most `side` pixels.
 
     A segment that falls between the pixels that stay disappears; labels are made dense again.
     """
-    placement = shrunk(result.placement, side)
-    if placement is result.placement:
+    whole = result.kept_attention().placement
+    placement = shrunk(whole, side)
+    if placement is whole:
         return result
     # Back to the network's size first, for the same pixels as masks that are made at the smaller size.
-    (height, width), (rows, columns) = result.placement.size, result.placement.indices()
+    (height, width), (rows, columns) = whole.size, whole.indices()
     first_rows = np.searchsorted(rows, np.arange(height)).clip(max=len(rows) - 1)
     first_columns = np.searchsorted(columns, np.arange(width)).clip(max=len(columns) - 1)
     labels, segments = place_labels(result.labels[np.ix_(first_rows, first_columns)], placement)
@@ -146,12 +147,13 @@ def attention_map(result: Segmentation, x: float, y: float, side: int | None = N
     """
     if not (0 <= x < 1 and 0 <= y < 1):
         raise bad_request(f"x and y are shares of the picture, at least 0 and below 1, found {x:g} and {y:g}")
-    attention: Array = result.attention
-    rows, columns = result.placement.indices()
+    attention = result.kept_attention()
+    values, placement = attention.values, attention.placement
+    rows, columns = placement.indices()
     row, column = rows[int(y * len(rows))], columns[int(x * len(columns))]
-    (height, width), size = attention.shape[:2], result.placement.size
-    one = to_host(attention[int(row) * height // size[0], int(column) * width // size[1], ...])
+    (height, width), size = values.shape[:2], placement.size
+    one = to_host(values[int(row) * height // size[0], int(column) * width // size[1], ...])
     tall = resize_last(np.ascontiguousarray(one.T), size[0]).T
     full = resize_last(np.ascontiguousarray(tall), size[1])
-    rows, columns = shrunk(result.placement, side).indices()
+    rows, columns = shrunk(placement, side).indices()
     return np.asarray(np.round(full / max(float(full.max()), 1e-30) * 255).astype(np.uint8)[np.ix_(rows, columns)])

@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias, TypeVar, get_args
 
 import numpy as np
 from diffseg.arrays import Array, to_host
+from diffseg.attention import AggregatedAttention
 from diffseg.engines.bundle.manifest import Manifest, read_manifest
 from diffseg.engines.errors import ImageError
 from diffseg.engines.providers.cuda import import_cupy
 from diffseg.image import Fit, ImageSource, Placement, fit_image, read_image
 from diffseg.methods.aggregate import aggregate_attention
-from diffseg.segmentation import MergeSettings, Segmentation, make_masks
+from diffseg.segmentation import MergeSettings, Segmentation
 from diffseg.segmenter import Prepared, Segmenter
 from diffseg.serving.http.errors import RequestError, bad_request
 from diffseg.serving.http.kserve import ENCODED, IMAGE, LABELS, SEGMENTS, stack_labels
@@ -169,10 +170,9 @@ class MergeModel:
             maps = [output[i, ...] for output in attention]
             with stage(timings, "aggregate"):
                 # In the place of the finest: the request's memory is its own, and nobody else reads it.
-                aggregated = aggregate_attention(maps, grids=grids, out=maps[0])
-            labels, segments = make_masks(aggregated, seen, placement, settings, timings)
-            picture = Image.fromarray(seen)
-            results.append(Segmentation(labels, segments, timings, None, picture, settings, placement, seen))
+                values = aggregate_attention(maps, grids=grids, out=maps[0])
+            aggregated = AggregatedAttention(values, seen, placement)
+            results.append(Segmentation.of(aggregated, Image.fromarray(seen), settings, timings))
         return _masks(results, request.wanted)
 
 

@@ -62,7 +62,7 @@ def held(fake_bundle, tmp_path, monkeypatch):
         Image.fromarray(picture).save(paths[-1])
 
     def hold(network):
-        both = {"cpu": LendingNetwork(overlaps=False), "double": network}
+        both = {"cpu": LendingNetwork(device="cpu"), "double": network}
         monkeypatch.setattr(compare, "load_network", lambda _, provider: both[provider])
         return compare_providers(fake_bundle, "double", paths)
 

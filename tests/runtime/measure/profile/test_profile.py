@@ -227,7 +227,7 @@ def test_settings_out_of_range(field):
 
 def test_a_network_that_records_no_operators_is_profiled_without_them(segmenter, monkeypatch):
     class Plain:
-        provider, overlaps, lends = "plain", False, False
+        provider, device = "plain", "cpu"
         session = staticmethod(segmenter.network.session)
 
     monkeypatch.setattr(Segmenter, "load", lambda *_, **__: Segmenter(segmenter.bundle, Plain()))

@@ -23,7 +23,7 @@ def serve(fake_bundle):
     started = []
 
     def start(network=None, *, batch=4, token=None, keep=1 << 24, ready=True, **limits):
-        segmenter = Segmenter(fake_bundle, network or LendingNetwork(overlaps=False), batch=batch)
+        segmenter = Segmenter(fake_bundle, network or LendingNetwork(device="cpu"), batch=batch)
         running = Running(Service(segmenter, Limits(**limits), token=token, keep=keep), ready=ready)
         started.append(running)
         return running

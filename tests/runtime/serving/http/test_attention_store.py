@@ -12,7 +12,7 @@ BYTES = 8**4 * 4 + 8**2 * 4**2 * 4  # attention, and the distances of 4 × 4 anc
 
 @pytest.fixture
 def result(fake_bundle, photo):
-    return Segmenter(fake_bundle, LendingNetwork(overlaps=False))(photo, anchors=4, keep_attention=True)
+    return Segmenter(fake_bundle, LendingNetwork(device="cpu"))(photo, anchors=4, keep_attention=True)
 
 
 def test_the_longest_unused_makes_room(result):
@@ -62,13 +62,11 @@ def test_too_large_and_nothing_to_keep(result, fake_bundle, photo):
     assert AttentionStore(BYTES, 10).add(Segmenter(fake_bundle, LendingNetwork())(photo)) is None
 
 
-def test_neither_the_picture_nor_the_rest_of_the_batch_is_kept(result):
-    from dataclasses import replace
-
-    batch = np.zeros((4, 8, 8, 8, 8), np.float32)
-    batch[1] = result.attention
+def test_neither_the_picture_nor_the_rest_of_the_batch_is_kept(result, fake_bundle, photo):
+    segmenter = Segmenter(fake_bundle, LendingNetwork(device="cpu"), batch=4)
+    batch = segmenter([photo] * 4, anchors=4, keep_attention=True)
     store = AttentionStore(BYTES, 10)
-    kept = store.get(store.add(replace(result, attention=batch[1])))
-    assert kept.attention.base is None
+    kept = store.get(store.add(batch[1]))
+    assert kept.attention.values.base is None
     assert kept.image.size == (1, 1)
     np.testing.assert_array_equal(kept.resegment(0.3).labels, result.resegment(0.3).labels)

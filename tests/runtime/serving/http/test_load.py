@@ -22,7 +22,7 @@ class Gated(LendingNetwork):
     """Stands still in every pass until it is let go; the first one, the warm-up, is free."""
 
     def __init__(self):
-        super().__init__(overlaps=False)
+        super().__init__(device="cpu")
         self.gate = threading.Event()
         self.gate.set()
 

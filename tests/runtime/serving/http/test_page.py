@@ -123,7 +123,8 @@ def test_an_image_larger_than_the_canvas(serve, open_page, photo, tmp_path, turn
     page.until(DONE)
     with Image.open(path) as image:
         kept = server.service.segmenter(image, keep_attention=True)
-    expected = replace(kept, placement=shrunk(kept.placement, 1024)).resegment()
+    small = kept.attention.placed(shrunk(kept.attention.placement, 1024))
+    expected = replace(kept, attention=small).resegment()
     for _ in range(2):
         assert page.run("[state.panels[0].canvas.height, state.panels[0].canvas.width]") == list(expected.labels.shape)
         np.testing.assert_array_equal(page.run("[...state.panels[0].labels]"), expected.labels.ravel())

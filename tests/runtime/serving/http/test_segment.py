@@ -126,7 +126,7 @@ def test_kept_attention_gives_new_masks_and_maps(serve, png, photo):
     with Image.open(io.BytesIO(answer.body)) as image:
         found = np.asarray(image)
     assert found.shape == photo.shape[:2]
-    cell = kept.attention[int(0.3 * 8), int(0.6 * 8)]
+    cell = kept.attention.values[int(0.3 * 8), int(0.6 * 8)]
     rows, columns = np.divmod(np.flatnonzero(found == 255), 200)
     strongest = cell[(rows * 8 // 120), (columns * 8 // 200)]
     assert strongest.max() == cell.max()

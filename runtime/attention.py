@@ -1,0 +1,93 @@
+"""The aggregated attention of one image, and the masks that are made of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+from diffseg.arrays import Array, namespace, to_host
+from diffseg.image import Placement, Segment, place_labels
+from diffseg.methods.colour import colour_refine
+from diffseg.methods.kmeans import kmeans_refine
+from diffseg.methods.merge import AnchorDistances, anchor_distances, merge_attention
+from diffseg.methods.suppress import non_max_suppression
+from diffseg.stages import stage
+
+if TYPE_CHECKING:
+    from diffseg.segmentation import MergeSettings
+    from numpy.typing import NDArray
+
+
+@dataclass(slots=True, eq=False)
+class _Memo:
+    """The anchor distances that were computed last: replaced as a whole, so that threads may share them."""
+
+    last: tuple[int, AnchorDistances] | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class AggregatedAttention:
+    """The aggregated attention of one image, with all that masks are made of. Threads may share it.
+
+    It remembers the distances of its maps from the anchors that were used last, so that new thresholds cost a third
+    of the first merging.
+
+    Attributes:
+        values: (n, n, n, n) float32, queries then keys; every map sums to 1. NumPy's or CuPy's array.
+        pixels: (h, w, 3) uint8, the image as the network saw it.
+        placement: where these pixels lie in the image.
+    """
+
+    values: Array
+    pixels: NDArray[np.uint8]
+    placement: Placement
+    _memo: _Memo = field(default_factory=_Memo, repr=False)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the attention and of the remembered distances."""
+        last = self._memo.last
+        return int(self.values.nbytes) + (0 if last is None else int(last[1].values.nbytes))
+
+    def copy(self) -> AggregatedAttention:
+        """Copy the values, within their own library: those of a network are overwritten by its next pass."""
+        values = namespace(self.values).asarray(self.values, copy=True)
+        return AggregatedAttention(values, self.pixels, self.placement, _Memo(self._memo.last))
+
+    def placed(self, placement: Placement) -> AggregatedAttention:
+        """Return the same attention, with its memory shared, for masks of another size."""
+        return AggregatedAttention(self.values, self.pixels, placement, self._memo)
+
+    def proposals(self, settings: MergeSettings) -> Array:
+        """Merge the attention maps → (k, n, n) float32 proposals, see `merge_attention`; without any refinement."""
+        last = self._memo.last
+        if last is None or last[0] != settings.anchors:
+            last = settings.anchors, anchor_distances(self.values, settings.anchors)
+            self._memo.last = last
+        return merge_attention(self.values, settings.thresholds, settings.anchors, distances=last[1])
+
+    def masks(
+        self, settings: MergeSettings, timings: dict[str, float]
+    ) -> tuple[NDArray[np.uint16], tuple[Segment, ...]]:
+        """Make masks.
+
+        Args:
+            settings: thresholds, anchors and refinement.
+            timings: the seconds of each stage are added here.
+
+        Returns:
+            (H, W) uint16 labels from 0 to k-1 without gaps, at the size of the image, and their segments, largest
+            first.
+        """
+        with stage(timings, "merge"):
+            proposals = self.proposals(settings)
+        if settings.refine == "kmeans":
+            with stage(timings, "refine"):
+                proposals = kmeans_refine(self.values, proposals)
+        with stage(timings, "suppress"):
+            labels = to_host(non_max_suppression(proposals, self.placement.size))
+            if settings.refine != "colour":
+                return place_labels(labels, self.placement)
+        with stage(timings, "refine"):
+            return place_labels(colour_refine(labels, self.pixels), self.placement)
