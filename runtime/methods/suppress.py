@@ -15,7 +15,7 @@ def non_max_suppression(proposals: Array, size: tuple[int, int] = (512, 512)) ->
         size: `(H, W)` of the result, in pixels.
 
     Returns:
-        `(H, W)` uint16 labels from 0 to k-1. A proposal that wins nowhere leaves a gap; see `dense_labels`.
+        `(H, W)` uint16 labels from 0 to k-1. A proposal that wins nowhere leaves a gap in the numbers.
 
     Raises:
         ValueError: a shape that is no stack of proposals, or an empty size.
@@ -34,12 +34,3 @@ def non_max_suppression(proposals: Array, size: tuple[int, int] = (512, 512)) ->
         block = resize_last(tall[rows, ...], width)  # (r, k, W)
         labels[rows, :] = xp.astype(xp.argmax(block, axis=1), xp.uint16)
     return labels
-
-
-def dense_labels(labels: Array) -> Array:
-    """Renumber integer labels to 0..k-1 without gaps, in the order of the old numbers."""
-    xp = namespace(labels)
-    values, inverse = xp.unique_inverse(labels)
-    if int(values.shape[0]) == int(values[-1]) + 1:
-        return labels
-    return xp.astype(xp.reshape(inverse, labels.shape), labels.dtype)

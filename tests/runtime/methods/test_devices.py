@@ -9,7 +9,7 @@ from diffseg.arrays import to_host
 from diffseg.methods.aggregate import aggregate_attention
 from diffseg.methods.kmeans import kmeans_refine
 from diffseg.methods.merge import anchor_distances, merge_attention
-from diffseg.methods.suppress import dense_labels, non_max_suppression
+from diffseg.methods.suppress import non_max_suppression
 
 from .strategies import attention
 
@@ -82,8 +82,6 @@ def test_suppress():
     proposals = np.random.default_rng(0).random((5, 8, 6), np.float32)
     labels = non_max_suppression(placed(proposals), (40, 30))
     same(labels, non_max_suppression(proposals, (40, 30)))
-    gaps = placed(np.array([[0, 7], [7, 3]], np.uint16))
-    same(dense_labels(gaps), [[0, 2], [2, 1]])
 
 
 @pytest.mark.parametrize("with_an_empty_cluster", [False, True])

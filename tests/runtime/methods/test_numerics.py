@@ -8,7 +8,7 @@ from diffseg.arrays import to_host
 from diffseg.methods.aggregate import aggregate_attention
 from diffseg.methods.kmeans import kmeans_refine
 from diffseg.methods.merge import anchor_distances, anchor_indices, merge_attention
-from diffseg.methods.suppress import dense_labels, non_max_suppression
+from diffseg.methods.suppress import non_max_suppression
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.cluster import KMeans
@@ -225,14 +225,6 @@ def test_suppression_of_another_shape():
     assert (labels[:, 46:] == 1).all()
 
 
-@given(st.lists(st.integers(0, 9), min_size=1, max_size=40))
-def test_dense_labels_keep_order_and_leave_no_gap(values):
-    labels = np.array([values], np.uint16)
-    dense = dense_labels(labels)
-    assert sorted(set(dense.ravel().tolist())) == list(range(len(set(values))))
-    assert all((dense[labels == a] < dense[labels == b].min()).all() for a in set(values) for b in set(values) if a < b)
-
-
 @FEW
 @given(seeds, st.integers(1, 6))
 def test_refinement_is_scikit_learns(seed, k):
@@ -270,8 +262,8 @@ def test_every_step_runs_on_any_array_library():
     proposals = merge_attention(aggregated, 0.5, 4)
     np.testing.assert_allclose(to_host(proposals), merge_attention(expected, 0.5, 4), atol=1e-6)
     refined = kmeans_refine(aggregated, proposals)
-    labels = dense_labels(non_max_suppression(refined, (32, 48)))
-    host = dense_labels(non_max_suppression(kmeans_refine(expected, merge_attention(expected, 0.5, 4)), (32, 48)))
+    labels = non_max_suppression(refined, (32, 48))
+    host = non_max_suppression(kmeans_refine(expected, merge_attention(expected, 0.5, 4)), (32, 48))
     np.testing.assert_array_equal(to_host(labels), host)
     for result in (aggregated, proposals, refined, labels):
         assert type(result).__module__.startswith("array_api_strict")
