@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import get_args
 
-from diffseg.engines.bundle.manifest import Defaults, Precision
+from diffseg.engines.bundle.manifest import MergeSettings, Precision
 
 PRECISIONS: tuple[str, ...] = get_args(Precision)
 SIZE_STEP = 64
@@ -25,7 +25,7 @@ class ExportSettings:
     precision: Precision = "fp32"
     timestep: int = 300
     max_batch: int = 4
-    defaults: Defaults = field(default_factory=Defaults)
+    defaults: MergeSettings = field(default_factory=MergeSettings)
 
     def __post_init__(self) -> None:
         if any(n < SIZE_STEP or n % SIZE_STEP for n in self.size):
@@ -36,11 +36,8 @@ class ExportSettings:
             raise ValueError(f"timestep must be 0 to {TIMESTEPS - 1}, found {self.timestep}")
         if self.max_batch < 1:
             raise ValueError(f"max_batch must be at least 1, found {self.max_batch}")
-        thresholds, anchors = self.defaults.thresholds, self.defaults.anchors
-        if not thresholds or not all(0 <= t < math.inf for t in thresholds) or anchors < 1:
-            raise ValueError(
-                f"defaults need finite thresholds of at least 0 and at least one anchor, found {self.defaults}"
-            )
+        if not all(t < math.inf for t in self.defaults.thresholds):
+            raise ValueError(f"defaults need finite thresholds, found {list(self.defaults.thresholds)}")
 
 
 def parse_size(text: str) -> tuple[int, int]:

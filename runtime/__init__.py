@@ -15,16 +15,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from diffseg.engines.bundle.manifest import MergeSettings
     from diffseg.engines.errors import DiffsegError
     from diffseg.image import Segment
-    from diffseg.segmentation import MergeSettings, Segmentation
+    from diffseg.segmentation import Segmentation
     from diffseg.segmenter import Segmenter
 
     __version__: str
 
 _MODULES = {
     "DiffsegError": "diffseg.engines.errors",
-    "MergeSettings": "diffseg.segmentation",
+    "MergeSettings": "diffseg.engines.bundle.manifest",
     "Segment": "diffseg.image",
     "Segmentation": "diffseg.segmentation",
     "Segmenter": "diffseg.segmenter",

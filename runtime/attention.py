@@ -15,7 +15,7 @@ from diffseg.methods.suppress import non_max_suppression
 from diffseg.stages import stage
 
 if TYPE_CHECKING:
-    from diffseg.segmentation import MergeSettings
+    from diffseg.engines.bundle.manifest import MergeSettings
     from numpy.typing import NDArray
 
 

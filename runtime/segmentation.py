@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from diffseg import draw
 from diffseg.attention import AggregatedAttention
-from diffseg.engines.bundle.manifest import REFINEMENTS, Defaults, Refine
+from diffseg.engines.bundle.manifest import MergeSettings, Refine, Threshold
 from diffseg.image import Segment
 from diffseg.stages import stage
 from PIL import Image
@@ -21,46 +21,7 @@ from PIL import Image
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-Threshold: TypeAlias = "float | Sequence[float]"
 BYTE_LABELS = 256
-
-
-@dataclass(frozen=True, slots=True)
-class MergeSettings:
-    """How attention becomes masks.
-
-    Raises:
-        ValueError: no threshold or a negative one, no anchor, or an unknown refinement.
-    """
-
-    thresholds: tuple[float, ...]
-    anchors: int
-    refine: Refine = "none"
-
-    def __post_init__(self) -> None:
-        if not self.thresholds or not all(t >= 0 for t in self.thresholds):
-            raise ValueError(f"threshold must be a number of at least 0, or one a round, found {list(self.thresholds)}")
-        if self.anchors < 1:
-            raise ValueError(f"anchors must be at least 1 a side, found {self.anchors}")
-        if self.refine not in REFINEMENTS:
-            raise ValueError(f"refine must be one of {', '.join(REFINEMENTS)}, found {self.refine!r}")
-
-    @classmethod
-    def of(cls, defaults: Defaults) -> MergeSettings:
-        """Return what a bundle uses when nobody says otherwise."""
-        return cls(defaults.thresholds, defaults.anchors, defaults.refine)
-
-    def updated(
-        self, threshold: Threshold | None = None, anchors: int | None = None, refine: Refine | None = None
-    ) -> MergeSettings:
-        """Copy with what is not None; a single threshold is taken for every round."""
-        thresholds = self.thresholds
-        if threshold is not None:
-            many = np.ndim(threshold) > 0
-            thresholds = tuple(float(t) for t in np.atleast_1d(np.asarray(threshold, dtype=np.float64)))
-            if not many:
-                thresholds *= len(self.thresholds)
-        return MergeSettings(thresholds, self.anchors if anchors is None else anchors, refine or self.refine)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

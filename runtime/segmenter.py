@@ -13,13 +13,13 @@ import numpy as np
 from diffseg.arrays import prefetched
 from diffseg.attention import AggregatedAttention
 from diffseg.engines.bundle.bundle import Bundle, open_bundle
-from diffseg.engines.bundle.manifest import Refine
+from diffseg.engines.bundle.manifest import MergeSettings, Refine, Threshold
 from diffseg.engines.errors import DeviceMemoryError, ImageError
 from diffseg.engines.providers.network import Network
 from diffseg.engines.providers.select import load_network
 from diffseg.image import Fit, ImageSource, Placement, fit_image, read_image
 from diffseg.methods.aggregate import aggregate_attention
-from diffseg.segmentation import MergeSettings, Segmentation, Threshold
+from diffseg.segmentation import Segmentation
 from diffseg.stages import stage
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class Segmenter:
         self.network = network
         self.batch = batch
         self._batch_limit = batch  # what the memory of the device is known to hold
-        self.settings = MergeSettings.of(manifest.defaults)
+        self.settings = manifest.defaults
 
     @classmethod
     def load(

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, TypeAlias, get_args
 
+import numpy as np
 from diffseg.engines.bundle.specs import AttentionOutput, GraphTensors
 from diffseg.engines.errors import BundleError
 from diffseg.engines.strict_json import DecodeError, is_safe_name, parse_json, read_json
@@ -21,6 +23,7 @@ CPU_SUFFIX = ".cpu.onnx"
 
 Precision = Literal["fp32", "fp16", "bf16"]
 Refine = Literal["none", "kmeans", "colour"]
+Threshold: TypeAlias = "float | Sequence[float]"
 REFINEMENTS: tuple[str, ...] = get_args(Refine)
 
 
@@ -56,12 +59,41 @@ class Graph:
 
 
 @dataclass(frozen=True, slots=True)
-class Defaults:
-    """What `segment` uses when the caller doesn't say."""
+class MergeSettings:
+    """How attention becomes masks; a bundle's defaults are used where the caller does not say.
+
+    Attributes:
+        thresholds: the largest KL distance, in nats, of maps that are merged: one per round.
+        anchors: anchors per side.
+        refine: the refinement of the proposals or masks.
+
+    Raises:
+        ValueError: no threshold or a negative one, no anchor, or an unknown refinement.
+    """
 
     thresholds: tuple[float, ...] = (1.0, 1.0, 1.0)
     anchors: int = 16
     refine: Refine = "none"
+
+    def __post_init__(self) -> None:
+        if not self.thresholds or not all(t >= 0 for t in self.thresholds):
+            raise ValueError(f"threshold must be a number of at least 0, or one a round, found {list(self.thresholds)}")
+        if self.anchors < 1:
+            raise ValueError(f"anchors must be at least 1 per side, found {self.anchors}")
+        if self.refine not in REFINEMENTS:
+            raise ValueError(f"refine must be one of {', '.join(REFINEMENTS)}, found {self.refine!r}")
+
+    def updated(
+        self, threshold: Threshold | None = None, anchors: int | None = None, refine: Refine | None = None
+    ) -> MergeSettings:
+        """Copy with what is not None; a single threshold is taken for every round."""
+        thresholds = self.thresholds
+        if threshold is not None:
+            many = np.ndim(threshold) > 0
+            thresholds = tuple(float(t) for t in np.atleast_1d(np.asarray(threshold, dtype=np.float64)))
+            if not many:
+                thresholds *= len(self.thresholds)
+        return MergeSettings(thresholds, self.anchors if anchors is None else anchors, refine or self.refine)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +117,7 @@ class Manifest:
     graphs: dict[str, Graph]
     attention: tuple[AttentionOutput, ...]  # in the order of the UNet's outputs, finest first
     files: dict[str, File] = field(default_factory=dict)
-    defaults: Defaults = field(default_factory=Defaults)
+    defaults: MergeSettings = field(default_factory=MergeSettings)
     versions: dict[str, str] = field(default_factory=dict)
     parity: dict[str, dict[str, float]] = field(default_factory=dict)
     schema: int = SCHEMA
@@ -114,7 +146,7 @@ class Manifest:
         return manifest
 
     def check(self, where: str = MANIFEST) -> None:
-        """Hold the fields against each other.
+        """Compare the fields with each other.
 
         Raises:
             BundleError: they disagree, or a file name points out of the bundle.
@@ -138,12 +170,6 @@ class Manifest:
         image = self.graphs[ENCODER].tensors.inputs
         if len(image) != 1 or image[0].shape(1) != (1, *self.image_size, 3):
             raise BundleError(f"{where}: the input of {ENCODER} is not (batch, *image_size, 3); {FIX}")
-        if (
-            not self.defaults.thresholds
-            or not all(t >= 0 for t in self.defaults.thresholds)
-            or self.defaults.anchors < 1
-        ):
-            raise BundleError(f"{where}: 'defaults' need thresholds of at least 0 and at least one anchor")
 
 
 def read_manifest(folder: Path) -> Manifest:

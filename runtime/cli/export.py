@@ -39,11 +39,11 @@ def export(
     force: Annotated[bool, typer.Option("--force", help="Replace a bundle that is there.")] = False,
 ) -> None:
     """Export a checkpoint to a bundle of ONNX graphs, verified against torch."""
-    from diffseg.engines.bundle.manifest import Defaults
+    from diffseg.engines.bundle.manifest import MergeSettings
     from diffseg.export import ExportSettings, export_bundle, parse_size
 
     try:
-        defaults = Defaults((threshold,) * 3, refine=refine.value)
+        defaults = MergeSettings((threshold,) * 3, refine=refine.value)
         settings = ExportSettings(parse_size(size), precision.value, timestep, max_batch, defaults)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None

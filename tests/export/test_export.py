@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from diffseg.engines.bundle.manifest import Defaults
+from diffseg.engines.bundle.manifest import MergeSettings
 from diffseg.engines.errors import CheckpointError, ParityError
 from diffseg.engines.providers.onnxruntime import import_onnxruntime
 from diffseg.export import ExportSettings, export_bundle, parity, parse_size
@@ -173,13 +173,17 @@ def test_nan_in_an_output_shows_in_its_figures():
         ({"timestep": 1000}, "timestep"),
         ({"max_batch": 0}, "max_batch"),
         ({"precision": "fp8"}, "precision"),
-        ({"defaults": Defaults((float("inf"),))}, "finite thresholds"),
-        ({"defaults": Defaults(anchors=0)}, "one anchor"),
+        ({"defaults": MergeSettings((float("inf"),))}, "finite thresholds"),
     ],
 )
 def test_settings_that_no_unet_takes(settings, message):
     with pytest.raises(ValueError, match=message):
         ExportSettings(**settings)
+
+
+def test_default_settings_need_an_anchor():
+    with pytest.raises(ValueError, match="anchors must be at least 1"):
+        ExportSettings(defaults=MergeSettings(anchors=0))
 
 
 def test_sizes():

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from diffseg.segmentation import MergeSettings
+    from diffseg.engines.bundle.manifest import MergeSettings
     from numpy.typing import NDArray
     from PIL import Image
 

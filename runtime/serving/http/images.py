@@ -6,9 +6,9 @@ from dataclasses import replace
 from http import HTTPStatus
 from typing import Annotated, Any
 
-from diffseg.engines.bundle.manifest import Refine
+from diffseg.engines.bundle.manifest import MergeSettings, Refine
 from diffseg.image import Fit
-from diffseg.segmentation import MergeSettings, Segmentation
+from diffseg.segmentation import Segmentation
 from diffseg.serving.http.access import authorised
 from diffseg.serving.http.errors import RequestError
 from diffseg.serving.http.limits import image_part

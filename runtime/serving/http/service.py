@@ -9,9 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from diffseg.engines.bundle.manifest import MergeSettings
 from diffseg.engines.errors import ImageError
 from diffseg.image import Fit, ImageSource
-from diffseg.segmentation import MergeSettings, Segmentation
+from diffseg.segmentation import Segmentation
 from diffseg.segmenter import Prepared, Segmenter
 from diffseg.serving.http.attention_store import AttentionStore
 from diffseg.serving.http.batcher import Batcher, Health

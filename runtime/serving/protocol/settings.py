@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from diffseg.segmentation import MergeSettings
+from diffseg.engines.bundle.manifest import MergeSettings
 from diffseg.serving.http.errors import bad_request
 
 MOST_ROUNDS = 8

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias, TypeVar, get_args
 import numpy as np
 from diffseg.arrays import Array, to_host
 from diffseg.attention import AggregatedAttention
-from diffseg.engines.bundle.manifest import Manifest, read_manifest
+from diffseg.engines.bundle.manifest import Manifest, MergeSettings, read_manifest
 from diffseg.engines.errors import ImageError
 from diffseg.engines.providers.cuda import import_cupy
 from diffseg.image import Fit, ImageSource, Placement, fit_image, read_image
 from diffseg.methods.aggregate import aggregate_attention
-from diffseg.segmentation import MergeSettings, Segmentation
+from diffseg.segmentation import Segmentation
 from diffseg.segmenter import Prepared, Segmenter
 from diffseg.serving.http.errors import RequestError, bad_request
 from diffseg.serving.http.kserve import ENCODED, IMAGE, LABELS, SEGMENTS, stack_labels
@@ -126,7 +126,7 @@ class ResizeModel:
     def __init__(self, manifest: Manifest, limit: int) -> None:
         self.manifest = manifest
         self.limit = limit
-        self.settings = MergeSettings.of(manifest.defaults)
+        self.settings = manifest.defaults
 
     def __call__(self, requests: Sequence[Request]) -> list[Result]:
         """Answer each request by itself."""
@@ -151,7 +151,7 @@ class MergeModel:
     def __init__(self, manifest: Manifest, limit: int, gpu: int | None = None) -> None:
         self.manifest = manifest
         self.limit = limit
-        self.settings = MergeSettings.of(manifest.defaults)
+        self.settings = manifest.defaults
         self._device: AbstractContextManager[Any] = nullcontext() if gpu is None else import_cupy().cuda.Device(gpu)
 
     def __call__(self, requests: Sequence[Request]) -> list[Result]:

@@ -90,7 +90,7 @@ CHANGES = {
     "finest grid first": lambda m: (
         [m[k].reverse() for k in ("attention",)] and m["graphs"]["unet"]["tensors"]["outputs"].reverse()
     ),
-    "at least one anchor": lambda m: m["defaults"].update(anchors=0),
+    "anchors must be at least 1": lambda m: m["defaults"].update(anchors=0),
     "has no size and hash": lambda m: m["files"].pop("unet.onnx"),
     "'../unet.onnx' is no path inside": lambda m: m["graphs"]["unet"].update(file="../unet.onnx"),
     "'/etc/passwd' is no path inside": lambda m: m["files"].update({"/etc/passwd": {"sha256": "", "bytes": 1}}),
