@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import typer
 from diffseg.cli import app as cli
-from diffseg.serving.http.kserve import INPUTS, MODEL, OUTPUTS
+from diffseg.serving.protocol.tensors import INPUTS, MODEL, OUTPUTS
 
 from tests.runtime.serving.triton.test_repository import plan_of
 

@@ -10,8 +10,9 @@ import pytest
 from diffseg import Segmenter
 from diffseg.engines.errors import MissingPackageError
 from diffseg.image import Placement, fit_image, read_image
-from diffseg.serving.http.kserve import MODEL, OUTPUTS, Inference, write_inference
-from diffseg.serving.http.responses import to_json
+from diffseg.serving.http.kserve import Inference, write_inference
+from diffseg.serving.protocol.masks import to_json
+from diffseg.serving.protocol.tensors import MODEL, OUTPUTS
 from diffseg.serving.triton import models
 from diffseg.serving.triton.models import (
     MergeModel,
