@@ -9,7 +9,7 @@ from diffseg.draw import overlay
 from PIL import Image
 
 from tests.coco import decode
-from tests.runtime.serving.http.conftest import encoded
+from tests.runtime.serving.samples import encoded
 
 BOUNDARY = "a3f1"
 

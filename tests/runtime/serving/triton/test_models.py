@@ -1,6 +1,5 @@
 """The Python models without Triton: what goes in and what comes out."""
 
-import io
 import json
 import sys
 from types import SimpleNamespace
@@ -29,7 +28,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.runtime.doubles import LendingNetwork
-from tests.runtime.serving.triton.test_docs import blocks
+from tests.runtime.serving.samples import blocks, encoded
 
 
 @pytest.fixture
@@ -60,12 +59,6 @@ class Chain:
 @pytest.fixture(params=["whole", "ensemble"])
 def model(request, fake_bundle, fake_segmenter):
     return SegmentModel(fake_segmenter) if request.param == "whole" else Chain(fake_bundle)
-
-
-def encoded(array, kind="PNG"):
-    file = io.BytesIO()
-    Image.fromarray(array).save(file, kind)
-    return file.getvalue()
 
 
 def images_of(photo, count):
