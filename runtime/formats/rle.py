@@ -42,7 +42,7 @@ def run_lengths(labels: NDArray[np.uint16], count: int) -> list[NDArray[np.int64
 
 
 def compress(counts: NDArray[np.int64]) -> str:
-    """Counts → the string that pycocotools writes: differences to the count before last, 5 bits a character."""
+    """Write counts as pycocotools does: each as its difference to the count before last, 5 bits per character."""
     rest = counts.copy()
     rest[3:] -= counts[1:-2]
     digits = []
@@ -55,20 +55,3 @@ def compress(counts: NDArray[np.int64]) -> str:
         active = more
     characters = np.stack(digits, axis=1).ravel()
     return characters[characters > 0].astype(np.uint8).tobytes().decode("ascii")
-
-
-def expand(text: str) -> NDArray[np.int64]:
-    """Undo `compress`."""
-    counts: list[int] = []
-    value = shift = 0
-    for character in text.encode("ascii"):
-        digit = character - FIRST_CHARACTER
-        value |= (digit & 0x1F) << shift
-        shift += DIGIT_BITS
-        if digit & CONTINUED:
-            continue
-        if digit & 0x10:
-            value -= 1 << shift
-        counts.append(value + (counts[-2] if len(counts) > 2 else 0))  # noqa: PLR2004
-        value = shift = 0
-    return np.array(counts, dtype=np.int64)

@@ -7,7 +7,7 @@ import ipaddress
 from http import HTTPStatus
 from typing import Annotated
 
-from diffseg.serving.http.errors import RequestError
+from diffseg.serving.http.errors import HTTPRequestError
 from fastapi import Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
@@ -40,7 +40,7 @@ async def authorised(
     """Let a request pass that brings the token, before its body is read."""
     token: str | None = request.app.state.service.token
     if token is not None and not (credentials and same_token(token, credentials.credentials)):
-        raise RequestError(
+        raise HTTPRequestError(
             HTTPStatus.UNAUTHORIZED,
             "unauthorized",
             "a token is needed: send Authorization: Bearer TOKEN",

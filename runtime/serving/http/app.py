@@ -14,9 +14,10 @@ from importlib.resources import files
 
 from diffseg.serving.http import images, inference
 from diffseg.serving.http.access import authorised
-from diffseg.serving.http.errors import RequestError
+from diffseg.serving.http.errors import status_and_headers
 from diffseg.serving.http.middleware import RequestContext
 from diffseg.serving.http.service import Service
+from diffseg.serving.protocol.errors import RequestError
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
@@ -95,7 +96,8 @@ async def _expire(service: Service) -> None:
 async def _refuse(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestError)  # noqa: S101 - registered for nothing else
     request.scope["state"]["outcome"] = error.outcome
-    return JSONResponse({"error": str(error)}, error.status, error.headers)
+    status, headers = status_and_headers(error)
+    return JSONResponse({"error": str(error)}, status, headers)
 
 
 async def _invalid(_: Request, error: Exception) -> Response:

@@ -16,7 +16,7 @@ from functools import partial
 import numpy as np
 from diffseg.segmentation import Segmentation
 from diffseg.segmenter import Prepared, Segmenter
-from diffseg.serving.http.errors import RequestError, busy, unavailable
+from diffseg.serving.http.errors import HTTPRequestError, busy, unavailable
 from diffseg.serving.http.metrics import Metrics
 
 logger = logging.getLogger(__name__)
@@ -253,7 +253,7 @@ class Batcher:
             results = self.segmenter.finish([prepared for _, prepared in good])
         except BaseException as error:
             for job, _ in good:
-                job.fail(RequestError(500, "failed", "the network failed on this batch; the server's log says why"))
+                job.fail(HTTPRequestError(500, "failed", "the network failed on this batch; the server's log says why"))
             if not isinstance(error, Exception):
                 raise
             logger.exception("a batch of %d failed", len(good))

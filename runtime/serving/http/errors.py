@@ -1,56 +1,56 @@
-"""Why a request is not answered with masks."""
+"""Errors with HTTP status codes and headers, and the status codes of the errors that every server shares."""
 
 from __future__ import annotations
 
 import math
 from http import HTTPStatus
 
-LEFT = 499
-"""Nginx's code for a client that left before its answer; nobody reads it but the log."""
+from diffseg.serving.protocol.errors import BAD_REQUEST, TOO_LARGE, RequestError
+
+CLIENT_DISCONNECTED = 499
+"""Nginx's status code for a client that disconnected before its answer; only the log shows it."""
+STATUS = {BAD_REQUEST: HTTPStatus.BAD_REQUEST, TOO_LARGE: HTTPStatus.REQUEST_ENTITY_TOO_LARGE}
+# The rest of a body that is too large is not read, so the connection cannot be used again.
+HEADERS = {TOO_LARGE: {"Connection": "close"}}
 
 
-class RequestError(Exception):
-    """What the client is told, on one line.
+class HTTPRequestError(RequestError):
+    """A request error with a status code of its own.
 
     Attributes:
         status: HTTP status code.
-        outcome: word for it in metrics and logs.
-        headers: that the answer carries.
+        headers: headers of the answer.
     """
 
     def __init__(self, status: int, outcome: str, message: str, headers: dict[str, str] | None = None) -> None:
-        super().__init__(message)
+        super().__init__(outcome, message)
         self.status = status
-        self.outcome = outcome
         self.headers = headers or {}
 
 
-def bad_request(message: str) -> RequestError:
-    """Return the error of a request that could never be answered as it is."""
-    return RequestError(HTTPStatus.BAD_REQUEST, "bad_request", message)
+def status_and_headers(error: RequestError) -> tuple[int, dict[str, str]]:
+    """Return the status code and the headers with which an error is answered."""
+    if isinstance(error, HTTPRequestError):
+        return error.status, error.headers
+    return STATUS[error.outcome], HEADERS.get(error.outcome, {})
 
 
-def too_large(message: str) -> RequestError:
-    """Return the error of a body, or an image, over the limits; the connection is closed, the rest stays unread."""
-    return RequestError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "too_large", message, {"Connection": "close"})
-
-
-def busy(message: str, seconds: float, headers: dict[str, str] | None = None) -> RequestError:
-    """Return the error of a server without room, which expects some after `seconds`."""
+def busy(message: str, seconds: float, headers: dict[str, str] | None = None) -> HTTPRequestError:
+    """Return the error of a full server that expects to have room after `seconds`."""
     after = {"Retry-After": str(max(1, math.ceil(seconds)))}
-    return RequestError(HTTPStatus.SERVICE_UNAVAILABLE, "full", message, after | (headers or {}))
+    return HTTPRequestError(HTTPStatus.SERVICE_UNAVAILABLE, "full", message, after | (headers or {}))
 
 
-def unavailable(message: str) -> RequestError:
-    """Return the error of a server that can't segment, now or ever again."""
-    return RequestError(HTTPStatus.SERVICE_UNAVAILABLE, "unavailable", message, {"Retry-After": "10"})
+def unavailable(message: str) -> HTTPRequestError:
+    """Return the error of a server that cannot segment images at the moment, or until it is restarted."""
+    return HTTPRequestError(HTTPStatus.SERVICE_UNAVAILABLE, "unavailable", message, {"Retry-After": "10"})
 
 
-def late(seconds: float) -> RequestError:
-    """Return the error of a request that was not answered within its deadline."""
-    return RequestError(HTTPStatus.GATEWAY_TIMEOUT, "deadline", f"not done within {seconds:g} s; try again later")
+def late(seconds: float) -> HTTPRequestError:
+    """Return the error of a request that missed its deadline."""
+    return HTTPRequestError(HTTPStatus.GATEWAY_TIMEOUT, "deadline", f"not done within {seconds:g} s; try again later")
 
 
-def left() -> RequestError:
-    """Return the error of a client that hung up."""
-    return RequestError(LEFT, "left", "the client left before its answer")
+def client_disconnected() -> HTTPRequestError:
+    """Return the error of a client that closed its connection before its answer."""
+    return HTTPRequestError(CLIENT_DISCONNECTED, "left", "the client disconnected before its answer")

@@ -10,11 +10,10 @@ from diffseg.engines.bundle.manifest import MergeSettings, Refine
 from diffseg.image import Fit
 from diffseg.segmentation import Segmentation
 from diffseg.serving.http.access import authorised
-from diffseg.serving.http.errors import RequestError
+from diffseg.serving.http.errors import HTTPRequestError
 from diffseg.serving.http.limits import image_part
 from diffseg.serving.http.responses import (
     MEDIA_TYPES,
-    Counts,
     Kind,
     attention_map,
     encode,
@@ -24,6 +23,7 @@ from diffseg.serving.http.responses import (
     shrunk,
 )
 from diffseg.serving.http.service import Service, settings_of
+from diffseg.serving.protocol.masks import Counts
 from diffseg.serving.protocol.settings import MOST_ROUNDS
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from PIL import Image
@@ -82,7 +82,7 @@ def _kept(service: Served, key: str) -> Segmentation:
     found = service.store.get(key)
     if found is None:
         message = "no attention is kept under this id: it expired, made room for others, or never was; send the image"
-        raise RequestError(HTTPStatus.NOT_FOUND, "not_found", message)
+        raise HTTPRequestError(HTTPStatus.NOT_FOUND, "not_found", message)
     return found
 
 
@@ -142,7 +142,9 @@ async def masks(
     """New masks from kept attention, without the network: JSON or labels, as for `segment`."""
     kind = negotiate(accept)
     if kind is Kind.OVERLAY:
-        raise RequestError(HTTPStatus.NOT_ACCEPTABLE, "bad_request", "the picture is not kept: no overlay from here")
+        raise HTTPRequestError(
+            HTTPStatus.NOT_ACCEPTABLE, "bad_request", "the picture is not kept: no overlay from here"
+        )
     whole = kept.kept_attention()
     small = replace(kept, attention=whole.placed(shrunk(whole.placement, side)))
     result = await service.resegment(request, small, settings)

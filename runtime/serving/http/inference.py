@@ -8,10 +8,12 @@ from typing import Annotated, Any, get_args
 
 from diffseg.image import Fit
 from diffseg.serving.http.access import authorised
-from diffseg.serving.http.errors import RequestError, bad_request
+from diffseg.serving.http.errors import HTTPRequestError
 from diffseg.serving.http.images import Served
-from diffseg.serving.http.kserve import INPUTS, MODEL, OUTPUTS, PARAMETERS, VERSION, read_inference, write_inference
+from diffseg.serving.http.kserve import PARAMETERS, read_inference, write_inference
 from diffseg.serving.http.service import settings_of
+from diffseg.serving.protocol.errors import bad_request
+from diffseg.serving.protocol.tensors import INPUTS, MODEL, OUTPUTS, VERSION
 from diffseg.serving.protocol.untrusted import check_pixels
 from fastapi import APIRouter, Depends, Header, Request, Response
 from fastapi.responses import JSONResponse
@@ -27,7 +29,7 @@ router = APIRouter(prefix="/v2", tags=["open inference protocol"])
 def _known(model: str, model_version: str = VERSION) -> None:
     if model != MODEL or model_version != VERSION:
         message = f"no model {model!r} of version {model_version!r} here, only {MODEL!r} of version {VERSION!r}"
-        raise RequestError(HTTPStatus.NOT_FOUND, "not_found", message)
+        raise HTTPRequestError(HTTPStatus.NOT_FOUND, "not_found", message)
 
 
 Known = Depends(_known)

@@ -11,26 +11,24 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from diffseg.segmentation import Segmentation
-from diffseg.serving.http.errors import bad_request
-from diffseg.serving.http.responses import to_json
+from diffseg.serving.protocol.errors import bad_request
+from diffseg.serving.protocol.masks import to_json
+from diffseg.serving.protocol.tensors import (
+    DATATYPES,
+    ENCODED,
+    IMAGE,
+    LABELS,
+    MODEL,
+    SEGMENTS,
+    VERSION,
+    stack_labels,
+)
+from diffseg.serving.protocol.tensors import PARAMETERS as SHARED_PARAMETERS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-MODEL, VERSION = "diffseg", "1"
-IMAGE, ENCODED = "image", "encoded"
-LABELS, SEGMENTS = "labels", "segments"
-# BYTES are (B, 1), not (B): Triton needs a dimension beside the batch, and one client must work with both servers.
-INPUTS = [
-    {"name": IMAGE, "datatype": "UINT8", "shape": [-1, -1, -1, 3]},
-    {"name": ENCODED, "datatype": "BYTES", "shape": [-1, 1]},
-]
-OUTPUTS = [
-    {"name": LABELS, "datatype": "UINT16", "shape": [-1, -1, -1]},
-    {"name": SEGMENTS, "datatype": "BYTES", "shape": [-1, 1]},
-]
-DATATYPES = {tensor["name"]: tensor["datatype"] for tensor in INPUTS}
-PARAMETERS = ("threshold", "anchors", "refine", "fit", "timeout", "binary_data_output")
+PARAMETERS = (*SHARED_PARAMETERS, "timeout", "binary_data_output")
 LENGTH = struct.Struct("<I")
 
 Images: TypeAlias = "list[NDArray[np.uint8]] | list[bytes]"
@@ -184,15 +182,3 @@ def _read_encoded(shape: list[int], data: Any) -> list[bytes]:  # noqa: ANN401
     if np.prod(shape, dtype=object) != len(elements):
         raise bad_request(f"{ENCODED} of shape {shape} cannot hold {len(elements)} images")
     return elements
-
-
-def stack_labels(results: Sequence[Segmentation]) -> NDArray[np.uint16]:
-    """Labels of images of one size → (B, H, W).
-
-    Raises:
-        RequestError: they are of several sizes (400).
-    """
-    sizes = {result.labels.shape for result in results}
-    if len(sizes) > 1:
-        raise bad_request(f"images of {len(sizes)} sizes have no common {LABELS}; ask for the output {SEGMENTS} alone")
-    return np.stack([result.labels for result in results])

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from http import HTTPStatus
 
 from diffseg.engines.errors import ImageError
-from diffseg.serving.http.errors import RequestError, bad_request, busy, left, too_large
+from diffseg.serving.http.errors import HTTPRequestError, busy, client_disconnected
+from diffseg.serving.protocol.errors import RequestError, bad_request, too_large
 from diffseg.serving.protocol.untrusted import open_encoded
 from PIL import Image
 from starlette.datastructures import Headers, UploadFile
@@ -57,7 +58,7 @@ class Bodies:
             RequestError: too large (413), compressed (415), too slow (408), no room for it (503), or the client left.
         """
         if request.headers.get("content-encoding", "identity") != "identity":
-            raise RequestError(
+            raise HTTPRequestError(
                 HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "bad_request", "bodies must not be compressed: no Content-Encoding"
             )
         announced = request.headers.get("content-length", "")
@@ -73,9 +74,9 @@ class Bodies:
                         self._check(len(data))
             except TimeoutError:
                 message = f"the body did not come within {self.limits.body_seconds:g} s"
-                raise RequestError(HTTPStatus.REQUEST_TIMEOUT, "slow", message, {"Connection": "close"}) from None
+                raise HTTPRequestError(HTTPStatus.REQUEST_TIMEOUT, "slow", message, {"Connection": "close"}) from None
             except ClientDisconnect:
-                raise left() from None
+                raise client_disconnected() from None
             yield bytes(data)
         finally:
             self.held -= len(data)

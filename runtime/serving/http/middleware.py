@@ -11,7 +11,7 @@ from collections.abc import Collection
 from http import HTTPStatus
 
 from diffseg.serving.http.access import host_name
-from diffseg.serving.http.errors import LEFT
+from diffseg.serving.http.errors import CLIENT_DISCONNECTED
 from diffseg.serving.http.logs import request_id
 from diffseg.serving.http.metrics import Metrics
 from starlette.datastructures import Headers, MutableHeaders
@@ -87,7 +87,7 @@ class RequestContext:
             if not status:
                 await _error(answer, HTTPStatus.INTERNAL_SERVER_ERROR, "unexpected error; the server's log says more")
         finally:
-            self._note(scope, status or LEFT, time.monotonic() - start)
+            self._note(scope, status or CLIENT_DISCONNECTED, time.monotonic() - start)
             request_id.reset(token)
 
     def _note(self, scope: Scope, status: int, seconds: float) -> None:

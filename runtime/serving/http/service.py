@@ -16,9 +16,10 @@ from diffseg.segmentation import Segmentation
 from diffseg.segmenter import Prepared, Segmenter
 from diffseg.serving.http.attention_store import AttentionStore
 from diffseg.serving.http.batcher import Batcher, Health
-from diffseg.serving.http.errors import bad_request, busy, late, left
+from diffseg.serving.http.errors import busy, client_disconnected, late
 from diffseg.serving.http.limits import Bodies, Limits, open_image
 from diffseg.serving.http.metrics import Metrics
+from diffseg.serving.protocol.errors import bad_request
 from diffseg.serving.protocol.settings import updated_settings
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ class Service:
             prepares: list[Callable[[], Prepared]] = [
                 partial(self.segmenter.prepare, item, settings, fit=fit, keep_attention=keep) for item in opened
             ]
-            return await unless_left(request, self.batcher.segment(prepares, seconds))
+            return await unless_disconnected(request, self.batcher.segment(prepares, seconds))
         except ImageError as error:
             raise bad_request(str(error)) from None
         except TimeoutError:
@@ -131,7 +132,7 @@ class Service:
             call = partial(kept.resegment, settings.thresholds, anchors=settings.anchors, refine=settings.refine)
             work = asyncio.get_running_loop().run_in_executor(self._merger, call)
             async with asyncio.timeout(_remaining(request, self.limits.deadline)):
-                return await unless_left(request, work)
+                return await unless_disconnected(request, work)
         except TimeoutError:
             raise late(self.limits.deadline) from None
         finally:
@@ -142,18 +143,18 @@ class Service:
         return await asyncio.get_running_loop().run_in_executor(self._threads, partial(function, *arguments))
 
 
-async def unless_left(request: Request, work: Awaitable[T]) -> T:
-    """Wait for `work`, and cancel it if the client hangs up; its body must have been read.
+async def unless_disconnected(request: Request, work: Awaitable[T]) -> T:
+    """Wait for `work`, and cancel it if the client disconnects; the body must have been read before.
 
     Raises:
-        RequestError: it hung up.
+        RequestError: the client disconnected.
     """
     task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_gone(request))
+    gone = asyncio.ensure_future(_disconnected(request))
     try:
         await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
-            raise left()
+            raise client_disconnected()
         return task.result()
     finally:
         gone.cancel()
@@ -174,7 +175,7 @@ def _remaining(request: Request, whole: float) -> float:
     return left
 
 
-async def _gone(request: Request) -> None:
+async def _disconnected(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
 

@@ -23,10 +23,10 @@ from diffseg.image import Fit, ImageSource, Placement, fit_image, read_image
 from diffseg.methods.aggregate import aggregate_attention
 from diffseg.segmentation import Segmentation
 from diffseg.segmenter import Prepared, Segmenter
-from diffseg.serving.http.errors import RequestError, bad_request
-from diffseg.serving.http.kserve import ENCODED, IMAGE, LABELS, SEGMENTS, stack_labels
-from diffseg.serving.http.responses import to_json
+from diffseg.serving.protocol.errors import RequestError, bad_request
+from diffseg.serving.protocol.masks import to_json
 from diffseg.serving.protocol.settings import updated_settings
+from diffseg.serving.protocol.tensors import ENCODED, IMAGE, LABELS, PARAMETERS, SEGMENTS, stack_labels
 from diffseg.serving.protocol.untrusted import check_pixels, open_encoded
 from diffseg.serving.triton.config import KIND, PIXELS, PLACEMENT, PROVIDER
 from diffseg.stages import stage
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 
 BUNDLE = "bundle"
 """Folder of a version with the bundle of a model that runs all of it."""
-PARAMETERS = ("threshold", "anchors", "refine", "fit")
 MOST_PIXELS = 50_000_000
 """Of an image; one that says it has more is not decoded."""
 

@@ -15,7 +15,7 @@ from diffseg.engines.errors import BundleError, PlanError, ProviderError
 from diffseg.engines.tensorrt.lookup import build_command, from_bundle, list_plans
 from diffseg.engines.tensorrt.plan import RECORD, Engine, Plan
 from diffseg.image import Placement
-from diffseg.serving.http.kserve import MODEL
+from diffseg.serving.protocol.tensors import MODEL
 from diffseg.serving.triton.config import (
     KIND,
     MERGE,

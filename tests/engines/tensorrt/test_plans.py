@@ -1,7 +1,6 @@
 """Plans without a builder: keys, records, where they lie, and every reason to refuse one."""
 
 import dataclasses
-import hashlib
 import json
 import shlex
 import shutil
@@ -13,7 +12,6 @@ from pathlib import Path
 
 import pytest
 from diffseg.engines.bundle.bundle import Bundle, open_bundle, write_manifest
-from diffseg.engines.bundle.manifest import File
 from diffseg.engines.errors import PlanError
 from diffseg.engines.machine import Gpu
 from diffseg.engines.tensorrt.lookup import (
@@ -27,8 +25,10 @@ from diffseg.engines.tensorrt.lookup import (
     profile,
     verify_plans,
 )
-from diffseg.engines.tensorrt.plan import RECORD, BuildOptions, Plan, PlanRecord, PlanSpec, Target
+from diffseg.engines.tensorrt.plan import RECORD, BuildOptions, Plan, PlanSpec, Target
 from diffseg.engines.tensorrt.precision import EngineLayers
+
+from tests.plans import put
 
 ROOT = Path(__file__).parents[2]
 L4 = Gpu("NVIDIA L4", "8.9", 24 << 30, 58, "13.0")
@@ -52,20 +52,6 @@ def spec(fake_bundle):
         content={name: fake_bundle.content_hash(name) for name in fake_bundle.manifest.graphs},
         profiles={name: profile(graph.tensors) for name, graph in fake_bundle.manifest.graphs.items()},
     )
-
-
-def put(spec, root):
-    """Write a plan folder whose engines are bytes of no meaning."""
-    folder = root / spec.key
-    folder.mkdir(parents=True)
-    files = {}
-    for graph in spec.content:
-        (folder / f"{graph}.plan").write_bytes(data := graph.encode() * 50)
-        files[graph] = File(hashlib.sha256(data).hexdigest(), len(data))
-    layers = {graph: EngineLayers({"matmul": {"float32": 3}}, 100) for graph in spec.content}
-    record = PlanRecord(spec, files, layers, dict.fromkeys(spec.content, 1.5))
-    (folder / RECORD).write_text(json.dumps(dataclasses.asdict(record)))
-    return folder
 
 
 def test_a_record_comes_back_as_it_was_written(spec, tmp_path):

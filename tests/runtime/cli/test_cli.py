@@ -13,19 +13,9 @@ from diffseg.cli.segment import expand, output_names
 from diffseg.engines.examples import example_images
 from typer.testing import CliRunner
 
+from tests.commands import diffseg
 from tests.models import copy_models
 from tests.pictures import pixels
-
-
-def diffseg(*arguments, cwd=None):
-    return subprocess.run(
-        [sys.executable, "-W", "error", "-m", "diffseg", *map(str, arguments)],
-        capture_output=True,
-        check=False,
-        cwd=cwd,
-        encoding="utf-8",
-        env=os.environ | {"COLUMNS": "200", "PYTHONUTF8": "1"},
-    )
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import json
 import pytest
 from diffseg.engines.packages import install_command
 
-from tests.runtime.cli.test_cli import diffseg
+from tests.commands import diffseg
 
 
 @pytest.fixture

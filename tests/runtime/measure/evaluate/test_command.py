@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from tests.runtime.cli.test_cli import diffseg
+from tests.commands import diffseg
 
 
 def test_a_table_and_two_reports(labelled, tmp_path):

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 from diffseg.engines.examples import example_images
 
-from tests.runtime.cli.test_cli import diffseg
+from tests.commands import diffseg
 
 
 @pytest.fixture(scope="session")

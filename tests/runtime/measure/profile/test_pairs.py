@@ -8,7 +8,7 @@ from diffseg.engines.errors import ProfileError
 from diffseg.measure.profile.pairs import compare_records, read_record
 from diffseg.measure.profile.statistics import LEAST_PAIRS, paired_ratio
 
-from tests.runtime.cli.test_cli import diffseg
+from tests.commands import diffseg
 
 
 def scaled(record, factor, runs):

@@ -19,7 +19,7 @@ from diffseg.measure.profile.table import profile_tables, warnings
 from diffseg.segmenter import Segmenter
 from rich.console import Console
 
-from tests.runtime.cli.test_cli import diffseg
+from tests.commands import diffseg
 
 STAGES = ["decode", "resize", "encode", "attend", "aggregate", "merge", "refine", "suppress", "write", "other", "total"]
 ROUNDING = 1e-3  # of a microsecond

@@ -1,8 +1,5 @@
-import io
-
 import numpy as np
 import pytest
-from PIL import Image
 
 from tests.runtime.doubles import LendingNetwork
 
@@ -15,6 +12,7 @@ from diffseg.serving.http.limits import Limits
 from diffseg.serving.http.service import Service
 
 from tests.runtime.serving.http.running import Running
+from tests.runtime.serving.samples import encoded
 
 
 @pytest.fixture
@@ -31,12 +29,6 @@ def serve(fake_bundle):
     yield start
     for running in started:
         running.stop()
-
-
-def encoded(pixels, kind="PNG"):
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, kind)
-    return file.getvalue()
 
 
 @pytest.fixture

@@ -6,8 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from tests.runtime.serving.http.conftest import encoded
-from tests.runtime.serving.triton.test_docs import blocks
+from tests.runtime.serving.samples import blocks, encoded
 
 URL = "/v2/models/diffseg/infer"
 

@@ -14,8 +14,8 @@ from diffseg.serving.http.batcher import Health
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.runtime.doubles import LendingNetwork
-from tests.runtime.serving.http.conftest import encoded
 from tests.runtime.serving.http.running import PATIENCE, until
+from tests.runtime.serving.samples import encoded
 
 
 class Gated(LendingNetwork):

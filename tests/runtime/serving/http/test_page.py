@@ -9,7 +9,7 @@ import pytest
 from diffseg.serving.http.responses import shrunk
 from PIL import Image
 
-from tests.runtime.serving.http.conftest import encoded
+from tests.runtime.serving.samples import encoded
 
 pytest.importorskip("websockets", reason="needs websockets, to speak to the browser")
 

@@ -6,10 +6,10 @@ import json
 import numpy as np
 import pytest
 from diffseg.draw import overlay
-from diffseg.formats.rle import expand
 from PIL import Image
 
-from tests.runtime.serving.http.conftest import encoded
+from tests.coco import decode
+from tests.runtime.serving.samples import encoded
 
 BOUNDARY = "a3f1"
 
@@ -26,13 +26,10 @@ def form(*files, field="image"):
 
 def labels_of(answer):
     """Label map of a JSON answer."""
-    height, width = answer["height"], answer["width"]
-    labels = np.full(height * width, 65535, np.uint16)
+    labels = np.full((answer["height"], answer["width"]), 65535, np.uint16)
     for segment in answer["segments"]:
-        ends = np.cumsum(expand(segment["segmentation"]["counts"]))
-        for start, end in zip(ends[::2], ends[1::2], strict=False):
-            labels[start:end] = segment["label"]
-    return labels.reshape(width, height).T
+        labels[decode(**segment["segmentation"])] = segment["label"]
+    return labels
 
 
 def test_three_answers_of_one_image(serve, png, photo):

@@ -7,7 +7,7 @@ import pytest
 from diffseg.engines.bundle import specs
 from diffseg.engines.bundle.manifest import ENCODER, UNET
 from diffseg.engines.errors import PlanError
-from diffseg.serving.http.kserve import INPUTS, OUTPUTS
+from diffseg.serving.protocol.tensors import INPUTS, OUTPUTS
 from diffseg.serving.triton.config import Options, model_configs
 from diffseg.serving.triton.pbtxt import to_text
 from diffseg.serving.triton.platforms import Device, Platform

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import typer
 from diffseg.cli import app as cli
-from diffseg.serving.http.kserve import INPUTS, MODEL, OUTPUTS
+from diffseg.serving.protocol.tensors import INPUTS, MODEL, OUTPUTS
 
-from tests.runtime.serving.triton.test_repository import plan_of
+from tests.plans import plan_of
+from tests.runtime.serving.samples import blocks
 
 ROOT = Path(__file__).parents[4]
 PAGE = (ROOT / "docs" / "triton.md").read_text(encoding="utf-8")
@@ -19,10 +20,6 @@ ELSEWHERE = {
     "tritonserver --model-repository=model_repository": "test_served.py does",
     "scripts/release/triton_check --out record.json": "runs these tests",
 }
-
-
-def blocks(language):
-    return re.findall(rf"^```{language}\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
 
 
 COMMANDS = [line for block in blocks("sh") for line in block.splitlines()]

@@ -1,6 +1,5 @@
 """The Python models without Triton: what goes in and what comes out."""
 
-import io
 import json
 import sys
 from types import SimpleNamespace
@@ -10,8 +9,9 @@ import pytest
 from diffseg import Segmenter
 from diffseg.engines.errors import MissingPackageError
 from diffseg.image import Placement, fit_image, read_image
-from diffseg.serving.http.kserve import MODEL, OUTPUTS, Inference, write_inference
-from diffseg.serving.http.responses import to_json
+from diffseg.serving.http.kserve import Inference, write_inference
+from diffseg.serving.protocol.masks import to_json
+from diffseg.serving.protocol.tensors import MODEL, OUTPUTS
 from diffseg.serving.triton import models
 from diffseg.serving.triton.models import (
     MergeModel,
@@ -28,7 +28,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.runtime.doubles import LendingNetwork
-from tests.runtime.serving.triton.test_docs import blocks
+from tests.runtime.serving.samples import blocks, encoded
 
 
 @pytest.fixture
@@ -59,12 +59,6 @@ class Chain:
 @pytest.fixture(params=["whole", "ensemble"])
 def model(request, fake_bundle, fake_segmenter):
     return SegmentModel(fake_segmenter) if request.param == "whole" else Chain(fake_bundle)
-
-
-def encoded(array, kind="PNG"):
-    file = io.BytesIO()
-    Image.fromarray(array).save(file, kind)
-    return file.getvalue()
 
 
 def images_of(photo, count):

@@ -11,14 +11,13 @@ import pytest
 from diffseg.cli import app as cli
 from diffseg.engines.bundle.bundle import Bundle, write_manifest
 from diffseg.engines.errors import BundleError, PlanError, ProviderError
-from diffseg.engines.tensorrt.lookup import profile
-from diffseg.engines.tensorrt.plan import BuildOptions, PlanSpec, Target
+from diffseg.engines.tensorrt.plan import BuildOptions, Target
 from diffseg.serving.triton.config import NETWORK, Options
 from diffseg.serving.triton.models import BUNDLE
 from diffseg.serving.triton.platforms import Device, Platform
 from diffseg.serving.triton.repository import write_repository
 
-from tests.engines.tensorrt.test_plans import put
+from tests.plans import plan_of
 
 
 @pytest.fixture
@@ -28,20 +27,6 @@ def repository(tmp_path):
 
 def listing(folder):
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-
-
-def plan_of(bundle, root=None, **changes):
-    """Write a plan whose engines are bytes of no meaning; its folder."""
-    spec = PlanSpec(
-        engine="tensorrt",
-        version="10.13.3.9",
-        target=Target(("8.9",), "NVIDIA L4", "13.0", "linux", "x86_64"),
-        options=BuildOptions(),
-        precision=bundle.manifest.precision,
-        content={name: bundle.content_hash(name) for name in bundle.manifest.graphs},
-        profiles={name: profile(graph.tensors) for name, graph in bundle.manifest.graphs.items()},
-    )
-    return put(replace(spec, **changes), root or bundle.folder / "plans")
 
 
 ENSEMBLE = {

@@ -16,9 +16,8 @@ from diffseg.serving.triton.config import Options
 from diffseg.serving.triton.platforms import Platform
 from diffseg.serving.triton.repository import write_repository
 
+from tests.runtime.serving.samples import blocks, encoded
 from tests.runtime.serving.triton.server import Triton
-from tests.runtime.serving.triton.test_docs import blocks
-from tests.runtime.serving.triton.test_models import encoded
 
 
 @pytest.fixture(scope="module", params=["python", "onnxruntime"])
