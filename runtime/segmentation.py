@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -14,6 +12,7 @@ import numpy as np
 from diffseg import draw
 from diffseg.arrays import Array, to_host
 from diffseg.engines.bundle.manifest import REFINEMENTS, Defaults, Refine
+from diffseg.engines.files import atomic_file
 from diffseg.methods.colour import colour_refine
 from diffseg.methods.kmeans import kmeans_refine
 from diffseg.methods.merge import AnchorDistances, anchor_distances, merge_attention
@@ -153,24 +152,13 @@ class Segmentation:
         paths = [folder / f"{name}{ending}" for ending in (".labels.png", ".overlay.png", ".json")]
         with stage(None, "write"):
             folder.mkdir(parents=True, exist_ok=True)
-            with replacing(paths[0]) as temporary:
+            with atomic_file(paths[0]) as temporary:
                 self.label_image().save(temporary, "PNG")
-            with replacing(paths[1]) as temporary:
+            with atomic_file(paths[1]) as temporary:
                 self.overlay().save(temporary, "PNG", compress_level=1)
-            with replacing(paths[2]) as temporary:
+            with atomic_file(paths[2]) as temporary:
                 temporary.write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
         return paths
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside `path`, which takes its place if the block ends well."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def make_proposals(attention: Array, settings: MergeSettings, distances: dict[int, AnchorDistances]) -> Array:

@@ -10,6 +10,7 @@ from typing import Literal, get_args
 
 from diffseg.engines.bundle.specs import AttentionOutput, GraphTensors
 from diffseg.engines.errors import BundleError
+from diffseg.engines.files import sha256
 from diffseg.engines.strict_json import DecodeError, is_safe_name, parse_json, read_json
 
 SCHEMA = 1
@@ -70,6 +71,29 @@ class File:
 
     sha256: str
     bytes: int
+
+    @classmethod
+    def of(cls, path: Path) -> File:
+        """Return the fingerprint of a file."""
+        return cls(sha256(path), path.stat().st_size)
+
+    def problem(self, path: Path) -> str | None:
+        """Describe how a file differs from this fingerprint; None if it does not.
+
+        The contents are read only if the size is right.
+        """
+        if not path.is_file():
+            return "missing"
+        size = path.stat().st_size
+        return self.size_problem(size) or self.digest_problem(sha256(path))
+
+    def size_problem(self, size: int) -> str | None:
+        """Describe how a size in bytes differs from the recorded one; None if it does not."""
+        return None if size == self.bytes else f"{size} bytes, expected {self.bytes}"
+
+    def digest_problem(self, digest: str) -> str | None:
+        """Describe how a SHA-256 differs from the recorded one; None if it does not."""
+        return None if digest == self.sha256 else f"sha256 {digest[:12]}…, expected {self.sha256[:12]}…"
 
 
 @dataclass(frozen=True, slots=True)

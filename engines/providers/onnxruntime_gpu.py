@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from diffseg.engines.bundle.manifest import ENCODER, UNET, Graph
 from diffseg.engines.errors import DeviceMemoryError, MissingPackageError, ProviderError
+from diffseg.engines.files import cache_folder
 from diffseg.engines.packages import install_command
 from diffseg.engines.providers.cuda import device_errors, import_cupy
 from diffseg.engines.providers.onnxruntime import check_tensors, import_onnxruntime, session_options
-from diffseg.engines.tensorrt.lookup import cache_folder, profile
+from diffseg.engines.tensorrt.lookup import profile
 
 if TYPE_CHECKING:
     from diffseg.engines.bundle.bundle import Bundle

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from diffseg.engines.bundle.manifest import ENCODER, UNET
 from diffseg.engines.errors import BundleError, DeviceMemoryError, MissingPackageError, ProviderError
+from diffseg.engines.files import cache_folder
 from diffseg.engines.packages import install_command
 from diffseg.engines.providers.network import SessionPool
-from diffseg.engines.tensorrt.lookup import cache_folder
 
 if TYPE_CHECKING:
     from diffseg.engines.bundle.bundle import Bundle

@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib
 import logging
 import mmap
-import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -17,8 +16,8 @@ from typing import Any
 
 from diffseg.engines.bundle.manifest import Graph
 from diffseg.engines.errors import MissingPackageError, PlanError
+from diffseg.engines.files import atomic_file, cache_folder, write_synced
 from diffseg.engines.packages import install_command
-from diffseg.engines.tensorrt.lookup import cache_folder
 from diffseg.engines.tensorrt.plan import Engine, PlanSpec
 from diffseg.engines.tensorrt.precision import EngineLayers, read_inspector, read_program
 
@@ -146,9 +145,8 @@ class _TimingCache:
     def keep(self) -> None:
         """Write it back; two builds at once may each lose what the other measured, never a whole file."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        part = self.path.with_suffix(f".{os.getpid()}.part")
-        write(part, memoryview(self.config.get_timing_cache().serialize()))
-        part.replace(self.path)
+        with atomic_file(self.path) as temporary:
+            write_synced(temporary, memoryview(self.config.get_timing_cache().serialize()))
 
 
 def _interruptible(work: Callable[[], Any], cancel: Callable[[], None]) -> Any:  # noqa: ANN401
@@ -224,11 +222,3 @@ def read_layers(module: Any, spec: PlanSpec, path: Path) -> EngineLayers | None:
         raise PlanError(f"tensorrt {spec.version} cannot load what it built: {log.first_error()}")
     text = engine.create_engine_inspector().get_engine_information(module.LayerInformationFormat.JSON)
     return read_inspector(text, engine.device_memory_size_v2)
-
-
-def write(path: Path, data: bytes | memoryview) -> None:
-    """Write a file and wait until the disk has it."""
-    with path.open("wb") as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())

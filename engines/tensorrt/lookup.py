@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import shlex
 import sys
@@ -11,14 +10,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import platformdirs
 from diffseg.engines.bundle.bundle import PLANS, Bundle
 from diffseg.engines.bundle.specs import GraphTensors
 from diffseg.engines.errors import PlanError
+from diffseg.engines.files import cache_folder
 from diffseg.engines.machine import Gpu
 from diffseg.engines.tensorrt.plan import Engine, Plan, PlanSpec, Profile
 
-CACHE_VARIABLE = "DIFFSEG_CACHE"
 PORTABLE_FROM = (8, 0)
 """Compute capability from which on a TensorRT-RTX plan runs that was built for none in particular."""
 SHOWN = 3
@@ -32,12 +30,6 @@ class Machine:
     gpu: Gpu | None
     system: str = platform.system().lower()
     machine: str = platform.machine().lower().replace("amd64", "x86_64").replace("arm64", "aarch64")
-
-
-def cache_folder() -> Path:
-    """Folder for what can be made again: $DIFFSEG_CACHE, else the platform's own place for caches."""
-    named = os.environ.get(CACHE_VARIABLE)
-    return Path(named).expanduser() if named else Path(platformdirs.user_cache_dir("diffseg", appauthor=False))
 
 
 def plans_folder(bundle: Bundle) -> Path:

@@ -13,9 +13,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from diffseg.engines.bundle.bundle import Bundle, file_problem, sha256
+from diffseg.engines.bundle.bundle import Bundle
 from diffseg.engines.bundle.manifest import File
 from diffseg.engines.errors import MissingPackageError, PlanError
+from diffseg.engines.files import write_synced
 from diffseg.engines.machine import Gpus, find_gpus
 from diffseg.engines.tensorrt.build import (
     BUILD_EXTRAS,
@@ -24,7 +25,6 @@ from diffseg.engines.tensorrt.build import (
     import_engine,
     known_compute_capabilities,
     read_layers,
-    write,
 )
 from diffseg.engines.tensorrt.lookup import Machine, plans_folder, profile
 from diffseg.engines.tensorrt.plan import RECORD, BuildOptions, Engine, Plan, PlanRecord, PlanSpec, Target
@@ -104,7 +104,7 @@ def _locked_build(
         temporary = Path(tempfile.mkdtemp(prefix=f".{spec.key}.", suffix=".part", dir=root))
         try:
             record = _build(module, bundle, spec, temporary, report)
-            write(temporary / RECORD, (json.dumps(dataclasses.asdict(record), indent=1) + "\n").encode())
+            write_synced(temporary / RECORD, (json.dumps(dataclasses.asdict(record), indent=1) + "\n").encode())
             temporary.chmod(0o755)
             if folder.exists():
                 shutil.rmtree(folder)
@@ -185,12 +185,12 @@ def _build(module: Any, bundle: Bundle, spec: PlanSpec, folder: Path, report: Re
     plan = Plan(folder, PlanRecord(spec, files, layers, seconds))
     for name, graph in bundle.manifest.graphs.items():
         for file in graph.files:  # the key vouches for the graph's content
-            if file_problem(bundle.folder / file, bundle.manifest.files[file]):
+            if bundle.manifest.files[file].problem(bundle.folder / file):
                 raise PlanError(f"{bundle.folder / file} is not as it was exported; copy or export the bundle again")
         start, path = time.perf_counter(), plan.path(name)
-        write(path, build_graph(module, bundle.graph_path(name), graph, spec, name, report))
+        write_synced(path, build_graph(module, bundle.graph_path(name), graph, spec, name, report))
         seconds[name] = round(time.perf_counter() - start, 2)
-        files[name] = File(sha256(path), path.stat().st_size)
+        files[name] = File.of(path)
         found = read_layers(module, spec, path)
         if found is None:
             logger.warning("%s: the layers of this engine cannot be read, so its precision is not checked", name)

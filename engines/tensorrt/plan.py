@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from diffseg.engines.bundle.bundle import digest_problem, file_problem
 from diffseg.engines.bundle.manifest import ENCODER, UNET, File, Precision
 from diffseg.engines.errors import PlanError
 from diffseg.engines.strict_json import DecodeError, read_json
@@ -148,10 +147,7 @@ class Plan:
             data = path.read_bytes()
         except OSError as error:
             raise PlanError(f"cannot read {path}: {error.strerror}; build the plan again") from None
-        if len(data) != expected.bytes:
-            problem: str | None = f"{len(data)} bytes, expected {expected.bytes}"
-        else:
-            problem = digest_problem(hashlib.sha256(data).hexdigest(), expected)
+        problem = expected.size_problem(len(data)) or expected.digest_problem(hashlib.sha256(data).hexdigest())
         if problem:
             raise PlanError(f"{path} is not as it was built: {problem}; delete {self.folder} and build the plan again")
         return data
@@ -159,4 +155,4 @@ class Plan:
     def verify(self) -> Iterator[tuple[str, str | None]]:
         """Compare every file with its hash → `(graph, problem)`; problem is None when it is as it was built."""
         for graph, expected in self.record.files.items():
-            yield graph, file_problem(self.path(graph), expected)
+            yield graph, expected.problem(self.path(graph))

@@ -15,11 +15,11 @@ import pytest
 from diffseg.engines.bundle.bundle import Bundle, open_bundle, write_manifest
 from diffseg.engines.bundle.manifest import File
 from diffseg.engines.errors import PlanError
+from diffseg.engines.files import cache_folder
 from diffseg.engines.machine import Gpu
 from diffseg.engines.tensorrt.lookup import (
     Machine,
     build_command,
-    cache_folder,
     find_plan,
     list_plans,
     mismatches,
