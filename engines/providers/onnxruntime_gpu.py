@@ -13,7 +13,6 @@ from diffseg.engines.files import cache_folder
 from diffseg.engines.packages import install_command
 from diffseg.engines.providers.cuda import device_errors, import_cupy
 from diffseg.engines.providers.onnxruntime import check_tensors, import_onnxruntime, session_options
-from diffseg.engines.tensorrt.lookup import profile
 
 if TYPE_CHECKING:
     from diffseg.engines.bundle.bundle import Bundle
@@ -101,7 +100,7 @@ class OrtGpuNetwork:
         folder.mkdir(parents=True, exist_ok=True)
         shapes = {
             f"trt_profile_{bound}_shapes": ",".join(
-                f"{tensor}:{'x'.join(map(str, sizes[bound]))}" for tensor, sizes in profile(graph.tensors).items()
+                f"{tensor}:{'x'.join(map(str, sizes[bound]))}" for tensor, sizes in graph.tensors.profile().items()
             )
             for bound in ("min", "opt", "max")
         }

@@ -74,7 +74,7 @@ class OpenVinoNetwork:
         except Exception as error:  # whatever a plugin raises  # noqa: BLE001
             raise ProviderError(f"OpenVINO cannot run {path} on {device}: {_reason(error)}") from None
         tensors = bundle.manifest.graphs[name].tensors
-        declared = [(t.name, [-1 if axis.dynamic else axis.opt for axis in t.axes]) for t in tensors.outputs]
+        declared = [(t.name, t.onnx_shape()) for t in tensors.outputs]
         found = [
             (output.get_any_name(), [d.get_length() if d.is_static else -1 for d in output.get_partial_shape()])
             for output in model.outputs

@@ -88,5 +88,5 @@ def _load(bundle: Bundle, provider: Provider, threads: int | None) -> Network:
     from diffseg.engines.tensorrt.execute import NativeNetwork
 
     engine: Engine = "tensorrt" if provider is Provider.TENSORRT else "tensorrt-rtx"
-    here = Machine(str(import_engine(engine).__version__), gpus.first)
-    return NativeNetwork(bundle, find_plan(bundle, engine, here))
+    machine = Machine(str(import_engine(engine).__version__), gpus.first)
+    return NativeNetwork(bundle, find_plan(bundle, engine, machine))

@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from diffseg.engines.bundle.bundle import PLANS, Bundle
-from diffseg.engines.bundle.specs import GraphTensors
 from diffseg.engines.errors import PlanError
 from diffseg.engines.files import cache_folder
 from diffseg.engines.machine import Gpu
-from diffseg.engines.tensorrt.plan import Engine, Plan, PlanSpec, Profile
+from diffseg.engines.tensorrt.plan import Engine, Plan, PlanSpec
 
 PORTABLE_FROM = (8, 0)
 """Compute capability from which on a TensorRT-RTX plan runs that was built for none in particular."""
@@ -62,7 +61,7 @@ def list_plans(bundle: Bundle) -> Iterator[tuple[Path, Plan | PlanError]]:
                 yield folder, plan
 
 
-def find_plan(bundle: Bundle, engine: Engine, here: Machine) -> Plan:
+def find_plan(bundle: Bundle, engine: Engine, machine: Machine) -> Plan:
     """Find a plan that may run here, of several the most specific one; nothing but records is read.
 
     Raises:
@@ -74,7 +73,7 @@ def find_plan(bundle: Bundle, engine: Engine, here: Machine) -> Plan:
         if isinstance(plan, PlanError):
             reasons.append(str(plan))
         elif plan.record.spec.engine == engine:
-            problems = list(mismatches(plan.record.spec, bundle, here))
+            problems = list(mismatches(plan.record.spec, bundle, machine))
             if problems:
                 reasons.append(f"{folder.name} {problems[0]}")
             else:
@@ -115,29 +114,21 @@ def from_bundle(spec: PlanSpec, bundle: Bundle) -> bool:
     return spec.content == {graph: bundle.content_hash(graph) for graph in bundle.manifest.graphs}
 
 
-def mismatches(spec: PlanSpec, bundle: Bundle, here: Machine) -> Iterator[str]:
+def mismatches(spec: PlanSpec, bundle: Bundle, machine: Machine) -> Iterator[str]:
     """Why a plan may not be used, in words; nothing if it may."""
     if not from_bundle(spec, bundle):
         yield "was built from other graphs than the bundle has now"
-    declared = {name: profile(graph.tensors) for name, graph in bundle.manifest.graphs.items()}
+    declared = {name: graph.tensors.profile() for name, graph in bundle.manifest.graphs.items()}
     if spec.profiles != declared:
         yield "was built for other batch sizes than the manifest declares"
-    if not _runs_version(spec, here.version):
-        yield f"was built by {spec.engine} {spec.version}, found {here.version}"
-    if spec.target.machine != here.machine or (spec.engine == "tensorrt" and spec.target.system != here.system):
-        yield f"was built for {spec.target.system} {spec.target.machine}, found {here.system} {here.machine}"
-    if here.gpu is None:
+    if not _runs_version(spec, machine.version):
+        yield f"was built by {spec.engine} {spec.version}, found {machine.version}"
+    if spec.target.machine != machine.machine or (spec.engine == "tensorrt" and spec.target.system != machine.system):
+        yield f"was built for {spec.target.system} {spec.target.machine}, found {machine.system} {machine.machine}"
+    if machine.gpu is None:
         yield "needs an NVIDIA GPU, found none"
-    elif problem := _gpu_mismatch(spec, here.gpu):
+    elif problem := _gpu_mismatch(spec, machine.gpu):
         yield problem
-
-
-def profile(tensors: GraphTensors) -> Profile:
-    """Smallest, likeliest and largest shape of each input of a graph, from its declaration."""
-    return {
-        tensor.name: {bound: tuple(getattr(axis, bound) for axis in tensor.axes) for bound in ("min", "opt", "max")}
-        for tensor in tensors.inputs
-    }
 
 
 def _generality(spec: PlanSpec) -> tuple[int, int]:

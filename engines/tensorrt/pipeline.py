@@ -26,7 +26,7 @@ from diffseg.engines.tensorrt.build import (
     known_compute_capabilities,
     read_layers,
 )
-from diffseg.engines.tensorrt.lookup import Machine, plans_folder, profile
+from diffseg.engines.tensorrt.lookup import Machine, plans_folder
 from diffseg.engines.tensorrt.plan import RECORD, BuildOptions, Engine, Plan, PlanRecord, PlanSpec, Target
 from diffseg.engines.tensorrt.precision import EngineLayers
 
@@ -72,7 +72,7 @@ def build_plan(
         options=options,
         precision=bundle.manifest.precision,
         content={name: bundle.content_hash(name) for name in bundle.manifest.graphs},
-        profiles={name: profile(graph.tensors) for name, graph in bundle.manifest.graphs.items()},
+        profiles={name: graph.tensors.profile() for name, graph in bundle.manifest.graphs.items()},
     )
     root = plans_folder(bundle)
     try:
@@ -136,7 +136,7 @@ def _sound(folder: Path) -> Plan | None:
 
 
 def _target(module: Any, engine: Engine, wanted: tuple[str, ...], gpus: Gpus) -> Target:  # noqa: ANN401
-    here, gpu = Machine(module.__version__, gpus.first), gpus.first
+    machine, gpu = Machine(module.__version__, gpus.first), gpus.first
     if engine == "tensorrt":
         if gpu is None:
             raise PlanError(
@@ -148,7 +148,7 @@ def _target(module: Any, engine: Engine, wanted: tuple[str, ...], gpus: Gpus) ->
                 f"tensorrt builds for the GPU that is here ({gpu.name}, {gpu.compute_capability}), not for "
                 f"{', '.join(wanted)}; build there, or see --hardware-compatibility"
             )
-        return Target((gpu.compute_capability,), gpu.name, gpu.driver, here.system, here.machine)
+        return Target((gpu.compute_capability,), gpu.name, gpu.driver, machine.system, machine.machine)
     known = known_compute_capabilities(module)
     for capability in wanted:
         if capability not in known:
@@ -159,7 +159,7 @@ def _target(module: Any, engine: Engine, wanted: tuple[str, ...], gpus: Gpus) ->
     if not wanted and gpu is not None and gpu.compute_capability in known:
         wanted = (gpu.compute_capability,)
     ordered = tuple(capability for capability in known if capability in wanted)
-    return Target(ordered, None, None, here.system, here.machine)
+    return Target(ordered, None, None, machine.system, machine.machine)
 
 
 def _check_options(engine: Engine, options: BuildOptions, gpus: Gpus) -> None:

@@ -16,14 +16,13 @@ from pathlib import Path
 from typing import Literal
 
 from diffseg.engines.bundle.manifest import ENCODER, UNET, File, Precision
+from diffseg.engines.bundle.specs import Profile
 from diffseg.engines.errors import PlanError
 from diffseg.engines.strict_json import DecodeError, read_json
 from diffseg.engines.tensorrt.precision import EngineLayers
 
 Engine = Literal["tensorrt", "tensorrt-rtx"]
 HardwareCompatibility = Literal["none", "ampere-plus", "same-compute-capability"]
-Profile = dict[str, dict[str, tuple[int, ...]]]
-"""tensor: `min`, `opt` and `max`: shape"""
 
 SCHEMA = 1
 RECORD = "plan.json"

@@ -24,13 +24,12 @@ from diffseg.engines.tensorrt.lookup import (
     list_plans,
     mismatches,
     plans_folder,
-    profile,
     verify_plans,
 )
 from diffseg.engines.tensorrt.plan import RECORD, BuildOptions, Plan, PlanRecord, PlanSpec, Target
 from diffseg.engines.tensorrt.precision import EngineLayers
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 L4 = Gpu("NVIDIA L4", "8.9", 24 << 30, 58, "13.0")
 HERE = Machine("1.7.1.116", L4, "linux", "x86_64")
 
@@ -50,7 +49,7 @@ def spec(fake_bundle):
         options=BuildOptions(),
         precision="fp32",
         content={name: fake_bundle.content_hash(name) for name in fake_bundle.manifest.graphs},
-        profiles={name: profile(graph.tensors) for name, graph in fake_bundle.manifest.graphs.items()},
+        profiles={name: graph.tensors.profile() for name, graph in fake_bundle.manifest.graphs.items()},
     )
 
 

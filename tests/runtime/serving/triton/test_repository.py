@@ -11,7 +11,6 @@ import pytest
 from diffseg.cli import app as cli
 from diffseg.engines.bundle.bundle import Bundle, write_manifest
 from diffseg.engines.errors import BundleError, PlanError, ProviderError
-from diffseg.engines.tensorrt.lookup import profile
 from diffseg.engines.tensorrt.plan import BuildOptions, PlanSpec, Target
 from diffseg.serving.triton.config import NETWORK, Options
 from diffseg.serving.triton.models import BUNDLE
@@ -39,7 +38,7 @@ def plan_of(bundle, root=None, **changes):
         options=BuildOptions(),
         precision=bundle.manifest.precision,
         content={name: bundle.content_hash(name) for name in bundle.manifest.graphs},
-        profiles={name: profile(graph.tensors) for name, graph in bundle.manifest.graphs.items()},
+        profiles={name: graph.tensors.profile() for name, graph in bundle.manifest.graphs.items()},
     )
     return put(replace(spec, **changes), root or bundle.folder / "plans")
 
