@@ -19,17 +19,17 @@ PLANS = "plans"
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """A folder that holds what its manifest says."""
+    """A bundle folder and its manifest."""
 
     folder: Path
     manifest: Manifest
 
     @classmethod
     def open(cls, folder: Path) -> Bundle:
-        """Read a bundle and check the names and sizes of its files, which takes no time.
+        """Read a bundle and check the names and sizes of its files, but not their contents.
 
         Raises:
-            BundleError: a file is missing or has another size; `verify` compares contents too.
+            BundleError: a file is missing or has another size; `verify` also compares contents.
         """
         manifest = read_manifest(folder)
         for name, file in manifest.files.items():
@@ -45,7 +45,7 @@ class Bundle:
 
     @property
     def embedded(self) -> bool:
-        """Whether the bundle ships with the package, so that commands take its name for its folder."""
+        """Whether the bundle ships with the package, so that commands accept its name instead of its folder."""
         return MODELS in self.folder.parents
 
     def graph_path(self, graph: str) -> Path:
@@ -57,14 +57,14 @@ class Bundle:
         return self.folder / (self.manifest.graphs[graph].cpu_file or self.manifest.graphs[graph].file)
 
     def content_hash(self, graph: str) -> str:
-        """SHA-256 over a graph and its external data, whatever the files' order."""
+        """SHA-256 over a graph and its external data, independent of the files' order."""
         return content_hash(self.manifest.graphs[graph], self.manifest.files)
 
     def verify(self) -> Iterator[tuple[str, str | None]]:
         """Compare every file with its hash.
 
         Yields:
-            `(name, problem)` for each file of the folder but the plans; problem is None when it is as written.
+            `(name, problem)` for each file of the folder except the plans; problem is None if the file is unchanged.
         """
         for name, file in self.manifest.files.items():
             yield name, file.problem(self.folder / name)
@@ -77,17 +77,17 @@ def open_bundle(model: str | Path) -> Bundle:
     """Open an embedded bundle by name, a bundle folder, or a bundle on the hub (`owner/name`, extra `hub`).
 
     Raises:
-        BundleNotFoundError: none of the three.
-        BundleError: found, but damaged.
+        BundleNotFoundError: `model` is none of the three.
+        BundleError: the bundle is damaged.
     """
     return Bundle.open(find_bundle(model))
 
 
 def find_bundle(model: str | Path) -> Path:
-    """Folder of an embedded bundle, a bundle folder or a bundle on the hub; nothing in it is checked.
+    """Return the folder of an embedded bundle, a bundle folder or a bundle on the hub, without checking its files.
 
     Raises:
-        BundleNotFoundError: none of the three.
+        BundleNotFoundError: `model` is none of the three.
     """
     name = str(model)
     if name in embedded_models():
@@ -108,7 +108,7 @@ def find_bundle(model: str | Path) -> Path:
 
 
 def _download(name: str) -> Path:
-    """Fetch the manifest first: a repository that is no bundle may hold anything."""
+    """Fetch the manifest first, because a repository that is not a bundle may contain large files."""
     folder = snapshot(name, [MANIFEST], required=[MANIFEST]).folder
     files = sorted(read_manifest(folder).files)
     return snapshot(name, [MANIFEST, *files], required=files).folder
@@ -128,7 +128,7 @@ def content_hash(graph: Graph, files: dict[str, File]) -> str:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
-    """Fingerprint every file of `folder` into the manifest and write it; the last step of making a bundle."""
+    """Record size and hash of every file of `folder` in the manifest and write it. The last step of making a bundle."""
     files = {name: File.of(folder / name) for name in _listing(folder) if name != MANIFEST}
     sealed = replace(manifest, files=files)
     (folder / MANIFEST).write_text(sealed.to_json(), encoding="utf-8")
@@ -145,7 +145,7 @@ def new_bundle(target: Path, *, overwrite: bool = False) -> AbstractContextManag
 
 
 def _listing(folder: Path) -> list[str]:
-    """Files that belong to the bundle itself: no plans, and none of the hidden files that tools leave behind."""
+    """Names of the bundle's own files: without plans, and without hidden files that other tools create."""
     paths = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
     return sorted(
         p.as_posix() for p in paths if p.parts[0] != PLANS and not any(part.startswith(".") for part in p.parts)

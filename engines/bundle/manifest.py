@@ -27,7 +27,7 @@ REFINEMENTS: tuple[str, ...] = get_args(Refine)
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where the weights come from."""
+    """The checkpoint that the weights come from."""
 
     checkpoint: str
     revision: str | None = None
@@ -36,29 +36,31 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Graph:
-    """One ONNX file, the tensors at its border, and what tracing left out of it."""
+    """One ONNX file: its tensors, its size, and what tracing removed."""
 
     file: str
     external_data: tuple[str, ...]
     tensors: GraphTensors
     opset: int
     parameters: int
-    flops: int  # multiply and add counted apart, at batch 1
+    flops: int  # at batch 1; a multiplication and an addition count as two
     parameters_dropped: int = 0
     flops_dropped: int = 0  # counted for the UNet only
-    layers: dict[str, dict[str, int]] = field(default_factory=dict)  # kind: number format: how many nodes
-    activation_bytes: int = 0  # of the intermediate results that live at once, at batch 1; 0: not recorded
-    cpu_file: str | None = None  # the same in float32, casting the same half-precision weights as it needs them
+    layers: dict[str, dict[str, int]] = field(default_factory=dict)  # operator: number format: number of nodes
+    activation_bytes: int = 0  # peak size of the intermediate results at batch 1; 0: not recorded
+    cpu_file: str | None = (
+        None  # the same graph in float32 for CPUs; casts the shared half-precision weights when it uses them
+    )
 
     @property
     def files(self) -> tuple[str, ...]:
-        """The graph and its external data, without what a CPU runs instead."""
+        """The graph and its external data, without `cpu_file`."""
         return (self.file, *self.external_data)
 
 
 @dataclass(frozen=True, slots=True)
 class Defaults:
-    """What `segment` uses when the caller doesn't say."""
+    """Default settings of segmentation."""
 
     thresholds: tuple[float, ...] = (1.0, 1.0, 1.0)
     anchors: int = 16
@@ -67,7 +69,7 @@ class Defaults:
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """Fingerprint of one file of the bundle."""
+    """Size and hash of one file of a bundle or plan."""
 
     sha256: str
     bytes: int
@@ -98,7 +100,7 @@ class File:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """Everything that is known of a bundle without opening its graphs."""
+    """Everything that is known about a bundle without opening its graphs."""
 
     name: str
     source: Source
@@ -128,7 +130,7 @@ class Manifest:
         """Read a manifest.
 
         Raises:
-            BundleError: no JSON, an unknown schema, or a field that is missing, of another type or unsafe.
+            BundleError: the text is not JSON or has an unknown schema, or a field is missing, mistyped or unsafe.
         """
         try:
             manifest = parse_json(text, cls, SCHEMA, where)
@@ -138,10 +140,10 @@ class Manifest:
         return manifest
 
     def check(self, where: str = MANIFEST) -> None:
-        """Hold the fields against each other.
+        """Check that the fields are consistent with each other.
 
         Raises:
-            BundleError: they disagree, or a file name points out of the bundle.
+            BundleError: they are inconsistent, or a file name points outside the bundle.
         """
         if set(self.graphs) != {ENCODER, UNET}:
             raise BundleError(f"{where}: graphs must be {ENCODER} and {UNET}, found {sorted(self.graphs)}")
@@ -174,7 +176,7 @@ def read_manifest(folder: Path) -> Manifest:
     """Read `folder/manifest.json`.
 
     Raises:
-        BundleError: it is missing, larger than 1 MiB, or not a manifest.
+        BundleError: the file is missing, larger than 1 MiB or not a manifest.
     """
     path = folder / MANIFEST
     try:
