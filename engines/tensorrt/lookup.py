@@ -1,4 +1,4 @@
-"""Which plan of a bundle may run on this machine, and what is wrong with the others."""
+"""Search for a plan of a bundle that fits this machine, and the reasons why other plans don't fit."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from diffseg.engines.machine import Gpu
 from diffseg.engines.tensorrt.plan import Engine, Plan, PlanSpec
 
 PORTABLE_FROM = (8, 0)
-"""Compute capability from which on a TensorRT-RTX plan runs that was built for none in particular."""
+"""Lowest compute capability of a TensorRT-RTX plan that was built for none in particular."""
 SHOWN = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What a plan has to fit."""
+    """The engine version, GPU and platform that a plan has to fit."""
 
     version: str  # of the installed TensorRT or TensorRT-RTX, in full
     gpu: Gpu | None
@@ -62,10 +62,10 @@ def list_plans(bundle: Bundle) -> Iterator[tuple[Path, Plan | PlanError]]:
 
 
 def find_plan(bundle: Bundle, engine: Engine, machine: Machine) -> Plan:
-    """Find a plan that may run here, of several the most specific one; nothing but records is read.
+    """Find the most specific plan that fits a machine. Only the plans' records are read.
 
     Raises:
-        PlanError: there is none; says what each one was built for, and how to build one.
+        PlanError: no plan fits; the message says what each was built for and how to build one.
     """
     reasons: list[str] = []
     fitting: list[Plan] = []
@@ -91,7 +91,7 @@ def find_plan(bundle: Bundle, engine: Engine, machine: Machine) -> Plan:
 
 
 def verify_plans(bundle: Bundle) -> Iterator[tuple[str, str | None]]:
-    """Compare the plans of a bundle with their records → `(name, problem)`; problem is None when all is well."""
+    """Compare the plans of a bundle with their records → `(name, problem)`; problem is None if there is none."""
     for folder, plan in list_plans(bundle):
         where = folder.relative_to(bundle.folder) if bundle.folder in folder.parents else folder
         if isinstance(plan, PlanError):
@@ -115,7 +115,7 @@ def from_bundle(spec: PlanSpec, bundle: Bundle) -> bool:
 
 
 def mismatches(spec: PlanSpec, bundle: Bundle, machine: Machine) -> Iterator[str]:
-    """Why a plan may not be used, in words; nothing if it may."""
+    """Yield the reasons why a plan does not fit, in words; none if it fits."""
     if not from_bundle(spec, bundle):
         yield "was built from other graphs than the bundle has now"
     declared = {name: graph.tensors.profile() for name, graph in bundle.manifest.graphs.items()}
@@ -132,7 +132,7 @@ def mismatches(spec: PlanSpec, bundle: Bundle, machine: Machine) -> Iterator[str
 
 
 def _generality(spec: PlanSpec) -> tuple[int, int]:
-    """For how many kinds of GPU a plan was built, and how little it was optimised: less is better."""
+    """Sort key: number of GPU kinds that a plan was built for, then negated optimisation level; lowest is best."""
     return len(spec.target.compute_capabilities) or sys.maxsize, -spec.options.optimization_level
 
 

@@ -1,4 +1,4 @@
-"""A bundle's graphs → a plan folder: whole, checked and recorded, or not there at all."""
+"""Building of a plan folder from a bundle's graphs. The folder appears complete and checked, or not at all."""
 
 from __future__ import annotations
 
@@ -43,19 +43,18 @@ def build_plan(
     force: bool = False,
     gpus: Gpus | None = None,
 ) -> Plan:
-    """Build the plan of a bundle for one target; a plan that is there already is returned as it is.
+    """Build the plan of a bundle for one target, or return the existing intact plan.
 
-    Nothing half-written stays behind: the folder takes its name when it is whole. Of two processes that want the same
-    plan one builds it, the other waits.
+    The folder is renamed when it is complete. If two processes want the same plan, one builds it and the other waits.
 
     Args:
-        bundle: whose graphs are built.
+        bundle: the bundle whose graphs are built.
         engine: `tensorrt` or `tensorrt-rtx`.
         compute_capabilities: GPUs that a TensorRT-RTX plan is for ("8.9"); none: the one that is here, else all from
             8.0 on.
         options: what the builder is told.
-        report: told of the builder's progress.
-        force: build again even if the plan is there.
+        report: called with the builder's progress.
+        force: build again even if the plan exists.
         gpus: the GPUs of this machine; None: ask the driver.
 
     Raises:
@@ -99,7 +98,7 @@ def _locked_build(
             plan = _sound(folder)
             if plan is not None:
                 return plan
-        for left in root.glob(f".{spec.key}.*.part"):  # of a process that was killed
+        for left in root.glob(f".{spec.key}.*.part"):  # left by a process that was killed
             shutil.rmtree(left, ignore_errors=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{spec.key}.", suffix=".part", dir=root))
         try:
@@ -127,7 +126,7 @@ def _lock(path: Path) -> Any:  # noqa: ANN401 - imported here
 
 
 def _sound(folder: Path) -> Plan | None:
-    """Return the plan that is there, if nothing is wrong with it."""
+    """Return the existing plan if it is intact, else None."""
     try:
         plan = Plan.open(folder)
     except PlanError:
@@ -140,12 +139,12 @@ def _target(module: Any, engine: Engine, wanted: tuple[str, ...], gpus: Gpus) ->
     if engine == "tensorrt":
         if gpu is None:
             raise PlanError(
-                f"tensorrt builds on the GPU that will run the plan, and there is none here ({gpus.reason}); "
+                f"tensorrt builds on the GPU that will run the plan, and this machine has none ({gpus.reason}); "
                 "--engine tensorrt-rtx builds ahead of time without one"
             )
         if wanted and set(wanted) != {gpu.compute_capability}:
             raise PlanError(
-                f"tensorrt builds for the GPU that is here ({gpu.name}, {gpu.compute_capability}), not for "
+                f"tensorrt builds for this machine's GPU ({gpu.name}, {gpu.compute_capability}), not for "
                 f"{', '.join(wanted)}; build there, or see --hardware-compatibility"
             )
         return Target((gpu.compute_capability,), gpu.name, gpu.driver, machine.system, machine.machine)
@@ -173,7 +172,7 @@ def _check_options(engine: Engine, options: BuildOptions, gpus: Gpus) -> None:
         )
     if options.strip_weights and gpus.first is None:
         raise PlanError(
-            f"tensorrt-rtx strips weights on a machine with a GPU only, and there is none here ({gpus.reason}); "
+            f"tensorrt-rtx strips weights on a machine with a GPU only, and this machine has none ({gpus.reason}); "
             "leave out --strip-weights"
         )
 
@@ -184,7 +183,7 @@ def _build(module: Any, bundle: Bundle, spec: PlanSpec, folder: Path, report: Re
     seconds: dict[str, float] = {}
     plan = Plan(folder, PlanRecord(spec, files, layers, seconds))
     for name, graph in bundle.manifest.graphs.items():
-        for file in graph.files:  # the key vouches for the graph's content
+        for file in graph.files:  # the plan's key includes the hash of these contents
             if bundle.manifest.files[file].problem(bundle.folder / file):
                 raise PlanError(f"{bundle.folder / file} is not as it was exported; copy or export the bundle again")
         start, path = time.perf_counter(), plan.path(name)

@@ -1,4 +1,4 @@
-"""Built engines: where their plans lie, what each was built for, and whether it may be used here.
+"""Plans: the folder of built engines, and the record of what determined them.
 
 A plan is code for one builder version and one kind of GPU. Each lies in a folder of its own, `plans/<key>/`, with a
 record of everything that determines it; the key is a hash of that. The record is checked before a byte of the plan
@@ -30,7 +30,7 @@ RECORD = "plan.json"
 
 @dataclass(frozen=True, slots=True)
 class BuildOptions:
-    """What a builder may be told."""
+    """Options of the builder."""
 
     optimization_level: int = 3  # 0: fastest build, 5: fastest engine
     version_compatible: bool = False  # TensorRT: later versions of the same major version may run the plan
@@ -56,7 +56,7 @@ class Target:
     """The machine that a plan was built for."""
 
     compute_capabilities: tuple[str, ...]  # none: 8.0 and newer (TensorRT-RTX)
-    gpu: str | None  # None: built without a GPU, for any of these compute capabilities
+    gpu: str | None  # None: for any GPU of these compute capabilities
     driver: str | None  # CUDA version of the driver that was there
     system: str  # linux, windows
     machine: str  # x86_64, aarch64
