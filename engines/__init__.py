@@ -1,4 +1,4 @@
-"""Bundles of ONNX graphs, and what executes them. Needs no PyTorch."""
+"""Bundles of ONNX graphs, and the providers that execute them. PyTorch is not required."""
 
 from diffseg.engines.bundle.bundle import Bundle, embedded_models, open_bundle
 from diffseg.engines.bundle.manifest import Manifest

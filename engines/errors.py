@@ -1,17 +1,17 @@
-"""What can go wrong, in one tree.
+"""The exceptions that diffseg raises on purpose, as one tree.
 
     DiffsegError
-    ├── BundleError (ValueError)            a bundle is not what it says
+    ├── BundleError (ValueError)            a bundle is damaged, altered or of an unknown schema
     │   └── BundleNotFoundError (FileNotFoundError)
     ├── CheckpointError (ValueError)        a checkpoint can't be exported
-    ├── DatasetError (ValueError)           labelled images are not where their layout has them
-    ├── ImageError (ValueError)             one image can't be read; the others go on
+    ├── DatasetError (ValueError)           a folder does not have the layout of its data set
+    ├── ImageError (ValueError)             an image can't be read; other images are not affected
     ├── MissingPackageError (ImportError)   an extra is not installed
-    ├── ParityError (RuntimeError)          an exported graph disagrees with its source
-    ├── PlanError (RuntimeError)            a plan can't be built, is damaged, or was built for something else
-    ├── ProfileError (ValueError)           a profile that can't be taken, read or compared
-    └── ProviderError (RuntimeError)        the asked provider can't run here
-        └── DeviceMemoryError (MemoryError) the GPU's memory is full; fewer images at once may fit
+    ├── ParityError (RuntimeError)          an exported graph disagrees with its checkpoint
+    ├── PlanError (RuntimeError)            a plan can't be built, is damaged or does not fit this machine
+    ├── ProfileError (ValueError)           a profile can't be taken, read or compared
+    └── ProviderError (RuntimeError)        the requested provider can't run on this machine
+        └── DeviceMemoryError (MemoryError) the GPU's memory is full; a smaller batch may fit
 
 Each message says what is wrong, what was found and how to fix it, on one line.
 """
@@ -20,7 +20,7 @@ from __future__ import annotations
 
 
 class DiffsegError(Exception):
-    """Root of the errors that this package raises on purpose."""
+    """Base class of all exceptions that diffseg raises on purpose."""
 
 
 class BundleError(DiffsegError, ValueError):
@@ -28,7 +28,7 @@ class BundleError(DiffsegError, ValueError):
 
 
 class BundleNotFoundError(BundleError, FileNotFoundError):
-    """No bundle of that name, folder or hub id."""
+    """No bundle has this name, folder or hub id."""
 
 
 class CheckpointError(DiffsegError, ValueError):
@@ -36,32 +36,32 @@ class CheckpointError(DiffsegError, ValueError):
 
 
 class DatasetError(DiffsegError, ValueError):
-    """A folder is no data set of the layout, or results can't be kept."""
+    """A folder does not have the layout of its data set, or results can't be written."""
 
 
 class ImageError(DiffsegError, ValueError):
-    """An image that can't be decoded, or an array that is no image."""
+    """An image that can't be decoded, or an array whose shape or type is not an image's."""
 
 
 class MissingPackageError(DiffsegError, ImportError):
-    """A package of an extra is needed and not installed."""
+    """An optional package is required but not installed."""
 
 
 class ParityError(DiffsegError, RuntimeError):
-    """An exported graph gives other numbers than the model it was traced from."""
+    """The outputs of an exported graph differ from those of the model that it was traced from."""
 
 
 class PlanError(DiffsegError, RuntimeError):
-    """An engine plan that can't be built, that is damaged or altered, or that was built for something else."""
+    """An engine plan that can't be built, is damaged or altered, or does not fit this machine or bundle."""
 
 
 class ProfileError(DiffsegError, ValueError):
-    """A profile that can't be taken, or a record of one that can't be read or compared."""
+    """A profile that can't be taken, or whose record can't be read or compared."""
 
 
 class ProviderError(DiffsegError, RuntimeError):
-    """The execution provider that was asked for can't run on this machine."""
+    """The requested execution provider can't run on this machine."""
 
 
 class DeviceMemoryError(ProviderError, MemoryError):
-    """The GPU's memory is full. Fewer images at once may fit."""
+    """The GPU's memory is full. A smaller batch may fit."""

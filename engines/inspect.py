@@ -1,4 +1,4 @@
-"""What a bundle's graphs and plans consist of, read from its records: nothing is loaded or executed."""
+"""Description of a bundle's graphs and plans, read from its records. Nothing is loaded or executed."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from diffseg.engines.tensorrt.plan import Plan
 
 
 def inspect_bundle(bundle: Bundle) -> dict[str, Any]:
-    """Describe graphs and plans, ready for JSON.
+    """Describe graphs and plans as a dictionary that JSON can represent.
 
     Returns:
         `graphs`: by name, with `inputs` and `outputs` (name, dtype, axes with min, opt and max), `layers` (kind: number
         format: count), `parameters`, `weight_bytes`, `flops` and `activation_bytes` at batch 1. `plans`: a list, each
-        with `folder`, what it is for, and by graph its `bytes`, `seconds` to build, `layers` as the engine itself tells
-        them, and `activation_bytes` at the largest batch; or with the `problem` of its record.
+        with `folder`, `purpose`, and per graph its `bytes`, `seconds` to build, `layers` as the engine reports them,
+        and `activation_bytes` at the largest batch. A plan whose record can't be read has `folder` and `problem` only.
     """
     manifest = bundle.manifest
     return {

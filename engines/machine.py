@@ -1,4 +1,4 @@
-"""What NVIDIA GPU is here, asked of the driver itself: no framework, no program, no context on the GPU."""
+"""The NVIDIA GPUs of this machine, queried through the driver's library without creating a CUDA context."""
 
 from __future__ import annotations
 
@@ -15,35 +15,35 @@ NAME_BYTES = 256
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """One GPU, as the driver names it."""
+    """One GPU, as the driver reports it."""
 
     name: str
     compute_capability: str  # "8.9"
     memory: int  # bytes
     multiprocessors: int
-    driver: str  # the newest CUDA version that the driver speaks: "13.0"
+    driver: str  # the newest CUDA version that the driver supports: "13.0"
 
 
 @dataclass(frozen=True, slots=True)
 class Gpus:
-    """The GPUs that CUDA_VISIBLE_DEVICES leaves, in CUDA's order; or why there is none."""
+    """The GPUs visible to CUDA (see CUDA_VISIBLE_DEVICES), in CUDA's order, or the reason why there are none."""
 
     gpus: tuple[Gpu, ...]
     reason: str | None = None
 
     @property
     def first(self) -> Gpu | None:
-        """The GPU that everything here uses."""
+        """The GPU that diffseg uses; None if there is none."""
         return self.gpus[0] if self.gpus else None
 
 
 class _CudaError(Exception):
-    """A call of the driver that failed."""
+    """A call to the driver failed."""
 
 
 @functools.cache
 def find_gpus() -> Gpus:
-    """Ask libcuda for the GPUs of this machine, once a process. Never raises."""
+    """Query libcuda for the GPUs of this machine. The result is cached per process. Never raises."""
     name = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
     try:
         library = ctypes.CDLL(name)

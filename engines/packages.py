@@ -1,4 +1,4 @@
-"""Which packages are installed here, and how to install those that are missing."""
+"""Versions of installed packages, and commands that install missing ones."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ NAME = "diffseg"
 
 def installed_version(name: str) -> str | None:
     """Version of an installed distribution; None if it is missing."""
-    from importlib.metadata import PackageNotFoundError, version  # some 30 ms, which only reports need
+    from importlib.metadata import (
+        PackageNotFoundError,
+        version,
+    )  # importing it takes about 30 ms, so only callers pay for it
 
     try:
         return version(name)
@@ -20,10 +23,10 @@ def installed_version(name: str) -> str | None:
 
 
 def install_command(extra: str) -> str:
-    """Command that adds an extra to this installation of diffseg, from the place it was installed from.
+    """Command that adds an extra to this installation of diffseg, from its original source.
 
-    An index need not have the package: a folder, a file or a repository that it came from is named in its place,
-    whether or not that still exists. It is read from the installation's `direct_url.json` (PEP 610).
+    If diffseg was installed from a folder, a file or a repository, the command names that source, because a package
+    index may not have diffseg. The source is read from `direct_url.json` (PEP 610); it may no longer exist.
     """
     source = _source()
     url = source.get("url")
@@ -43,11 +46,11 @@ def install_command(extra: str) -> str:
 
 
 def _source() -> dict[str, Any]:
-    """What the installation records of its source; empty if it came from an index, or is none."""
+    """The recorded source of the installation; empty if it came from an index or diffseg is not installed."""
     from importlib.metadata import distributions
 
-    # A clone that was built holds metadata, too, which have no record and come first where the clone is the
-    # current folder: only those of the installation count.
+    # A built clone contains metadata without `direct_url.json`. If the clone is the current folder, they are listed
+    # before those of the installation, so skip them.
     for distribution in distributions(name=NAME):
         if text := distribution.read_text("direct_url.json"):
             source: dict[str, Any] = json.loads(text)

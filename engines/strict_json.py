@@ -1,4 +1,4 @@
-"""JSON → frozen dataclasses, strictly: what a file claims to be is checked before anything uses it."""
+"""Strict decoding of JSON into frozen dataclasses: every field's presence and type is checked."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ T = TypeVar("T")
 
 
 class DecodeError(ValueError):
-    """A file that is not what it should be; the caller adds how to mend it."""
+    """A file can't be decoded. The caller adds to the message how to fix it."""
 
 
 def read_json(path: Path, kind: type[T], schema: int) -> T:
-    """Read a JSON file that says `"schema": schema` as the dataclass `kind`.
+    """Read a JSON file whose `schema` field equals `schema` as the dataclass `kind`.
 
     Raises:
-        DecodeError: it is missing, larger than 1 MiB, no JSON, of another schema, or a field is missing or mistyped.
+        DecodeError: the file is missing, larger than 1 MiB, not JSON or of another schema, or a field is missing or
+            has the wrong type.
     """
     try:
         with path.open("rb") as stream:
@@ -39,7 +40,7 @@ def read_json(path: Path, kind: type[T], schema: int) -> T:
 
 
 def parse_json(text: str, kind: type[T], schema: int, where: str) -> T:
-    """Do what `read_json` does, for text."""
+    """Decode JSON text as `read_json` does; `where` names the text in messages."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -63,8 +64,8 @@ def is_safe_name(name: str) -> bool:
     )
 
 
-def _decode(kind: Any, value: Any, where: str) -> Any:  # noqa: ANN401, C901, PLR0911, PLR0912 - one branch a kind of type
-    """Turn parsed JSON into `kind`; keys that this version doesn't know are left to newer ones."""
+def _decode(kind: Any, value: Any, where: str) -> Any:  # noqa: ANN401, C901, PLR0911, PLR0912 - one branch per kind of type
+    """Turn parsed JSON into `kind`; unknown keys are ignored, because newer versions may add some."""
     origin, arguments = get_origin(kind), get_args(kind)
     if dataclasses.is_dataclass(kind) and isinstance(kind, type):
         if not isinstance(value, dict):

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
-from diffseg.engines.bundle.bundle import Bundle, atomic_folder, write_manifest
+from diffseg.engines.bundle.bundle import Bundle, new_bundle, write_manifest
 from diffseg.engines.errors import MissingPackageError
 from diffseg.engines.packages import install_command
 from diffseg.export.locate import find_checkpoint
@@ -50,7 +50,7 @@ def export_bundle(
     missing = [package for package in PACKAGES if find_spec(package) is None]
     if missing:
         raise _missing(", ".join(missing))
-    with atomic_folder(target, overwrite=overwrite) as folder:
+    with new_bundle(target, overwrite=overwrite) as folder:
         progress("load the checkpoint")
         files = find_checkpoint(checkpoint, vae=vae)
         try:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +11,7 @@ import numpy as np
 from diffseg import draw
 from diffseg.attention import AggregatedAttention
 from diffseg.engines.bundle.manifest import MergeSettings, Refine, Threshold
+from diffseg.engines.files import atomic_file
 from diffseg.image import Segment
 from diffseg.stages import stage
 from PIL import Image
@@ -127,21 +125,10 @@ class Segmentation:
         paths = [folder / f"{name}{ending}" for ending in (".labels.png", ".overlay.png", ".json")]
         with stage(None, "write"):
             folder.mkdir(parents=True, exist_ok=True)
-            with replacing(paths[0]) as temporary:
+            with atomic_file(paths[0]) as temporary:
                 self.label_image().save(temporary, "PNG")
-            with replacing(paths[1]) as temporary:
+            with atomic_file(paths[1]) as temporary:
                 self.overlay().save(temporary, "PNG", compress_level=1)
-            with replacing(paths[2]) as temporary:
+            with atomic_file(paths[2]) as temporary:
                 temporary.write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
         return paths
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside `path`, which takes its place if the block ends well."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

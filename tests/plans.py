@@ -6,7 +6,6 @@ import json
 from dataclasses import replace
 
 from diffseg.engines.bundle.manifest import File
-from diffseg.engines.tensorrt.lookup import profile
 from diffseg.engines.tensorrt.plan import RECORD, BuildOptions, PlanRecord, PlanSpec, Target
 from diffseg.engines.tensorrt.precision import EngineLayers
 
@@ -34,6 +33,6 @@ def plan_of(bundle, root=None, **changes):
         options=BuildOptions(),
         precision=bundle.manifest.precision,
         content={name: bundle.content_hash(name) for name in bundle.manifest.graphs},
-        profiles={name: profile(graph.tensors) for name, graph in bundle.manifest.graphs.items()},
+        profiles={name: graph.tensors.profile() for name, graph in bundle.manifest.graphs.items()},
     )
     return put(replace(spec, **changes), root or bundle.folder / "plans")

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import shutil
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from diffseg.engines.bundle.hub import is_hub_id, snapshot
 from diffseg.engines.bundle.manifest import MANIFEST, File, Graph, Manifest, read_manifest
 from diffseg.engines.errors import BundleError, BundleNotFoundError
+from diffseg.engines.files import atomic_folder
 
 MODELS = Path(__file__).parents[1] / "models"
 PLANS = "plans"
@@ -21,23 +19,24 @@ PLANS = "plans"
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """A folder that holds what its manifest says."""
+    """A bundle folder and its manifest."""
 
     folder: Path
     manifest: Manifest
 
     @classmethod
     def open(cls, folder: Path) -> Bundle:
-        """Read a bundle and check the names and sizes of its files, which takes no time.
+        """Read a bundle and check the names and sizes of its files, but not their contents.
 
         Raises:
-            BundleError: a file is missing or has another size; `verify` compares contents too.
+            BundleError: a file is missing or has another size; `verify` also compares contents.
         """
         manifest = read_manifest(folder)
         for name, file in manifest.files.items():
-            found = _size(folder / name)
-            if found is None:
+            path = folder / name
+            if not path.is_file():
                 raise BundleError(f"{folder}: {name} is missing; copy or export the bundle again")
+            found = path.stat().st_size
             if found != file.bytes:
                 raise BundleError(
                     f"{folder}: {name} has {found} bytes, expected {file.bytes}; copy or export the bundle again"
@@ -46,7 +45,7 @@ class Bundle:
 
     @property
     def embedded(self) -> bool:
-        """Whether the bundle ships with the package, so that commands take its name for its folder."""
+        """Whether the bundle ships with the package, so that commands accept its name instead of its folder."""
         return MODELS in self.folder.parents
 
     def graph_path(self, graph: str) -> Path:
@@ -58,17 +57,17 @@ class Bundle:
         return self.folder / (self.manifest.graphs[graph].cpu_file or self.manifest.graphs[graph].file)
 
     def content_hash(self, graph: str) -> str:
-        """SHA-256 over a graph and its external data, whatever the files' order."""
+        """SHA-256 over a graph and its external data, independent of the files' order."""
         return content_hash(self.manifest.graphs[graph], self.manifest.files)
 
     def verify(self) -> Iterator[tuple[str, str | None]]:
         """Compare every file with its hash.
 
         Yields:
-            `(name, problem)` for each file of the folder but the plans; problem is None when it is as written.
+            `(name, problem)` for each file of the folder except the plans; problem is None if the file is unchanged.
         """
         for name, file in self.manifest.files.items():
-            yield name, file_problem(self.folder / name, file)
+            yield name, file.problem(self.folder / name)
         for name in _listing(self.folder):
             if name not in self.manifest.files and name != MANIFEST:
                 yield name, "not in the manifest"
@@ -78,17 +77,17 @@ def open_bundle(model: str | Path) -> Bundle:
     """Open an embedded bundle by name, a bundle folder, or a bundle on the hub (`owner/name`, extra `hub`).
 
     Raises:
-        BundleNotFoundError: none of the three.
-        BundleError: found, but damaged.
+        BundleNotFoundError: `model` is none of the three.
+        BundleError: the bundle is damaged.
     """
     return Bundle.open(find_bundle(model))
 
 
 def find_bundle(model: str | Path) -> Path:
-    """Folder of an embedded bundle, a bundle folder or a bundle on the hub; nothing in it is checked.
+    """Return the folder of an embedded bundle, a bundle folder or a bundle on the hub, without checking its files.
 
     Raises:
-        BundleNotFoundError: none of the three.
+        BundleNotFoundError: `model` is none of the three.
     """
     name = str(model)
     if name in embedded_models():
@@ -109,7 +108,7 @@ def find_bundle(model: str | Path) -> Path:
 
 
 def _download(name: str) -> Path:
-    """Fetch the manifest first: a repository that is no bundle may hold anything."""
+    """Fetch the manifest first, because a repository that is not a bundle may contain large files."""
     folder = snapshot(name, [MANIFEST], required=[MANIFEST]).folder
     files = sorted(read_manifest(folder).files)
     return snapshot(name, [MANIFEST, *files], required=files).folder
@@ -128,85 +127,25 @@ def content_hash(graph: Graph, files: dict[str, File]) -> str:
     return digest.hexdigest()
 
 
-def file_problem(path: Path, expected: File) -> str | None:
-    """What is wrong with a file; None when it is as it was recorded. A file of another size is not read."""
-    size = _size(path)
-    if size is None:
-        return "missing"
-    if size != expected.bytes:
-        return f"{size} bytes, expected {expected.bytes}"
-    return digest_problem(sha256(path), expected)
-
-
-def digest_problem(digest: str, expected: File) -> str | None:
-    """What is wrong with contents of this SHA-256; None when they are as they were recorded."""
-    return None if digest == expected.sha256 else f"sha256 {digest[:12]}…, expected {expected.sha256[:12]}…"
-
-
-def sha256(path: Path) -> str:
-    """SHA-256 of a file's contents, in hexadecimal."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
-    """Fingerprint every file of `folder` into the manifest and write it; the last step of making a bundle."""
-    files = {
-        name: File(sha256(folder / name), (folder / name).stat().st_size)
-        for name in _listing(folder)
-        if name != MANIFEST
-    }
+    """Record size and hash of every file of `folder` in the manifest and write it. The last step of making a bundle."""
+    files = {name: File.of(folder / name) for name in _listing(folder) if name != MANIFEST}
     sealed = replace(manifest, files=files)
     (folder / MANIFEST).write_text(sealed.to_json(), encoding="utf-8")
     return read_manifest(folder)
 
 
-@contextmanager
-def atomic_folder(
-    target: Path, *, overwrite: bool = False, kind: str = "bundle", marker: str = MANIFEST
-) -> Iterator[Path]:
-    """Give a temporary folder beside `target` that takes its name at the end, and vanishes on an error.
-
-    Args:
-        target: folder to write.
-        overwrite: replace one of the same kind that is there already.
-        kind: what is written, in words.
-        marker: file that every folder of this kind has.
+def new_bundle(target: Path, *, overwrite: bool = False) -> AbstractContextManager[Path]:
+    """Yield a temporary folder that becomes the bundle `target` if the block succeeds.
 
     Raises:
-        BundleError: `target` exists and `overwrite` is not set, or is something other than a `kind`.
+        BundleError: `target` exists and `overwrite` is not set, or it is not a bundle.
     """
-    target = target.expanduser().resolve()  # `-o .` has no parent of its own, and a link is not to be replaced
-    # Only what we wrote may be replaced: `-o ~` must not be the end of a home folder.
-    taken = any(target.iterdir()) if target.is_dir() else target.exists()
-    if taken and not (target / marker).is_file():
-        raise BundleError(f"{target} exists and is no {kind}; choose another folder with -o")
-    if taken and not overwrite:
-        raise BundleError(f"{target} exists; choose another folder with -o, or overwrite it with --force")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
-        yield temporary
-        temporary.chmod(0o777 & ~_umask())
-        if target.exists():
-            shutil.rmtree(target)
-        temporary.replace(target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def _size(path: Path) -> int | None:
-    return path.stat().st_size if path.is_file() else None
+    return atomic_folder(target, kind="bundle", marker=MANIFEST, overwrite=overwrite)
 
 
 def _listing(folder: Path) -> list[str]:
-    """Files that belong to the bundle itself: no plans, and none of the hidden files that tools leave behind."""
+    """Names of the bundle's own files: without plans, and without hidden files that other tools create."""
     paths = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
     return sorted(
         p.as_posix() for p in paths if p.parts[0] != PLANS and not any(part.startswith(".") for part in p.parts)

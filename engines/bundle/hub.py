@@ -1,4 +1,4 @@
-"""Folders from a model hub, local copies first (extra `hub`)."""
+"""Folders from a model hub; cached copies are preferred (extra `hub`)."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ def snapshot(name: str, patterns: list[str], *, required: Sequence[str] = ()) ->
     Args:
         name: repository, with an optional revision.
         patterns: files to fetch.
-        required: files without which a folder in the cache is what an interrupted download left.
+        required: files that a complete download has; a cached folder that lacks one is downloaded again.
 
     Raises:
         MissingPackageError: huggingface-hub is not installed.
-        BundleNotFoundError: it is neither in the cache nor can it be downloaded.
+        BundleNotFoundError: the repository is not cached and can't be downloaded.
     """
     try:
         from huggingface_hub import snapshot_download
@@ -58,7 +58,7 @@ def snapshot(name: str, patterns: list[str], *, required: Sequence[str] = ()) ->
             complete = False
         if not complete:
             folder = Path(snapshot_download(**options))
-    except Exception as error:  # the hub's client lets its transport's own errors through  # noqa: BLE001
+    except Exception as error:  # the hub's client does not wrap the errors of its HTTP library  # noqa: BLE001
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise BundleNotFoundError(
             f"{name!r} is no local folder, not in the hub's cache and could not be downloaded ({reason}); "

@@ -12,6 +12,7 @@ from typing import Literal, TypeAlias, get_args
 import numpy as np
 from diffseg.engines.bundle.specs import AttentionOutput, GraphTensors
 from diffseg.engines.errors import BundleError
+from diffseg.engines.files import sha256
 from diffseg.engines.strict_json import DecodeError, is_safe_name, parse_json, read_json
 
 SCHEMA = 1
@@ -29,7 +30,7 @@ REFINEMENTS: tuple[str, ...] = get_args(Refine)
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where the weights come from."""
+    """The checkpoint that the weights come from."""
 
     checkpoint: str
     revision: str | None = None
@@ -38,23 +39,25 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Graph:
-    """One ONNX file, the tensors at its border, and what tracing left out of it."""
+    """One ONNX file: its tensors, its size, and what tracing removed."""
 
     file: str
     external_data: tuple[str, ...]
     tensors: GraphTensors
     opset: int
     parameters: int
-    flops: int  # multiply and add counted apart, at batch 1
+    flops: int  # at batch 1; a multiplication and an addition count as two
     parameters_dropped: int = 0
     flops_dropped: int = 0  # counted for the UNet only
-    layers: dict[str, dict[str, int]] = field(default_factory=dict)  # kind: number format: how many nodes
-    activation_bytes: int = 0  # of the intermediate results that live at once, at batch 1; 0: not recorded
-    cpu_file: str | None = None  # the same in float32, casting the same half-precision weights as it needs them
+    layers: dict[str, dict[str, int]] = field(default_factory=dict)  # operator: number format: number of nodes
+    activation_bytes: int = 0  # peak size of the intermediate results at batch 1; 0: not recorded
+    cpu_file: str | None = (
+        None  # the same graph in float32 for CPUs; casts the shared half-precision weights when it uses them
+    )
 
     @property
     def files(self) -> tuple[str, ...]:
-        """The graph and its external data, without what a CPU runs instead."""
+        """The graph and its external data, without `cpu_file`."""
         return (self.file, *self.external_data)
 
 
@@ -98,15 +101,38 @@ class MergeSettings:
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """Fingerprint of one file of the bundle."""
+    """Size and hash of one file of a bundle or plan."""
 
     sha256: str
     bytes: int
 
+    @classmethod
+    def of(cls, path: Path) -> File:
+        """Return the fingerprint of a file."""
+        return cls(sha256(path), path.stat().st_size)
+
+    def problem(self, path: Path) -> str | None:
+        """Describe how a file differs from this fingerprint; None if it does not.
+
+        The contents are read only if the size is right.
+        """
+        if not path.is_file():
+            return "missing"
+        size = path.stat().st_size
+        return self.size_problem(size) or self.digest_problem(sha256(path))
+
+    def size_problem(self, size: int) -> str | None:
+        """Describe how a size in bytes differs from the recorded one; None if it does not."""
+        return None if size == self.bytes else f"{size} bytes, expected {self.bytes}"
+
+    def digest_problem(self, digest: str) -> str | None:
+        """Describe how a SHA-256 differs from the recorded one; None if it does not."""
+        return None if digest == self.sha256 else f"sha256 {digest[:12]}…, expected {self.sha256[:12]}…"
+
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """Everything that is known of a bundle without opening its graphs."""
+    """Everything that is known about a bundle without opening its graphs."""
 
     name: str
     source: Source
@@ -136,7 +162,7 @@ class Manifest:
         """Read a manifest.
 
         Raises:
-            BundleError: no JSON, an unknown schema, or a field that is missing, of another type or unsafe.
+            BundleError: the text is not JSON or has an unknown schema, or a field is missing, mistyped or unsafe.
         """
         try:
             manifest = parse_json(text, cls, SCHEMA, where)
@@ -146,10 +172,10 @@ class Manifest:
         return manifest
 
     def check(self, where: str = MANIFEST) -> None:
-        """Compare the fields with each other.
+        """Check that the fields are consistent with each other.
 
         Raises:
-            BundleError: they disagree, or a file name points out of the bundle.
+            BundleError: they are inconsistent, or a file name points outside the bundle.
         """
         if set(self.graphs) != {ENCODER, UNET}:
             raise BundleError(f"{where}: graphs must be {ENCODER} and {UNET}, found {sorted(self.graphs)}")
@@ -176,7 +202,7 @@ def read_manifest(folder: Path) -> Manifest:
     """Read `folder/manifest.json`.
 
     Raises:
-        BundleError: it is missing, larger than 1 MiB, or not a manifest.
+        BundleError: the file is missing, larger than 1 MiB or not a manifest.
     """
     path = folder / MANIFEST
     try:

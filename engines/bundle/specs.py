@@ -1,7 +1,7 @@
-"""The tensors that cross a graph's border, declared once.
+"""The inputs and outputs of a bundle's graphs, declared once.
 
-ONNX axes, ONNX Runtime's buffers, engine profiles and the manifest are all derived from these declarations;
-no name or shape of a tensor is written anywhere else.
+ONNX axes, ONNX Runtime's buffers, engine profiles and the manifest are derived from these declarations. No other
+module writes the name or the shape of a tensor.
 """
 
 from __future__ import annotations
@@ -12,13 +12,15 @@ from typing import Literal
 import numpy as np
 
 DType = Literal["uint8", "float16", "float32"]
+Profile = dict[str, dict[str, tuple[int, ...]]]
+"""Smallest, optimal and largest shape of each input: {tensor: {"min" | "opt" | "max": shape}}."""
 LATENT_FACTOR = 8
-"""Pixels a latent is wide."""
+"""Image pixels per latent cell, along each axis."""
 
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """One axis of a tensor: fixed when `min == max`, else what an engine profile may span."""
+    """One axis of a tensor. Fixed if `min == max`; otherwise an engine profile spans `min` to `max`."""
 
     name: str
     min: int
@@ -31,12 +33,12 @@ class Axis:
 
     @property
     def dynamic(self) -> bool:
-        """Whether the axis may change from call to call."""
+        """Whether the size may differ between calls."""
         return self.min != self.max
 
     @classmethod
     def fixed(cls, name: str, size: int) -> Axis:
-        """Return an axis that never changes."""
+        """Return an axis of constant size."""
         return cls(name, size, size, size)
 
 
@@ -52,6 +54,10 @@ class TensorSpec:
         """Return the concrete shape at a batch size."""
         return tuple(batch if axis.dynamic or axis.name == "batch" else axis.opt for axis in self.axes)
 
+    def onnx_shape(self) -> list[int]:
+        """Return the shape as an ONNX graph declares it, with -1 for each dynamic axis."""
+        return [-1 if axis.dynamic else axis.opt for axis in self.axes]
+
     def nbytes(self, batch: int) -> int:
         """Return the bytes of the tensor at a batch size."""
         return int(np.prod(self.shape(batch), dtype=np.int64)) * np.dtype(self.dtype).itemsize
@@ -59,7 +65,7 @@ class TensorSpec:
 
 @dataclass(frozen=True, slots=True)
 class AttentionOutput:
-    """One attention output of the UNet: which grid, and what was averaged into it."""
+    """One attention output of the UNet: its grid, and how many layers and heads were averaged."""
 
     name: str
     grid: tuple[int, int]  # rows, columns
@@ -68,7 +74,7 @@ class AttentionOutput:
 
     @property
     def queries(self) -> int:
-        """Number of places on the grid."""
+        """Number of cells of the grid."""
         return self.grid[0] * self.grid[1]
 
 
@@ -79,14 +85,21 @@ class GraphTensors:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
 
+    def profile(self) -> Profile:
+        """Return the optimization profile: the smallest, optimal and largest shape of each input."""
+        return {
+            tensor.name: {bound: tuple(getattr(axis, bound) for axis in tensor.axes) for bound in ("min", "opt", "max")}
+            for tensor in self.inputs
+        }
+
 
 def attention_name(grid: tuple[int, int]) -> str:
-    """Return the output name of a grid: `attention_64`, or `attention_64x96` when it is not square."""
+    """Return the name of the attention output of a grid: `attention_64`, or `attention_64x96` when it is not square."""
     return f"attention_{grid[0]}" if grid[0] == grid[1] else f"attention_{grid[0]}x{grid[1]}"
 
 
 def batch_axis(max_batch: int) -> Axis:
-    """Return the batch axis: 1 to `max_batch`, tuned for one image, which is what latency is asked of."""
+    """Return the batch axis: 1 to `max_batch`, optimised for batch 1, where latency matters most."""
     return Axis("batch", 1, 1, max_batch)
 
 
@@ -102,7 +115,7 @@ def encoder_tensors(size: tuple[int, int], channels: int, max_batch: int) -> Gra
 def unet_tensors(
     size: tuple[int, int], channels: int, attention: tuple[AttentionOutput, ...], max_batch: int
 ) -> GraphTensors:
-    """Declare graph 2: latent → one (B, n², n²) float32 attention a resolution, finest first."""
+    """Declare graph 2: latent → one (B, n², n²) float32 attention per resolution, finest first."""
     batch = batch_axis(max_batch)
     outputs = tuple(
         TensorSpec(a.name, "float32", (batch, Axis.fixed("queries", a.queries), Axis.fixed("keys", a.queries)))
@@ -112,6 +125,6 @@ def unet_tensors(
 
 
 def latent_tensor(size: tuple[int, int], channels: int, max_batch: int) -> TensorSpec:
-    """Declare the latent, which leaves graph 1 and enters graph 2 in float32 whatever the precision inside."""
+    """Declare the latent: output of graph 1, input of graph 2, and float32 whatever the precision of the graphs."""
     rows, columns = (Axis.fixed(name, n // LATENT_FACTOR) for name, n in zip(("rows", "columns"), size, strict=True))
     return TensorSpec("latent", "float32", (batch_axis(max_batch), Axis.fixed("channels", channels), rows, columns))

@@ -1,4 +1,4 @@
-"""Photographs under free licences (LICENCES.md beside them), for demonstrations and parity checks."""
+"""Example images under free licences (see LICENCES.md), for demonstrations and parity checks."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ from pathlib import Path
 
 
 def example_images() -> list[Path]:
-    """Paths of the example photographs."""
+    """Paths of the example images."""
     return sorted(Path(__file__).parent.glob("*.jpg"))

@@ -1,1 +1,1 @@
-"""What executes a bundle's graphs: one module per provider, and the choice among them."""
+"""Providers, which execute a bundle's graphs: one module each, and the choice among them."""

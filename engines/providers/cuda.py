@@ -1,4 +1,4 @@
-"""CuPy, for what lives on the GPU; and what the GPU's errors mean."""
+"""Import of CuPy, and translation of its errors."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ def import_cupy() -> Any:  # noqa: ANN401 - untyped upstream
 
 @contextmanager
 def device_errors(cupy: Any, what: str) -> Iterator[None]:  # noqa: ANN401 - untyped upstream
-    """Turn CuPy's errors within the block into ours.
+    """Raise CuPy's errors within the block as diffseg's; `what` names the work in messages.
 
     Raises:
-        DeviceMemoryError: the GPU's memory is full; fewer images at once may fit.
-        ProviderError: anything else that CUDA reports.
+        DeviceMemoryError: the GPU's memory is full; a smaller batch may fit.
+        ProviderError: CUDA reported any other error.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""ONNX Runtime: executes a bundle's graphs as they are."""
+"""ONNX Runtime on the CPU."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ if TYPE_CHECKING:
 
 
 LARGE_WEIGHTS = 256 << 20
-"""A graph with more bytes of weights is executed as it is: see `load_session`."""
+"""Bytes of weights above which a graph is executed without optimisation: see `load_session`."""
 
 Memory = dict[tuple[str, int], list["NDArray[np.float32]"]]
-"""Outputs, by graph and batch size."""
+"""Output arrays, by graph and batch size."""
 
 
 class OrtNetwork:
     """The two graphs of a bundle on the CPU. Threads may share it.
 
     Args:
-        bundle: what to execute.
-        threads: CPU threads of one operator; None lets ONNX Runtime take every core.
+        bundle: the bundle to execute.
+        threads: CPU threads per operator; None: one per core.
 
     Raises:
         MissingPackageError: onnxruntime is not installed.
-        ProviderError: an older bundle in bf16, which has no graphs for CPUs.
-        BundleError: a graph can't be read, or its tensors are not those of the manifest.
+        ProviderError: the bundle is bf16 and has no graphs for CPUs.
+        BundleError: a graph can't be read, or its tensors differ from the manifest.
     """
 
     provider = "cpu"
@@ -61,7 +61,7 @@ class OrtNetwork:
             for name in (ENCODER, UNET)
         }
         self._sessions = {name: load() for name, load in self._load.items()}
-        # Graph, start and end in ns of each call, while operators are recorded.
+        # Graph, start and end (ns) of each call while operators are recorded; otherwise None.
         self._calls: list[tuple[str, int, int]] | None = None
         self._pool = SessionPool(lambda: OrtSession(self))
 
@@ -70,18 +70,19 @@ class OrtNetwork:
         return self.run(ENCODER, images, {})[0]
 
     def attend(self, latent: NDArray[np.float32]) -> list[NDArray[np.float32]]:
-        """Latent → one (B, n², n²) float32 attention a resolution, finest first; the arrays are the caller's."""
+        """Latent → one (B, n², n²) float32 attention per resolution, finest first, in new arrays."""
         return self.run(UNET, latent, {})
 
     def session(self) -> AbstractContextManager[OrtSession]:
-        """Take a session with memory of its own for the results."""
+        """Take a session, which has its own memory for results."""
         return self._pool.take()
 
     @contextmanager
     def record_operators(self) -> Iterator[list[Operator]]:
-        """Record the operators of every call within the block, with sessions that are loaded for it.
+        """Record the operators of every call within the block.
 
-        The plain sessions make room for them, and they stay afterwards: their profiler is off then.
+        Recording needs sessions with a profiler, which replace the present ones. They stay afterwards, with the
+        profiler switched off.
         """
         operators: list[Operator] = []
         with tempfile.TemporaryDirectory(prefix="diffseg-") as folder:
@@ -99,7 +100,7 @@ class OrtNetwork:
                 operators += read_operators(name, json.loads(file.read_text(encoding="utf-8")), spans)
 
     def run(self, graph: str, value: NDArray[Any], memory: Memory) -> list[NDArray[np.float32]]:
-        """Run a graph; its outputs lie in `memory`, where there are such already."""
+        """Run a graph on one input. Outputs are written into the arrays of `memory`, which are allocated if missing."""
         tensors, session = self.tensors[graph], self._sessions[graph]
         batch = len(value)
         binding = session.io_binding()
@@ -108,7 +109,7 @@ class OrtNetwork:
             memory[graph, batch] = [np.empty(output.shape(batch), output.dtype) for output in tensors.outputs]
         results = memory[graph, batch]
         for output, result in zip(tensors.outputs, results, strict=True):
-            # Written in place: a 4096² map is 64 MB that need not be copied out of the session.
+            # Bind the arrays, so that 64 MB per 4096² map need not be copied out of the session.
             binding.bind_output(output.name, "cpu", 0, result.dtype, result.shape, result.ctypes.data)
         start = time.perf_counter_ns()
         session.run_with_iobinding(binding)
@@ -118,44 +119,45 @@ class OrtNetwork:
 
 
 class OrtSession:
-    """Memory for the results of one pass at a time: new pages for 64 MB would cost more than filling them."""
+    """Output arrays for one pass at a time. They are reused: allocating 64 MB anew takes longer than filling them."""
 
     def __init__(self, network: OrtNetwork) -> None:
         self._network = network
         self._memory: Memory = {}
 
     def encode(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Encode images; the latent is the session's own."""
+        """(B, H, W, 3) uint8 → (B, C, H/8, W/8) float32 latent, which the next pass overwrites."""
         return self._network.run(ENCODER, images, self._memory)[0]
 
     def attend(self, latent: NDArray[np.float32]) -> list[NDArray[np.float32]]:
-        """Attend; the maps are the session's own, to write into until its next pass."""
+        """Latent → one (B, n², n²) float32 attention per resolution, finest first, which the next pass overwrites."""
         return self._network.run(UNET, latent, self._memory)
 
     def wait(self) -> None:
-        """Return at once: `encode` and `attend` don't return before they are done."""
+        """Return at once, because `encode` and `attend` are synchronous."""
 
 
 def session_options(*, threads: int | None = None) -> Any:  # noqa: ANN401 - untyped upstream
-    """ONNX Runtime options shared by every session of ours."""
+    """Return the ONNX Runtime options that all sessions share."""
     ort = import_onnxruntime()
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads or 0
     options.inter_op_num_threads = 1
-    # A pattern makes the second run allocate everything once more, in one block, beside what the first one left.
+    # With memory patterns, the second run allocates one block for everything while the first run's memory is kept.
     options.enable_mem_pattern = False
-    # In the order of the file, but for nodes that were fused: there a map is added to its sum as soon as it is there.
-    # Depth first from the outputs, which is the default, all maps wait for the last one.
+    # Execute nodes in the order of the file (apart from fused ones), which adds each attention map to its sum at once.
+    # The default order, depth first from the outputs, keeps all maps in memory until the last one is computed.
     options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
     return options
 
 
 @cache
 def _share_arena() -> bool:
-    """Let all sessions take their memory from one arena, which grows by what is asked for.
+    """Register one arena for all sessions, which grows by the requested sizes; return whether it could be registered.
 
-    The encoder and the UNet take turns: with an arena each, of powers of two, they would hold 0.9 GB more.
+    The encoder and the UNet never run at the same time. An arena per session, growing by powers of two, would hold
+    0.9 GB more.
     """
     ort = import_onnxruntime()
     memory = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
@@ -167,25 +169,25 @@ def _share_arena() -> bool:
     }
     try:
         ort.create_and_register_allocator(memory, ort.OrtArenaCfg(settings))
-    except Exception:  # the process has one already, which is not ours to judge  # noqa: BLE001
+    except Exception:  # the process may have registered an arena already  # noqa: BLE001
         return False
     return True
 
 
 def read_operators(graph: str, events: list[dict[str, Any]], calls: list[tuple[int, int]]) -> list[Operator]:
-    """ONNX Runtime's profile of a session → its operators, on the clock of our own calls.
+    """Convert ONNX Runtime's profile of a session into operators, timed on the clock of our own calls.
 
-    The profile counts microseconds from a start on a clock that depends on the platform (the wall clock on Linux,
-    which may be set meanwhile). So each `model_run` is laid in the middle of the call that made it: the error is
-    half of what the call spent outside of it, well under a millisecond.
+    The profile's timestamps are microseconds of a clock that depends on the platform (on Linux the wall clock, which
+    may be adjusted). So each `model_run` is centred within the call that made it. The error is at most half of the
+    time that the call spent outside the run, well under a millisecond.
 
     Args:
-        graph: whose session it was.
-        events: the profile, in Chrome's trace format.
+        graph: name of the session's graph.
+        events: the profile's events in Chrome's trace format.
         calls: start and end of each call in `time.perf_counter_ns`, in order.
 
     Raises:
-        ProviderError: the profile has not one `model_run` a call.
+        ProviderError: the number of `model_run` events differs from the number of calls.
     """
     runs = sorted((e["ts"], e["dur"]) for e in events if e["name"] == "model_run")
     if len(runs) != len(calls):
@@ -207,10 +209,13 @@ def read_operators(graph: str, events: list[dict[str, Any]], calls: list[tuple[i
 
 
 def import_onnxruntime() -> Any:  # noqa: ANN401 - untyped upstream
-    """Import onnxruntime, or say how to install it.
+    """Import onnxruntime without telemetry.
 
-    Since 1.29 its wheels for Linux and macOS report models and machine to Microsoft, and keep an id of the device on
-    the disk. That is off here, unless `ORT_DISABLE_TELEMETRY=0` asks for it.
+    Since 1.29, wheels for Linux and macOS report models and the machine to Microsoft, and store a device id on disk.
+    diffseg disables that unless the environment sets `ORT_DISABLE_TELEMETRY=0`.
+
+    Raises:
+        MissingPackageError: onnxruntime is not installed; the message says how to install it.
     """
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
@@ -223,20 +228,20 @@ def import_onnxruntime() -> Any:  # noqa: ANN401 - untyped upstream
 def load_session(path: Path, *, threads: int | None = None, profile: str | None = None) -> Any:  # noqa: ANN401
     """Load a graph onto the CPU.
 
-    An optimised graph is up to a tenth faster, by convolutions in blocks of channels, for which the weights are
-    brought into another order, and by half-precision weights that are cast when they are loaded. For a full-size UNet
-    both take ten times what they save in a run, and as much memory again as the weights. So such a graph is executed
-    as it is: its weights stay in their file, which processes share, and a `Graph.cpu_file` casts each as it needs it.
+    Optimisation makes a graph up to 10 % faster: it reorders the weights for blocked convolutions, and casts
+    half-precision weights at load time. For a full-size UNet this takes ten times as long as it saves per run, and
+    doubles the memory for weights. So a graph with more than `LARGE_WEIGHTS` is not optimised: its weights stay in
+    their file, which processes share, and a `Graph.cpu_file` casts each weight when it is used.
 
     Args:
-        path: an .onnx file.
-        threads: of one operator; None lets ONNX Runtime take every core.
-        profile: prefix of the file that operators are recorded in.
+        path: the ONNX file.
+        threads: CPU threads per operator; None: one per core.
+        profile: prefix of the file that the profiler writes; None: no profiler.
     """
     options = session_options(threads=threads)
     if profile is not None:
         options.enable_profiling, options.profile_file_prefix = True, profile
-    # A buffer that is planned for a later result is not given back in between: 0.8 GB in Stable Diffusion 1.5.
+    # Memory reuse would hold buffers for later results instead of freeing them: 0.8 GB for Stable Diffusion 1.5.
     options.enable_mem_reuse = False
     if _share_arena():
         options.add_session_config_entry("session.use_env_allocators", "1")
@@ -247,7 +252,7 @@ def load_session(path: Path, *, threads: int | None = None, profile: str | None 
 
 
 def _is_large(path: Path) -> bool:
-    """Whether a graph is executed as it is; its external data are named after it, and `Graph.cpu_file` shares them."""
+    """Whether a graph's external data exceed LARGE_WEIGHTS. A `Graph.cpu_file` shares the data of its graph."""
     data = path.parent.glob(f"{path.name.partition('.')[0]}*.data")
     return sum(file.stat().st_size for file in data) > LARGE_WEIGHTS
 
@@ -256,7 +261,7 @@ def _session(path: Path, tensors: GraphTensors, **options: Any) -> Any:  # noqa:
     version = import_onnxruntime().__version__
     try:
         session = load_session(path, **options)
-    except Exception as error:  # onnxruntime raises a type of its own for each status code  # noqa: BLE001
+    except Exception as error:  # onnxruntime has an exception type per status code  # noqa: BLE001
         reason = str(error).strip().splitlines()[0]
         raise BundleError(f"onnxruntime {version} cannot load {path}: {reason}; run `diffseg verify`") from None
     check_tensors(session, tensors, path)
@@ -264,7 +269,7 @@ def _session(path: Path, tensors: GraphTensors, **options: Any) -> Any:  # noqa:
 
 
 def check_tensors(session: Any, tensors: GraphTensors, path: Path) -> None:  # noqa: ANN401 - untyped upstream
-    """Hold the inputs and outputs of a session against the manifest's.
+    """Compare the inputs and outputs of a session with the manifest.
 
     Raises:
         BundleError: they differ.
@@ -272,6 +277,6 @@ def check_tensors(session: Any, tensors: GraphTensors, path: Path) -> None:  # n
     kinds = {"uint8": "tensor(uint8)", "float16": "tensor(float16)", "float32": "tensor(float)"}
     actual, declared = (*session.get_inputs(), *session.get_outputs()), (*tensors.inputs, *tensors.outputs)
     found = [(v.name, v.type, [d if isinstance(d, int) else -1 for d in v.shape]) for v in actual]  # -1: dynamic
-    expected = [(t.name, kinds[t.dtype], [-1 if axis.dynamic else axis.opt for axis in t.axes]) for t in declared]
+    expected = [(t.name, kinds[t.dtype], t.onnx_shape()) for t in declared]
     if found != expected:
         raise BundleError(f"{path} has tensors {found}, the manifest says {expected}; export the bundle again")

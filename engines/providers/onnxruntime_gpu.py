@@ -1,4 +1,4 @@
-"""ONNX Runtime on an NVIDIA GPU, by its CUDA or its TensorRT provider; nothing falls back to the CPU unsaid."""
+"""ONNX Runtime on an NVIDIA GPU, with its CUDA or TensorRT provider. It never falls back to the CPU silently."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from diffseg.engines.bundle.manifest import ENCODER, UNET, Graph
 from diffseg.engines.errors import DeviceMemoryError, MissingPackageError, ProviderError
+from diffseg.engines.files import cache_folder
 from diffseg.engines.packages import install_command
 from diffseg.engines.providers.cuda import device_errors, import_cupy
 from diffseg.engines.providers.onnxruntime import check_tensors, import_onnxruntime, session_options
-from diffseg.engines.tensorrt.lookup import cache_folder, profile
 
 if TYPE_CHECKING:
     from diffseg.engines.bundle.bundle import Bundle
@@ -23,17 +23,16 @@ NAMES = {"cuda": "CUDAExecutionProvider", "ort-tensorrt": "TensorrtExecutionProv
 class OrtGpuNetwork:
     """The two graphs of a bundle in ONNX Runtime on the GPU. Thread-safe: sessions have no state.
 
-    With CuPy the attention stays on the GPU and is merged there; without, it is copied to the host and merged by NumPy.
+    With CuPy the attention stays on the GPU and is merged there; without CuPy it is copied to the host.
 
     Args:
-        bundle: what to execute.
-        provider: `cuda` or `ort-tensorrt`; the latter builds engines at its first run, and keeps them in the cache
-            folder.
+        bundle: the bundle to execute.
+        provider: `cuda` or `ort-tensorrt`; the latter builds engines in its first run and caches them.
 
     Raises:
         MissingPackageError: onnxruntime is not installed.
-        ProviderError: ONNX Runtime has no such provider, or it fell back to another one.
-        BundleError: a graph's tensors are not those of the manifest.
+        ProviderError: ONNX Runtime lacks the provider, or fell back to another one.
+        BundleError: a graph's tensors differ from the manifest.
     """
 
     device = "cuda"
@@ -49,7 +48,7 @@ class OrtGpuNetwork:
 
     @contextmanager
     def session(self) -> Iterator[OrtGpuNetwork]:
-        """Take a session: all threads may have the same, since nothing of a pass stays in it."""
+        """Take a session. All threads get the same one, because it keeps no state between passes."""
         if self._cupy is not None:
             self._cupy.cuda.Device(0).use()
         yield self
@@ -59,11 +58,11 @@ class OrtGpuNetwork:
         return self._run(ENCODER, images)[0]
 
     def attend(self, latent: Any) -> list[Any]:  # noqa: ANN401
-        """Latent → one (B, n², n²) float32 attention a resolution, finest first; the arrays are the caller's."""
+        """Latent → one (B, n², n²) float32 attention per resolution, finest first, in new arrays."""
         return self._run(UNET, latent)
 
     def wait(self) -> None:
-        """Return when CuPy has nothing left to do; ONNX Runtime's own calls wait by themselves."""
+        """Return when CuPy's work is done; ONNX Runtime's calls are synchronous."""
         if self._cupy is not None:
             with device_errors(self._cupy, "the masks"):
                 self._cupy.cuda.get_current_stream().synchronize()
@@ -74,20 +73,20 @@ class OrtGpuNetwork:
         if wanted not in ort.get_available_providers():
             others = ", ".join(ort.get_available_providers())
             raise ProviderError(f"onnxruntime {ort.__version__} has no {wanted}, only {others}: {_install()}")
-        ort.preload_dlls()  # CUDA's libraries out of their wheels, without LD_LIBRARY_PATH
+        ort.preload_dlls()  # load CUDA's libraries from their wheels, without LD_LIBRARY_PATH
         path = bundle.graph_path(name)
         settings = self._settings(bundle.manifest.graphs[name], bundle.content_hash(name))
-        providers = [(wanted, settings), "CPUExecutionProvider"]  # the CPU computes shapes
+        providers = [(wanted, settings), "CPUExecutionProvider"]  # shape operators run on the CPU
         try:
             session = ort.InferenceSession(str(path), session_options(), providers=providers, enable_fallback=False)
-        except Exception as error:  # onnxruntime raises a type of its own for each status code  # noqa: BLE001
+        except Exception as error:  # onnxruntime has an exception type per status code  # noqa: BLE001
             reason = str(error).strip().splitlines()[0]
             raise ProviderError(f"onnxruntime {ort.__version__} cannot run {path} on {wanted}: {reason}") from None
         taken = session.get_providers()[0]
         if taken != wanted:
             raise ProviderError(
                 f"onnxruntime {ort.__version__} took {taken} for {path} instead of {wanted}: a library of CUDA or "
-                f"cuDNN is missing, or the driver is too old; {_install()}; `diffseg info` says what is here"
+                f"cuDNN is missing, or the driver is too old; {_install()}; `diffseg info` lists what is installed"
             )
         check_tensors(session, self.tensors[name], path)
         return session
@@ -99,7 +98,7 @@ class OrtGpuNetwork:
         folder.mkdir(parents=True, exist_ok=True)
         shapes = {
             f"trt_profile_{bound}_shapes": ",".join(
-                f"{tensor}:{'x'.join(map(str, sizes[bound]))}" for tensor, sizes in profile(graph.tensors).items()
+                f"{tensor}:{'x'.join(map(str, sizes[bound]))}" for tensor, sizes in graph.tensors.profile().items()
             )
             for bound in ("min", "opt", "max")
         }
@@ -118,7 +117,7 @@ class OrtGpuNetwork:
             ):
                 address = array.ctypes.data if place == "cpu" else array.data.ptr
                 bind(name, place, 0, np.dtype(array.dtype), array.shape, address)
-            self.wait()  # ONNX Runtime's stream knows nothing of CuPy's
+            self.wait()  # ONNX Runtime's stream is not synchronised with CuPy's
             session.run_with_iobinding(binding)
         except Exception as error:  # of onnxruntime and of CuPy  # noqa: BLE001
             reason = str(error).strip().splitlines()[0]

@@ -1,4 +1,4 @@
-"""OpenVINO: executes a bundle's graphs on CPUs, and on Intel's GPUs and NPUs."""
+"""OpenVINO on CPUs and on Intel's GPUs and NPUs."""
 
 from __future__ import annotations
 
@@ -9,34 +9,34 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from diffseg.engines.bundle.manifest import ENCODER, UNET
 from diffseg.engines.errors import BundleError, DeviceMemoryError, MissingPackageError, ProviderError
+from diffseg.engines.files import cache_folder
 from diffseg.engines.packages import install_command
 from diffseg.engines.providers.network import SessionPool
-from diffseg.engines.tensorrt.lookup import cache_folder
 
 if TYPE_CHECKING:
     from diffseg.engines.bundle.bundle import Bundle
     from numpy.typing import NDArray
 
 DEVICE = "DIFFSEG_OPENVINO_DEVICE"
-"""Environment variable that names the device as OpenVINO does: CPU, GPU, GPU.1, NPU. Without it, the CPU."""
+"""Environment variable with OpenVINO's name of the device: CPU (the default), GPU, GPU.1, NPU."""
 
 PRECISIONS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}
-"""OpenVINO's names."""
+"""Precision of a bundle: OpenVINO's name of it."""
 
 
 class OpenVinoNetwork:
     """The two graphs of a bundle in OpenVINO. Threads may share it.
 
-    It computes in the bundle's precision where the device can, else in float32.
+    It computes in the bundle's precision if the device supports it, else in float32.
 
     Args:
-        bundle: what to execute.
+        bundle: the bundle to execute.
         threads: CPU threads; None lets OpenVINO decide.
 
     Raises:
         MissingPackageError: openvino is not installed.
-        ProviderError: there is no such device, or it can't run a graph.
-        BundleError: a graph's tensors are not those of the manifest.
+        ProviderError: the device is missing or can't run a graph.
+        BundleError: a graph's outputs differ from the manifest.
     """
 
     def __init__(self, bundle: Bundle, *, threads: int | None = None) -> None:
@@ -56,23 +56,23 @@ class OpenVinoNetwork:
         }
         if device == "CPU":
             settings |= {} if threads is None else {"INFERENCE_NUM_THREADS": threads}
-        else:  # compiling takes long there
+        else:  # compiling for other devices is slow, so cache the result
             settings["CACHE_DIR"] = str(cache_folder() / "openvino")
         self.models = {name: self._compile(core, bundle, name, device, settings) for name in (ENCODER, UNET)}
         self._pool = SessionPool(lambda: OpenVinoSession(self))
 
     def session(self) -> AbstractContextManager[OpenVinoSession]:
-        """Take a session with memory of its own for the results."""
+        """Take a session, which has its own memory for results."""
         return self._pool.take()
 
     def _compile(self, core: Any, bundle: Bundle, name: str, device: str, settings: dict[str, Any]) -> Any:  # noqa: ANN401
         path = bundle.cpu_path(name) if device == "CPU" else bundle.graph_path(name)
         try:
             model = core.compile_model(str(path), device, settings)
-        except Exception as error:  # whatever a plugin raises  # noqa: BLE001
+        except Exception as error:  # plugins raise exceptions of any type  # noqa: BLE001
             raise ProviderError(f"OpenVINO cannot run {path} on {device}: {_reason(error)}") from None
         tensors = bundle.manifest.graphs[name].tensors
-        declared = [(t.name, [-1 if axis.dynamic else axis.opt for axis in t.axes]) for t in tensors.outputs]
+        declared = [(t.name, t.onnx_shape()) for t in tensors.outputs]
         found = [
             (output.get_any_name(), [d.get_length() if d.is_static else -1 for d in output.get_partial_shape()])
             for output in model.outputs
@@ -83,24 +83,24 @@ class OpenVinoNetwork:
 
 
 class OpenVinoSession:
-    """One request a graph, whose outputs are views of the request's own memory."""
+    """One inference request per graph. Outputs are views of the request's memory, which the next pass overwrites."""
 
     def __init__(self, network: OpenVinoNetwork) -> None:
         try:
             self._requests = {name: model.create_infer_request() for name, model in network.models.items()}
         except RuntimeError as error:
-            raise ProviderError(f"OpenVINO cannot begin: {_reason(error)}") from None
+            raise ProviderError(f"OpenVINO cannot create an inference request: {_reason(error)}") from None
 
     def encode(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """(B, H, W, 3) uint8 → (B, C, H/8, W/8) float32 latent; it is the session's own."""
+        """(B, H, W, 3) uint8 → (B, C, H/8, W/8) float32 latent, which the next pass overwrites."""
         return self._run(ENCODER, images)[0]
 
     def attend(self, latent: NDArray[np.float32]) -> list[NDArray[np.float32]]:
-        """Latent → one (B, n², n²) float32 attention a resolution, finest first, to write into until the next pass."""
+        """Latent → one (B, n², n²) float32 attention per resolution, finest first; the next pass overwrites it."""
         return self._run(UNET, latent)
 
     def wait(self) -> None:
-        """Return at once: `encode` and `attend` don't return before they are done."""
+        """Return at once, because `encode` and `attend` are synchronous."""
 
     def _run(self, graph: str, value: NDArray[Any]) -> list[NDArray[np.float32]]:
         request = self._requests[graph]
@@ -114,7 +114,7 @@ class OpenVinoSession:
 
 
 def _reason(error: Exception) -> str:
-    """The last line of what OpenVINO says; above it stand places in its source."""
+    """The last line of OpenVINO's message; the lines above it are locations in its source."""
     return (str(error).strip() or type(error).__name__).splitlines()[-1].strip()
 
 

@@ -1,4 +1,4 @@
-"""What an engine's own profiler reports: the operators inside a graph."""
+"""Operators inside a graph, as a provider's own profiler reports them."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ class Operator:
     graph: str
     name: str
     kind: str  # the operator's type: Conv, MatMul, …
-    start: int  # nanoseconds of time.perf_counter_ns, as the stages have them
+    start: int  # nanoseconds of time.perf_counter_ns, like the stages
     duration: int  # nanoseconds
 
 
 @runtime_checkable
 class RecordsOperators(Protocol):
-    """What a `Network` may offer beside its two graphs. One that doesn't is profiled by stages only.
+    """Optional interface of a `Network`. A network without it is profiled by stages only.
 
-    An engine that reports durations without start times (TensorRT's IProfiler) lays them end to end from the
-    start of the call that they belong to.
+    An engine that reports durations without start times (TensorRT's IProfiler) places them end to end from the
+    start of their call.
     """
 
     def record_operators(self) -> AbstractContextManager[list[Operator]]:
         """Record the operators of every call within the block; the list is filled when the block ends.
 
-        Calls are slower meanwhile, and no other thread may make one.
+        Calls are slower within the block, and no other thread may make one.
 
         Raises:
-            ProviderError: the engine's profile can't be understood.
+            ProviderError: the profile can't be interpreted.
         """

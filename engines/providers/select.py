@@ -1,4 +1,4 @@
-"""Which provider executes a bundle."""
+"""Choice of the provider that executes a bundle."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 class Provider(StrEnum):
-    """Names that `provider=` and `--provider` take."""
+    """Values of `provider=` and `--provider`."""
 
     AUTO = "auto"
     CPU = "cpu"
@@ -33,21 +33,22 @@ class Provider(StrEnum):
 
 
 FASTEST_FIRST = (Provider.TENSORRT, Provider.TENSORRT_RTX, Provider.CUDA, Provider.CPU)
-"""What `auto` tries. Not ort-tensorrt: its first run builds engines, for minutes. Not openvino: it takes twice the
-memory of cpu, and was slower on the one CPU that it was tried on, which has no bfloat16."""
+"""Providers that `auto` tries, in this order. It omits ort-tensorrt, whose first run builds engines for minutes, and
+openvino, which needs twice the memory of cpu and was slower on the only CPU it was measured on (without bfloat16)."""
 
 
 def load_network(bundle: Bundle, provider: str = "auto", *, threads: int | None = None) -> Network:
     """Load a bundle's graphs into a provider.
 
     Args:
-        bundle: what to execute.
-        provider: one of `Provider`; `auto` takes the fastest that runs here, and logs which, and why no faster one.
-        threads: CPU threads; None for all cores. Of the providers cpu and openvino alone.
+        bundle: the bundle to execute.
+        provider: one of `Provider`; `auto` takes the fastest one that runs on this machine, and logs which one it took
+            and why no faster one.
+        threads: CPU threads of the providers cpu and openvino; None: the provider decides. Others ignore it.
 
     Raises:
-        ProviderError: unknown, or it can't run here; nothing falls back to the CPU silently.
-        PlanError: the provider executes plans, and the bundle has none that fits.
+        ProviderError: the provider is unknown or can't run on this machine; it never falls back to the CPU silently.
+        PlanError: the provider executes plans, and no plan of the bundle fits this machine.
         MissingPackageError: a package that the provider needs is not installed.
     """
     try:
@@ -65,7 +66,7 @@ def load_network(bundle: Bundle, provider: str = "auto", *, threads: int | None 
             continue
         logger.info("provider auto: took %s; %s", candidate.value, "; ".join(reasons) or "the fastest")
         return network
-    # The CPU is the last resort: what is wrong with it is what the user can mend.
+    # Report the reason of the last one, the CPU: it is the one that a user can fix on any machine.
     raise ProviderError(f"no provider can run bundle {bundle.manifest.name!r}; {reasons[-1]}")
 
 
@@ -88,5 +89,5 @@ def _load(bundle: Bundle, provider: Provider, threads: int | None) -> Network:
     from diffseg.engines.tensorrt.execute import NativeNetwork
 
     engine: Engine = "tensorrt" if provider is Provider.TENSORRT else "tensorrt-rtx"
-    here = Machine(str(import_engine(engine).__version__), gpus.first)
-    return NativeNetwork(bundle, find_plan(bundle, engine, here))
+    machine = Machine(str(import_engine(engine).__version__), gpus.first)
+    return NativeNetwork(bundle, find_plan(bundle, engine, machine))

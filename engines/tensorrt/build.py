@@ -1,7 +1,7 @@
-"""TensorRT and TensorRT-RTX, two modules with one interface: a graph goes in, an engine comes out.
+"""Building of engines from ONNX graphs with TensorRT or TensorRT-RTX, which share one Python interface.
 
-Networks are strongly typed, so the precision is the graph's own. TensorRT measures its kernels on the GPU that is here.
-TensorRT-RTX needs none: it compiles ahead of time, and finishes on the GPU that loads the plan.
+Networks are strongly typed, so the graph determines the precision. TensorRT times its kernels on this machine's GPU.
+TensorRT-RTX needs no GPU: it compiles ahead of time, and finishes compiling on the GPU that loads the plan.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib
 import logging
 import mmap
-import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -17,8 +16,8 @@ from typing import Any
 
 from diffseg.engines.bundle.manifest import Graph
 from diffseg.engines.errors import MissingPackageError, PlanError
+from diffseg.engines.files import atomic_file, cache_folder, write_synced
 from diffseg.engines.packages import install_command
-from diffseg.engines.tensorrt.lookup import cache_folder
 from diffseg.engines.tensorrt.plan import Engine, PlanSpec
 from diffseg.engines.tensorrt.precision import EngineLayers, read_inspector, read_program
 
@@ -81,8 +80,8 @@ def build_graph(
         path: the ONNX file.
         graph: its declaration.
         spec: what to build for.
-        name: of the graph, for `report`.
-        report: told of the builder's progress.
+        name: name of the graph.
+        report: called with the builder's progress.
 
     Raises:
         PlanError: the graph can't be read, has other tensors than declared, or can't be built.
@@ -134,7 +133,7 @@ def _configure(module: Any, config: Any, spec: PlanSpec) -> None:  # noqa: ANN40
 
 
 class _TimingCache:
-    """What TensorRT measured of its kernels: kept by version and GPU, so that the next build need not measure again."""
+    """TensorRT's kernel timings, cached per version and GPU, so that the next build need not measure again."""
 
     def __init__(self, config: Any, spec: PlanSpec) -> None:  # noqa: ANN401 - untyped upstream
         gpu = "".join(c if c.isalnum() else "-" for c in str(spec.target.gpu))
@@ -144,11 +143,10 @@ class _TimingCache:
         config.set_timing_cache(config.create_timing_cache(known), ignore_mismatch=False)
 
     def keep(self) -> None:
-        """Write it back; two builds at once may each lose what the other measured, never a whole file."""
+        """Write the cache back. Of two builds at the same time the last one wins; the file is always complete."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        part = self.path.with_suffix(f".{os.getpid()}.part")
-        write(part, memoryview(self.config.get_timing_cache().serialize()))
-        part.replace(self.path)
+        with atomic_file(self.path) as temporary:
+            write_synced(temporary, memoryview(self.config.get_timing_cache().serialize()))
 
 
 def _interruptible(work: Callable[[], Any], cancel: Callable[[], None]) -> Any:  # noqa: ANN401
@@ -224,11 +222,3 @@ def read_layers(module: Any, spec: PlanSpec, path: Path) -> EngineLayers | None:
         raise PlanError(f"tensorrt {spec.version} cannot load what it built: {log.first_error()}")
     text = engine.create_engine_inspector().get_engine_information(module.LayerInformationFormat.JSON)
     return read_inspector(text, engine.device_memory_size_v2)
-
-
-def write(path: Path, data: bytes | memoryview) -> None:
-    """Write a file and wait until the disk has it."""
-    with path.open("wb") as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from diffseg.engines.bundle.manifest import ENCODER, UNET
 from diffseg.engines.errors import PlanError, ProviderError
+from diffseg.engines.files import atomic_file, cache_folder, write_synced
 from diffseg.engines.providers.cuda import device_errors, import_cupy
 from diffseg.engines.providers.network import SessionPool
-from diffseg.engines.tensorrt.build import import_engine, make_logger, write
-from diffseg.engines.tensorrt.lookup import cache_folder
+from diffseg.engines.tensorrt.build import import_engine, make_logger
 from diffseg.engines.tensorrt.plan import Plan
 
 if TYPE_CHECKING:
@@ -269,8 +269,7 @@ class NativeSession:
         blob = ready.context.get_runtime_config().get_runtime_cache().serialize()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            part = path.with_suffix(f".{os.getpid()}.part")
-            write(part, memoryview(blob))
-            part.replace(path)
+            with atomic_file(path) as temporary:
+                write_synced(temporary, memoryview(blob))
         except OSError as error:
             logger.info("what was compiled for this GPU could not be kept in %s: %s", path, error.strerror)

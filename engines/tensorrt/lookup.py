@@ -1,8 +1,7 @@
-"""Which plan of a bundle may run on this machine, and what is wrong with the others."""
+"""Search for a plan of a bundle that fits this machine, and the reasons why other plans don't fit."""
 
 from __future__ import annotations
 
-import os
 import platform
 import shlex
 import sys
@@ -11,33 +10,25 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import platformdirs
 from diffseg.engines.bundle.bundle import PLANS, Bundle
-from diffseg.engines.bundle.specs import GraphTensors
 from diffseg.engines.errors import PlanError
+from diffseg.engines.files import cache_folder
 from diffseg.engines.machine import Gpu
-from diffseg.engines.tensorrt.plan import Engine, Plan, PlanSpec, Profile
+from diffseg.engines.tensorrt.plan import Engine, Plan, PlanSpec
 
-CACHE_VARIABLE = "DIFFSEG_CACHE"
 PORTABLE_FROM = (8, 0)
-"""Compute capability from which on a TensorRT-RTX plan runs that was built for none in particular."""
+"""Lowest compute capability of a TensorRT-RTX plan that was built for none in particular."""
 SHOWN = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What a plan has to fit."""
+    """The engine version, GPU and platform that a plan has to fit."""
 
     version: str  # of the installed TensorRT or TensorRT-RTX, in full
     gpu: Gpu | None
     system: str = platform.system().lower()
     machine: str = platform.machine().lower().replace("amd64", "x86_64").replace("arm64", "aarch64")
-
-
-def cache_folder() -> Path:
-    """Folder for what can be made again: $DIFFSEG_CACHE, else the platform's own place for caches."""
-    named = os.environ.get(CACHE_VARIABLE)
-    return Path(named).expanduser() if named else Path(platformdirs.user_cache_dir("diffseg", appauthor=False))
 
 
 def plans_folder(bundle: Bundle) -> Path:
@@ -70,11 +61,11 @@ def list_plans(bundle: Bundle) -> Iterator[tuple[Path, Plan | PlanError]]:
                 yield folder, plan
 
 
-def find_plan(bundle: Bundle, engine: Engine, here: Machine) -> Plan:
-    """Find a plan that may run here, of several the most specific one; nothing but records is read.
+def find_plan(bundle: Bundle, engine: Engine, machine: Machine) -> Plan:
+    """Find the most specific plan that fits a machine. Only the plans' records are read.
 
     Raises:
-        PlanError: there is none; says what each one was built for, and how to build one.
+        PlanError: no plan fits; the message says what each was built for and how to build one.
     """
     reasons: list[str] = []
     fitting: list[Plan] = []
@@ -82,7 +73,7 @@ def find_plan(bundle: Bundle, engine: Engine, here: Machine) -> Plan:
         if isinstance(plan, PlanError):
             reasons.append(str(plan))
         elif plan.record.spec.engine == engine:
-            problems = list(mismatches(plan.record.spec, bundle, here))
+            problems = list(mismatches(plan.record.spec, bundle, machine))
             if problems:
                 reasons.append(f"{folder.name} {problems[0]}")
             else:
@@ -100,7 +91,7 @@ def find_plan(bundle: Bundle, engine: Engine, here: Machine) -> Plan:
 
 
 def verify_plans(bundle: Bundle) -> Iterator[tuple[str, str | None]]:
-    """Compare the plans of a bundle with their records → `(name, problem)`; problem is None when all is well."""
+    """Compare the plans of a bundle with their records → `(name, problem)`; problem is None if there is none."""
     for folder, plan in list_plans(bundle):
         where = folder.relative_to(bundle.folder) if bundle.folder in folder.parents else folder
         if isinstance(plan, PlanError):
@@ -123,33 +114,25 @@ def from_bundle(spec: PlanSpec, bundle: Bundle) -> bool:
     return spec.content == {graph: bundle.content_hash(graph) for graph in bundle.manifest.graphs}
 
 
-def mismatches(spec: PlanSpec, bundle: Bundle, here: Machine) -> Iterator[str]:
-    """Why a plan may not be used, in words; nothing if it may."""
+def mismatches(spec: PlanSpec, bundle: Bundle, machine: Machine) -> Iterator[str]:
+    """Yield the reasons why a plan does not fit, in words; none if it fits."""
     if not from_bundle(spec, bundle):
         yield "was built from other graphs than the bundle has now"
-    declared = {name: profile(graph.tensors) for name, graph in bundle.manifest.graphs.items()}
+    declared = {name: graph.tensors.profile() for name, graph in bundle.manifest.graphs.items()}
     if spec.profiles != declared:
         yield "was built for other batch sizes than the manifest declares"
-    if not _runs_version(spec, here.version):
-        yield f"was built by {spec.engine} {spec.version}, found {here.version}"
-    if spec.target.machine != here.machine or (spec.engine == "tensorrt" and spec.target.system != here.system):
-        yield f"was built for {spec.target.system} {spec.target.machine}, found {here.system} {here.machine}"
-    if here.gpu is None:
+    if not _runs_version(spec, machine.version):
+        yield f"was built by {spec.engine} {spec.version}, found {machine.version}"
+    if spec.target.machine != machine.machine or (spec.engine == "tensorrt" and spec.target.system != machine.system):
+        yield f"was built for {spec.target.system} {spec.target.machine}, found {machine.system} {machine.machine}"
+    if machine.gpu is None:
         yield "needs an NVIDIA GPU, found none"
-    elif problem := _gpu_mismatch(spec, here.gpu):
+    elif problem := _gpu_mismatch(spec, machine.gpu):
         yield problem
 
 
-def profile(tensors: GraphTensors) -> Profile:
-    """Smallest, likeliest and largest shape of each input of a graph, from its declaration."""
-    return {
-        tensor.name: {bound: tuple(getattr(axis, bound) for axis in tensor.axes) for bound in ("min", "opt", "max")}
-        for tensor in tensors.inputs
-    }
-
-
 def _generality(spec: PlanSpec) -> tuple[int, int]:
-    """For how many kinds of GPU a plan was built, and how little it was optimised: less is better."""
+    """Sort key: number of GPU kinds that a plan was built for, then negated optimisation level; lowest is best."""
     return len(spec.target.compute_capabilities) or sys.maxsize, -spec.options.optimization_level
 
 

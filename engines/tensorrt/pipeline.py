@@ -1,4 +1,4 @@
-"""A bundle's graphs → a plan folder: whole, checked and recorded, or not there at all."""
+"""Building of a plan folder from a bundle's graphs. The folder appears complete and checked, or not at all."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from diffseg.engines.bundle.bundle import Bundle, file_problem, sha256
+from diffseg.engines.bundle.bundle import Bundle
 from diffseg.engines.bundle.manifest import File
 from diffseg.engines.errors import MissingPackageError, PlanError
+from diffseg.engines.files import write_synced
 from diffseg.engines.machine import Gpus, find_gpus
 from diffseg.engines.tensorrt.build import (
     BUILD_EXTRAS,
@@ -24,9 +25,8 @@ from diffseg.engines.tensorrt.build import (
     import_engine,
     known_compute_capabilities,
     read_layers,
-    write,
 )
-from diffseg.engines.tensorrt.lookup import Machine, plans_folder, profile
+from diffseg.engines.tensorrt.lookup import Machine, plans_folder
 from diffseg.engines.tensorrt.plan import RECORD, BuildOptions, Engine, Plan, PlanRecord, PlanSpec, Target
 from diffseg.engines.tensorrt.precision import EngineLayers
 
@@ -43,19 +43,18 @@ def build_plan(
     force: bool = False,
     gpus: Gpus | None = None,
 ) -> Plan:
-    """Build the plan of a bundle for one target; a plan that is there already is returned as it is.
+    """Build the plan of a bundle for one target, or return the existing intact plan.
 
-    Nothing half-written stays behind: the folder takes its name when it is whole. Of two processes that want the same
-    plan one builds it, the other waits.
+    The folder is renamed when it is complete. If two processes want the same plan, one builds it and the other waits.
 
     Args:
-        bundle: whose graphs are built.
+        bundle: the bundle whose graphs are built.
         engine: `tensorrt` or `tensorrt-rtx`.
         compute_capabilities: GPUs that a TensorRT-RTX plan is for ("8.9"); none: the one that is here, else all from
             8.0 on.
         options: what the builder is told.
-        report: told of the builder's progress.
-        force: build again even if the plan is there.
+        report: called with the builder's progress.
+        force: build again even if the plan exists.
         gpus: the GPUs of this machine; None: ask the driver.
 
     Raises:
@@ -72,7 +71,7 @@ def build_plan(
         options=options,
         precision=bundle.manifest.precision,
         content={name: bundle.content_hash(name) for name in bundle.manifest.graphs},
-        profiles={name: profile(graph.tensors) for name, graph in bundle.manifest.graphs.items()},
+        profiles={name: graph.tensors.profile() for name, graph in bundle.manifest.graphs.items()},
     )
     root = plans_folder(bundle)
     try:
@@ -99,12 +98,12 @@ def _locked_build(
             plan = _sound(folder)
             if plan is not None:
                 return plan
-        for left in root.glob(f".{spec.key}.*.part"):  # of a process that was killed
+        for left in root.glob(f".{spec.key}.*.part"):  # left by a process that was killed
             shutil.rmtree(left, ignore_errors=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{spec.key}.", suffix=".part", dir=root))
         try:
             record = _build(module, bundle, spec, temporary, report)
-            write(temporary / RECORD, (json.dumps(dataclasses.asdict(record), indent=1) + "\n").encode())
+            write_synced(temporary / RECORD, (json.dumps(dataclasses.asdict(record), indent=1) + "\n").encode())
             temporary.chmod(0o755)
             if folder.exists():
                 shutil.rmtree(folder)
@@ -127,7 +126,7 @@ def _lock(path: Path) -> Any:  # noqa: ANN401 - imported here
 
 
 def _sound(folder: Path) -> Plan | None:
-    """Return the plan that is there, if nothing is wrong with it."""
+    """Return the existing plan if it is intact, else None."""
     try:
         plan = Plan.open(folder)
     except PlanError:
@@ -136,19 +135,19 @@ def _sound(folder: Path) -> Plan | None:
 
 
 def _target(module: Any, engine: Engine, wanted: tuple[str, ...], gpus: Gpus) -> Target:  # noqa: ANN401
-    here, gpu = Machine(module.__version__, gpus.first), gpus.first
+    machine, gpu = Machine(module.__version__, gpus.first), gpus.first
     if engine == "tensorrt":
         if gpu is None:
             raise PlanError(
-                f"tensorrt builds on the GPU that will run the plan, and there is none here ({gpus.reason}); "
+                f"tensorrt builds on the GPU that will run the plan, and this machine has none ({gpus.reason}); "
                 "--engine tensorrt-rtx builds ahead of time without one"
             )
         if wanted and set(wanted) != {gpu.compute_capability}:
             raise PlanError(
-                f"tensorrt builds for the GPU that is here ({gpu.name}, {gpu.compute_capability}), not for "
+                f"tensorrt builds for this machine's GPU ({gpu.name}, {gpu.compute_capability}), not for "
                 f"{', '.join(wanted)}; build there, or see --hardware-compatibility"
             )
-        return Target((gpu.compute_capability,), gpu.name, gpu.driver, here.system, here.machine)
+        return Target((gpu.compute_capability,), gpu.name, gpu.driver, machine.system, machine.machine)
     known = known_compute_capabilities(module)
     for capability in wanted:
         if capability not in known:
@@ -159,7 +158,7 @@ def _target(module: Any, engine: Engine, wanted: tuple[str, ...], gpus: Gpus) ->
     if not wanted and gpu is not None and gpu.compute_capability in known:
         wanted = (gpu.compute_capability,)
     ordered = tuple(capability for capability in known if capability in wanted)
-    return Target(ordered, None, None, here.system, here.machine)
+    return Target(ordered, None, None, machine.system, machine.machine)
 
 
 def _check_options(engine: Engine, options: BuildOptions, gpus: Gpus) -> None:
@@ -173,7 +172,7 @@ def _check_options(engine: Engine, options: BuildOptions, gpus: Gpus) -> None:
         )
     if options.strip_weights and gpus.first is None:
         raise PlanError(
-            f"tensorrt-rtx strips weights on a machine with a GPU only, and there is none here ({gpus.reason}); "
+            f"tensorrt-rtx strips weights on a machine with a GPU only, and this machine has none ({gpus.reason}); "
             "leave out --strip-weights"
         )
 
@@ -184,13 +183,13 @@ def _build(module: Any, bundle: Bundle, spec: PlanSpec, folder: Path, report: Re
     seconds: dict[str, float] = {}
     plan = Plan(folder, PlanRecord(spec, files, layers, seconds))
     for name, graph in bundle.manifest.graphs.items():
-        for file in graph.files:  # the key vouches for the graph's content
-            if file_problem(bundle.folder / file, bundle.manifest.files[file]):
+        for file in graph.files:  # the plan's key includes the hash of these contents
+            if bundle.manifest.files[file].problem(bundle.folder / file):
                 raise PlanError(f"{bundle.folder / file} is not as it was exported; copy or export the bundle again")
         start, path = time.perf_counter(), plan.path(name)
-        write(path, build_graph(module, bundle.graph_path(name), graph, spec, name, report))
+        write_synced(path, build_graph(module, bundle.graph_path(name), graph, spec, name, report))
         seconds[name] = round(time.perf_counter() - start, 2)
-        files[name] = File(sha256(path), path.stat().st_size)
+        files[name] = File.of(path)
         found = read_layers(module, spec, path)
         if found is None:
             logger.warning("%s: the layers of this engine cannot be read, so its precision is not checked", name)

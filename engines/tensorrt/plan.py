@@ -1,4 +1,4 @@
-"""Built engines: where their plans lie, what each was built for, and whether it may be used here.
+"""Plans: the folder of built engines, and the record of what determined them.
 
 A plan is code for one builder version and one kind of GPU. Each lies in a folder of its own, `plans/<key>/`, with a
 record of everything that determines it; the key is a hash of that. The record is checked before a byte of the plan
@@ -15,16 +15,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from diffseg.engines.bundle.bundle import digest_problem, file_problem
 from diffseg.engines.bundle.manifest import ENCODER, UNET, File, Precision
+from diffseg.engines.bundle.specs import Profile
 from diffseg.engines.errors import PlanError
 from diffseg.engines.strict_json import DecodeError, read_json
 from diffseg.engines.tensorrt.precision import EngineLayers
 
 Engine = Literal["tensorrt", "tensorrt-rtx"]
 HardwareCompatibility = Literal["none", "ampere-plus", "same-compute-capability"]
-Profile = dict[str, dict[str, tuple[int, ...]]]
-"""tensor: `min`, `opt` and `max`: shape"""
 
 SCHEMA = 1
 RECORD = "plan.json"
@@ -32,7 +30,7 @@ RECORD = "plan.json"
 
 @dataclass(frozen=True, slots=True)
 class BuildOptions:
-    """What a builder may be told."""
+    """Options of the builder."""
 
     optimization_level: int = 3  # 0: fastest build, 5: fastest engine
     version_compatible: bool = False  # TensorRT: later versions of the same major version may run the plan
@@ -58,7 +56,7 @@ class Target:
     """The machine that a plan was built for."""
 
     compute_capabilities: tuple[str, ...]  # none: 8.0 and newer (TensorRT-RTX)
-    gpu: str | None  # None: built without a GPU, for any of these compute capabilities
+    gpu: str | None  # None: for any GPU of these compute capabilities
     driver: str | None  # CUDA version of the driver that was there
     system: str  # linux, windows
     machine: str  # x86_64, aarch64
@@ -148,10 +146,7 @@ class Plan:
             data = path.read_bytes()
         except OSError as error:
             raise PlanError(f"cannot read {path}: {error.strerror}; build the plan again") from None
-        if len(data) != expected.bytes:
-            problem: str | None = f"{len(data)} bytes, expected {expected.bytes}"
-        else:
-            problem = digest_problem(hashlib.sha256(data).hexdigest(), expected)
+        problem = expected.size_problem(len(data)) or expected.digest_problem(hashlib.sha256(data).hexdigest())
         if problem:
             raise PlanError(f"{path} is not as it was built: {problem}; delete {self.folder} and build the plan again")
         return data
@@ -159,4 +154,4 @@ class Plan:
     def verify(self) -> Iterator[tuple[str, str | None]]:
         """Compare every file with its hash → `(graph, problem)`; problem is None when it is as it was built."""
         for graph, expected in self.record.files.items():
-            yield graph, file_problem(self.path(graph), expected)
+            yield graph, expected.problem(self.path(graph))

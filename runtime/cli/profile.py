@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from diffseg.cli.terminal import FAILED, WRONG_USAGE, consoles, fail
 from diffseg.engines.errors import DiffsegError
+from diffseg.engines.files import atomic_file
 from diffseg.engines.providers.select import Provider
 
 if TYPE_CHECKING:
@@ -140,7 +141,8 @@ def _numbers(text: str | None) -> tuple[int, ...]:
 
 def _write(path: Path, text: str) -> None:
     try:
-        path.write_text(text, encoding="utf-8")
+        with atomic_file(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
     except OSError as error:
         typer.echo(f"error: cannot write {path}: {error.strerror}", err=True)
         raise typer.Exit(FAILED) from None

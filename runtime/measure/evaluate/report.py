@@ -8,11 +8,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from diffseg.engines.files import atomic_file
 from diffseg.engines.packages import installed_version
 from diffseg.measure.evaluate.agreement import covering
 from diffseg.measure.evaluate.methods import EXPLANATIONS, Column, Method
 from diffseg.measure.evaluate.scores import Score, score
-from diffseg.segmentation import replacing
 
 if TYPE_CHECKING:
     from diffseg.measure.evaluate.datasets import Dataset
@@ -128,7 +128,7 @@ class Report:
 def write_text(path: Path, text: str) -> None:
     """Write a file that appears whole or not at all, in a folder that is made if need be."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary:
+    with atomic_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 

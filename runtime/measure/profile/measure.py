@@ -13,8 +13,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from diffseg.engines.bundle.bundle import open_bundle, sha256
+from diffseg.engines.bundle.bundle import open_bundle
 from diffseg.engines.errors import ProfileError, ProviderError
+from diffseg.engines.files import sha256
 from diffseg.engines.providers.operators import Operator, RecordsOperators
 from diffseg.image import read_image
 from diffseg.measure.profile.environment import gather

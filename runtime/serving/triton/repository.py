@@ -9,9 +9,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
-from diffseg.engines.bundle.bundle import PLANS, Bundle, atomic_folder, file_problem
+from diffseg.engines.bundle.bundle import PLANS, Bundle
 from diffseg.engines.bundle.manifest import ENCODER, MANIFEST, UNET
 from diffseg.engines.errors import BundleError, PlanError, ProviderError
+from diffseg.engines.files import atomic_folder
 from diffseg.engines.tensorrt.lookup import build_command, from_bundle, list_plans
 from diffseg.engines.tensorrt.plan import RECORD, Engine, Plan
 from diffseg.image import Placement
@@ -183,14 +184,14 @@ def _place_bundle(bundle: Bundle, folder: Path, provider: str | None) -> None:
 
 def _place_file(bundle: Bundle, name: str, target: Path) -> None:
     source = bundle.folder / name
-    if problem := file_problem(source, bundle.manifest.files[name]):
+    if problem := bundle.manifest.files[name].problem(source):
         raise BundleError(f"{source} is not as it was exported: {problem}; copy or export the bundle again")
     _link(source, target)
 
 
 def _place_plan_file(plan: Plan, graph: str, target: Path) -> None:
     source = plan.path(graph)
-    if problem := file_problem(source, plan.record.files[graph]):
+    if problem := plan.record.files[graph].problem(source):
         raise PlanError(f"{source} is not as it was built: {problem}; delete {plan.folder} and build the plan again")
     _link(source, target)
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from diffseg.engines.bundle.bundle import (
     Bundle,
-    atomic_folder,
     embedded_models,
     find_bundle,
+    new_bundle,
     open_bundle,
     write_manifest,
 )
@@ -156,20 +156,20 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path):
     target = tmp_path / "deep" / "bundle"
 
     def fail_halfway():
-        with atomic_folder(target) as folder:
+        with new_bundle(target) as folder:
             (folder / "half").touch()
             raise RuntimeError("halfway")
 
     with pytest.raises(RuntimeError, match="halfway"):
         fail_halfway()
     assert list((tmp_path / "deep").iterdir()) == []
-    with atomic_folder(target) as folder:
+    with new_bundle(target) as folder:
         (folder / MANIFEST).write_text("{}")
         assert not target.exists()
     assert [p.name for p in (tmp_path / "deep").iterdir()] == ["bundle"]
-    with pytest.raises(BundleError, match="--force"), atomic_folder(target):
+    with pytest.raises(BundleError, match="--force"), new_bundle(target):
         pass
-    with atomic_folder(target, overwrite=True) as folder:
+    with new_bundle(target, overwrite=True) as folder:
         (folder / "new").touch()
     assert (target / "new").exists()
 
@@ -178,10 +178,10 @@ def test_the_current_folder_and_a_link_can_be_written_to(tmp_path, monkeypatch):
     (tmp_path / "here").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "here")
     monkeypatch.chdir(tmp_path / "here")
-    with atomic_folder(Path()) as folder:
+    with new_bundle(Path()) as folder:
         (folder / MANIFEST).write_text("first")
     assert (tmp_path / "here" / MANIFEST).read_text() == "first"
-    with atomic_folder(tmp_path / "link", overwrite=True) as folder:
+    with new_bundle(tmp_path / "link", overwrite=True) as folder:
         (folder / MANIFEST).write_text("second")
     assert (tmp_path / "here" / MANIFEST).read_text() == "second"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["here", "link"]
@@ -189,8 +189,8 @@ def test_the_current_folder_and_a_link_can_be_written_to(tmp_path, monkeypatch):
 
 def test_only_a_bundle_is_ever_overwritten(tmp_path):
     (tmp_path / "thesis.txt").write_text("years")
-    with pytest.raises(BundleError, match="is no bundle"), atomic_folder(tmp_path, overwrite=True):
+    with pytest.raises(BundleError, match="is no bundle"), new_bundle(tmp_path, overwrite=True):
         pass
-    with pytest.raises(BundleError, match="is no bundle"), atomic_folder(tmp_path / "thesis.txt", overwrite=True):
+    with pytest.raises(BundleError, match="is no bundle"), new_bundle(tmp_path / "thesis.txt", overwrite=True):
         pass
     assert (tmp_path / "thesis.txt").read_text() == "years"

@@ -149,7 +149,7 @@ def test_what_the_builder_cannot_do_is_refused_at_once(toy, message):
 
 @pytest.mark.parametrize(
     ("gpus", "message"),
-    [(NO_GPU, "there is none here .none in this test"), (Gpus((L4,)), "for the GPU that is here .NVIDIA L4, 8.9.")],
+    [(NO_GPU, "this machine has none .none in this test"), (Gpus((L4,)), "for this machine's GPU .NVIDIA L4, 8.9.")],
 )
 def test_tensorrt_builds_for_the_gpu_that_is_here_alone(toy, monkeypatch, gpus, message):
     # TensorRT itself is not here: what is refused before it is called.

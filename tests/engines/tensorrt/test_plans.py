@@ -13,16 +13,15 @@ from pathlib import Path
 import pytest
 from diffseg.engines.bundle.bundle import Bundle, open_bundle, write_manifest
 from diffseg.engines.errors import PlanError
+from diffseg.engines.files import cache_folder
 from diffseg.engines.machine import Gpu
 from diffseg.engines.tensorrt.lookup import (
     Machine,
     build_command,
-    cache_folder,
     find_plan,
     list_plans,
     mismatches,
     plans_folder,
-    profile,
     verify_plans,
 )
 from diffseg.engines.tensorrt.plan import RECORD, BuildOptions, Plan, PlanSpec, Target
@@ -30,7 +29,7 @@ from diffseg.engines.tensorrt.precision import EngineLayers
 
 from tests.plans import put
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 L4 = Gpu("NVIDIA L4", "8.9", 24 << 30, 58, "13.0")
 HERE = Machine("1.7.1.116", L4, "linux", "x86_64")
 
@@ -50,7 +49,7 @@ def spec(fake_bundle):
         options=BuildOptions(),
         precision="fp32",
         content={name: fake_bundle.content_hash(name) for name in fake_bundle.manifest.graphs},
-        profiles={name: profile(graph.tensors) for name, graph in fake_bundle.manifest.graphs.items()},
+        profiles={name: graph.tensors.profile() for name, graph in fake_bundle.manifest.graphs.items()},
     )
 
 
