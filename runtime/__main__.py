@@ -1,4 +1,4 @@
-"""`python -m diffseg` is the command line too."""
+"""`python -m diffseg` runs the command line, like `diffseg`."""
 
 from diffseg.cli.app import main
 

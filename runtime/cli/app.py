@@ -1,9 +1,10 @@
-"""The command line. Nothing heavy is imported before a command needs it."""
+"""The command line. Heavy modules are imported only by the commands that need them."""
 
 from __future__ import annotations
 
 import io
 import sys
+from typing import Annotated
 
 import typer
 from diffseg.cli.bundles import build, inspect, verify
@@ -13,14 +14,15 @@ from diffseg.cli.info import info
 from diffseg.cli.profile import profile
 from diffseg.cli.segment import segment
 from diffseg.cli.serve import serve
-from diffseg.cli.terminal import fail
+from diffseg.cli.terminal import WRONG_USAGE, fail
 from diffseg.cli.triton import triton
+from diffseg.cli.usage import Commands
 from diffseg.engines.errors import DiffsegError
 
 app = typer.Typer(
     name="diffseg",
+    cls=Commands,
     help="Zero-shot segmentation from the self-attention of Stable Diffusion.",
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
 )
@@ -28,11 +30,35 @@ for command in (segment, export, build, verify, inspect, profile, evaluate, serv
     app.command()(command)
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from diffseg import __version__
+
+        typer.echo(f"diffseg {__version__}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def options(
+    context: typer.Context,
+    version: Annotated[  # noqa: ARG001 - its callback prints it
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Zero-shot segmentation from the self-attention of Stable Diffusion."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+        raise typer.Exit(WRONG_USAGE)
+
+
 def main() -> None:
-    """Run the command line: 0 all worked, 1 something failed, 2 wrong usage, or too few runs for `--fail-above`."""
+    """Run the command line.
+
+    Exit codes: 0 if everything worked, 1 if something failed, 2 for wrong usage or too few runs for `--fail-above`.
+    """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # an arrow that the console cannot show is no reason to stop
+            stream.reconfigure(errors="replace")  # a console that cannot show an arrow must not stop the command
     try:
         app()
     except DiffsegError as error:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +12,7 @@ import typer
 from diffseg.cli.tables import formats, si
 from diffseg.cli.terminal import FAILED, consoles
 from diffseg.engines.providers.select import Provider
+from diffseg.engines.tensorrt.plan import Engine, HardwareCompatibility
 
 if TYPE_CHECKING:
     from diffseg.engines.bundle.bundle import Bundle
@@ -21,24 +21,9 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
 
-class EngineChoice(StrEnum):
-    """What turns graphs into plans."""
-
-    TENSORRT = "tensorrt"
-    TENSORRT_RTX = "tensorrt-rtx"
-
-
-class CompatibilityChoice(StrEnum):
-    """Which GPUs besides the one that is here may run a TensorRT plan."""
-
-    NONE = "none"
-    AMPERE_PLUS = "ampere-plus"
-    SAME_COMPUTE_CAPABILITY = "same-compute-capability"
-
-
 def build(
     bundle: Annotated[str, typer.Argument(help="Embedded model, bundle folder or hub id.")],
-    engine: Annotated[EngineChoice, typer.Option(help="What builds, and later executes, the plan.")],
+    engine: Annotated[Engine, typer.Option(help="What builds, and later executes, the plan.")],
     compute_capability: Annotated[
         list[str] | None,
         typer.Option(metavar="N.N", help="GPUs that a tensorrt-rtx plan is for; may be given several times."),
@@ -48,8 +33,8 @@ def build(
         bool, typer.Option("--version-compatible", help="tensorrt: let later minor versions run the plan.")
     ] = False,
     hardware_compatibility: Annotated[
-        CompatibilityChoice, typer.Option(help="tensorrt: let other GPUs run the plan, at some cost in speed.")
-    ] = CompatibilityChoice.NONE,
+        HardwareCompatibility, typer.Option(help="tensorrt: let other GPUs run the plan, at some cost in speed.")
+    ] = "none",
     strip_weights: Annotated[
         bool, typer.Option("--strip-weights", help="Leave the weights out; loading takes them from the graph.")
     ] = False,
@@ -60,14 +45,14 @@ def build(
     from diffseg.engines.tensorrt.pipeline import build_plan
     from diffseg.engines.tensorrt.plan import BuildOptions
 
-    options = BuildOptions(optimization_level, version_compatible, hardware_compatibility.value, strip_weights)
+    options = BuildOptions(optimization_level, version_compatible, hardware_compatibility, strip_weights)
     opened = open_bundle(bundle)
     console, errors = consoles()
-    console.print(f"building {opened.manifest.name} ({opened.manifest.precision}) with {engine.value}", style="dim")
+    console.print(f"building {opened.manifest.name} ({opened.manifest.precision}) with {engine}", style="dim")
     with build_progress(errors) as report:
         plan = build_plan(
             opened,
-            engine.value,
+            engine,
             compute_capabilities=compute_capability or (),
             options=options,
             report=report,
@@ -103,7 +88,7 @@ def inspect(
 def verify(
     bundle: Annotated[str, typer.Argument(help="Embedded model, bundle folder or hub id.")],
     images: Annotated[
-        list[Path] | None, typer.Argument(metavar="[IMAGE…]", help="With --provider: images; two examples if none.")
+        list[Path] | None, typer.Argument(metavar="IMAGE", help="With --provider: images; two examples if none.")
     ] = None,
     provider: Annotated[
         Provider | None, typer.Option(help="Hold this provider against the CPU: numbers, then masks.")
@@ -115,7 +100,7 @@ def verify(
     from diffseg.engines.tensorrt.lookup import verify_plans
 
     if images and provider is None:
-        raise typer.BadParameter("images are for --provider", param_hint="IMAGE…")
+        raise typer.BadParameter("images are for --provider", param_hint="IMAGE")
     folder = find_bundle(bundle)
     console, errors = consoles()
     failed = 0

@@ -13,7 +13,7 @@ from diffseg.measure.evaluate import Layout, Method, Protocol
 
 
 def evaluate(
-    datasets: Annotated[list[Path], typer.Argument(metavar="DATASET…", help="Folders of labelled images.")],
+    datasets: Annotated[list[Path], typer.Argument(metavar="DATASET", help="Folders of labelled images.")],
     model: Annotated[str, typer.Option(help="Embedded model, bundle folder or hub id.")] = "tiny",
     provider: Annotated[Provider, typer.Option(help="What executes the network.")] = Provider.AUTO,
     layout: Annotated[Layout, typer.Option(help="How the folders are laid out.")] = Layout.AUTO,
@@ -24,17 +24,25 @@ def evaluate(
         Protocol, typer.Option(help="paper: centre square at 512 px; full: whole images, as segment does.")
     ] = Protocol.PAPER,
     methods: Annotated[str, typer.Option(help="Which of these to compare.")] = ",".join(Method),
-    threshold: Annotated[float | None, typer.Option(min=0, help="Of diffseg; the bundle has a default.")] = None,
+    threshold: Annotated[
+        float | None, typer.Option(min=0, help="Merge threshold of diffseg; the bundle's default if not set.")
+    ] = None,
     thresholds: Annotated[
         str | None, typer.Option(help="Sweep from one network pass: FIRST:LAST:STEP, or a list such as 0.3,0.6.")
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="At most so many images a data set, evenly spread.")] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Images at once.")] = 1,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Largest number of images per data set, evenly spread.")
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Images evaluated in parallel.")] = 1,
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="Folder for results and reports; run again to go on.")
+        Path, typer.Option("--output", "-o", help="Folder for results and reports; run the command again to resume.")
     ] = Path("evaluation"),
-    json_file: Annotated[Path | None, typer.Option("--json", help="Report as JSON; else report.json there.")] = None,
-    html_file: Annotated[Path | None, typer.Option("--html", help="Report as a page; else report.html there.")] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="JSON report; report.json in the output folder if not set.")
+    ] = None,
+    html_file: Annotated[
+        Path | None, typer.Option("--html", help="HTML report; report.html in the output folder if not set.")
+    ] = None,
 ) -> None:
     """Measure segmentation quality on labelled images: a table, and a report as JSON and as one HTML page."""
     from diffseg.measure.evaluate import Evaluation, make_report, open_datasets, parse_methods, parse_thresholds

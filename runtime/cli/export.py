@@ -3,24 +3,15 @@
 from __future__ import annotations
 
 import time
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from diffseg.cli.segment import RefineChoice
 from diffseg.cli.tables import si
 from diffseg.cli.terminal import consoles
+from diffseg.engines.bundle.manifest import MergeSettings, Precision, Refine
 
 PARITY_SHOWN = ("latent_max_error", "attention_max_error", "row_cosine_distance_p99", "row_sum_max_error")
-
-
-class PrecisionChoice(StrEnum):
-    """Number format of the weights and of the arithmetic."""
-
-    FP32 = "fp32"
-    FP16 = "fp16"
-    BF16 = "bf16"
 
 
 def export(
@@ -29,22 +20,21 @@ def export(
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Bundle folder to write.")],
     size: Annotated[str, typer.Option(help="Image size in pixels, N or HEIGHTxWIDTH, multiples of 64.")] = "512",
-    precision: Annotated[PrecisionChoice, typer.Option(help="Number format.")] = PrecisionChoice.FP32,
+    precision: Annotated[Precision, typer.Option(help="Number format.")] = "fp32",
     timestep: Annotated[int, typer.Option(min=0, max=999, help="Diffusion timestep of the pass.")] = 300,
     max_batch: Annotated[int, typer.Option(min=1, help="Largest batch of the graphs.")] = 4,
     threshold: Annotated[float, typer.Option(min=0, help="Default merge threshold of the bundle.")] = 1.0,
-    refine: Annotated[RefineChoice, typer.Option(help="Default refinement of the bundle.")] = RefineChoice.NONE,
+    refine: Annotated[Refine, typer.Option(help="Default refinement of the bundle.")] = "none",
     vae: Annotated[str | None, typer.Option(help="Another VAE for the same latents (TAESD): folder or hub id.")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the bundle; the folder's if not set.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a bundle that is there.")] = False,
 ) -> None:
     """Export a checkpoint to a bundle of ONNX graphs, verified against torch."""
-    from diffseg.engines.bundle.manifest import MergeSettings
     from diffseg.export import ExportSettings, export_bundle, parse_size
 
     try:
-        defaults = MergeSettings((threshold,) * 3, refine=refine.value)
-        settings = ExportSettings(parse_size(size), precision.value, timestep, max_batch, defaults)
+        defaults = MergeSettings((threshold,) * 3, refine=refine)
+        settings = ExportSettings(parse_size(size), precision, timestep, max_batch, defaults)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
     console, _ = consoles()

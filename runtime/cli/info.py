@@ -14,9 +14,9 @@ def info(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show what this machine can run, and what is missing."""
-    from diffseg.measure.capabilities import gather
+    from diffseg.measure.capabilities import capabilities
 
-    facts = gather(bundle)
+    facts = capabilities(bundle)
     if as_json:
         typer.echo(json.dumps(facts, indent=1))
         return

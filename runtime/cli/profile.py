@@ -20,21 +20,23 @@ def profile(  # noqa: C901 - one branch an option
     bundle: Annotated[str | None, typer.Argument(metavar="BUNDLE", help="Embedded model, folder or hub id.")] = None,
     images: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[IMAGE…]", help="Image files, folders or globs; the examples if none."),
+        typer.Argument(metavar="IMAGE", help="Image files, folders or globs; the example images if none."),
     ] = None,
-    runs: Annotated[int, typer.Option(min=1, help="Runs that count.")] = 20,
-    warmup: Annotated[int, typer.Option(min=0, help="Runs before them, after the first image.")] = 3,
-    batch: Annotated[int, typer.Option(min=1, help="Images a run.")] = 1,
-    starts: Annotated[int, typer.Option(min=0, help="Fresh processes that are timed; 0: none.")] = 3,
+    runs: Annotated[int, typer.Option(min=1, help="Measured runs.")] = 20,
+    warmup: Annotated[
+        int, typer.Option(min=0, help="Unmeasured runs between the first image and the measured runs.")
+    ] = 3,
+    batch: Annotated[int, typer.Option(min=1, help="Images per run.")] = 1,
+    starts: Annotated[int, typer.Option(min=0, help="Fresh processes whose start is timed; 0 skips this.")] = 3,
     concurrency: Annotated[
-        str | None, typer.Option(metavar="N,N…", help="Threads that share the bundle: images/s with each number.")
+        str | None, typer.Option(metavar="N,N…", help="Measure images per second with each number of threads.")
     ] = None,
-    operators: Annotated[bool, typer.Option(help="Record the engine's operators, in a pass of their own.")] = True,
+    operators: Annotated[bool, typer.Option(help="Also record the engine's operators, in separate runs.")] = True,
     provider: Annotated[Provider, typer.Option(help="What executes the network.")] = Provider.AUTO,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; all cores if not set.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the record as JSON.")] = False,
     trace: Annotated[Path | None, typer.Option(help="Write trace events for Perfetto or Chrome.")] = None,
-    html: Annotated[Path | None, typer.Option(help="Write a report, one file.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write a report as one HTML file.")] = None,
     compare: Annotated[
         tuple[Path, Path] | None, typer.Option(metavar="A.json B.json", help="Compare two records; runs nothing.")
     ] = None,
@@ -42,8 +44,8 @@ def profile(  # noqa: C901 - one branch an option
         float | None,
         typer.Option(
             min=0,
-            help="With --compare: end with 1 if B surely takes more than this times A, with 2 if there are too few "
-            "runs to tell.",
+            help="With --compare: exit with 1 if B significantly takes more than this many times as long as A, "
+            "with 2 if there are too few runs to tell.",
         ),
     ] = None,
 ) -> None:
@@ -57,7 +59,7 @@ def profile(  # noqa: C901 - one branch an option
         raise typer.BadParameter("works with --compare only", param_hint="--fail-above")
     for target in (trace, html):
         if target is not None and not target.parent.is_dir():  # better now than after minutes
-            raise typer.BadParameter(f"{target.parent} is no folder")
+            raise typer.BadParameter(f"{target.parent} is not a folder")
     from diffseg.measure.profile.measure import ProfileSettings, take_profile
 
     def progress(step: str) -> None:
@@ -128,7 +130,7 @@ def _paths(images: list[str] | None) -> list[Path]:
 
     paths = expand(images) if images else example_images()
     if not paths:
-        raise typer.BadParameter(f"no images in {', '.join(images or [])}", param_hint="IMAGE…")
+        raise typer.BadParameter(f"no images in {', '.join(images or [])}", param_hint="IMAGE")
     return paths
 
 
@@ -136,7 +138,9 @@ def _numbers(text: str | None) -> tuple[int, ...]:
     try:
         return tuple(int(number) for number in text.split(",")) if text else ()
     except ValueError:
-        raise typer.BadParameter(f"{text!r} is no list of numbers, such as 1,2,4", param_hint="--concurrency") from None
+        raise typer.BadParameter(
+            f"{text!r} is not a list of numbers, such as 1,2,4", param_hint="--concurrency"
+        ) from None
 
 
 def _write(path: Path, text: str) -> None:

@@ -6,51 +6,40 @@ import glob
 import os
 import time
 from collections.abc import Iterable
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from diffseg.cli.terminal import FAILED, consoles, fail, track
+from diffseg.engines.bundle.manifest import Refine
 from diffseg.engines.errors import DiffsegError, ImageError
 from diffseg.engines.providers.select import Provider
+from diffseg.image import Fit
 
 OUTPUT_ENDINGS = (".labels.png", ".overlay.png")
 
 
-class FitChoice(StrEnum):
-    """How a picture is brought to the network's size."""
-
-    STRETCH = "stretch"
-    CROP = "crop"
-    PAD = "pad"
-
-
-class RefineChoice(StrEnum):
-    """What happens to masks after the merging."""
-
-    NONE = "none"
-    KMEANS = "kmeans"
-    COLOUR = "colour"
-
-
 def segment(
-    images: Annotated[list[str], typer.Argument(metavar="IMAGE…", help="Image files, folders or globs.")],
+    images: Annotated[list[str], typer.Argument(metavar="IMAGE", help="Image files, folders or globs.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write to.")] = Path(),
     model: Annotated[str, typer.Option(help="Embedded model, bundle folder or hub id.")] = "tiny",
     provider: Annotated[Provider, typer.Option(help="What executes the network.")] = Provider.AUTO,
     threshold: Annotated[
-        float | None, typer.Option(min=0, help="Merge maps closer than this KL distance; the bundle has a default.")
+        float | None,
+        typer.Option(min=0, help="Merge maps closer than this KL divergence; the bundle's default if not set."),
     ] = None,
-    anchors: Annotated[int | None, typer.Option(min=1, help="Anchors a side; the bundle has a default.")] = None,
-    fit: Annotated[FitChoice, typer.Option(help="How a picture is brought to the network's size.")] = FitChoice.STRETCH,
+    anchors: Annotated[
+        int | None, typer.Option(min=1, help="Anchors per side; the bundle's default if not set.")
+    ] = None,
+    fit: Annotated[Fit, typer.Option(help="How images are brought to the network's size.")] = "stretch",
     refine: Annotated[
-        RefineChoice | None,
+        Refine | None,
         typer.Option(
-            help="k-means on the attention, or borders moved to the colours' edges; the bundle has a default."
+            help="Refine masks by k-means on the attention, or move borders to colour edges; "
+            "the bundle's default if not set."
         ),
     ] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Images that go through the network at once.")] = 1,
+    batch: Annotated[int, typer.Option(min=1, help="Images per pass through the network.")] = 1,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; all cores if not set.")] = None,
 ) -> None:
     """Segment images: write <stem>.labels.png, <stem>.overlay.png and <stem>.json for each."""
@@ -58,7 +47,7 @@ def segment(
 
     paths = expand(images)
     if not paths:
-        raise typer.BadParameter(f"no images in {', '.join(images)}", param_hint="IMAGE…")
+        raise typer.BadParameter(f"no images in {', '.join(images)}", param_hint="IMAGE")
     names = output_names(paths)
     problem = folder_problem(output)
     if problem is not None:  # better now than after minutes
@@ -72,9 +61,7 @@ def segment(
     console, errors = consoles()
     console.print(f"model {segmenter.bundle.manifest.name}, provider {segmenter.provider}", style="dim")
     failed = 0
-    results = segmenter.stream(
-        paths, threshold, anchors=anchors, fit=fit.value, refine=refine.value if refine else None
-    )
+    results = segmenter.stream(paths, threshold, anchors=anchors, fit=fit, refine=refine)
     for (source, result), name in zip(track(results, len(paths)), names, strict=True):
         if isinstance(result, ImageError):
             failed += 1

@@ -20,20 +20,20 @@ def serve(
     model: Annotated[str, typer.Option(help="Embedded model, bundle folder or hub id.")] = "tiny",
     provider: Annotated[Provider, typer.Option(help="What executes the network.")] = Provider.AUTO,
     host: Annotated[str, typer.Option(help="Address to bind to.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one.")] = 8000,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes any free one.")] = 8000,
     batch: Annotated[int | None, typer.Option(min=1, help="Largest batch; the bundle's if not set.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; all cores if not set.")] = None,
-    queue: Annotated[int, typer.Option(min=1, help="Images that may wait; more are answered with 503.")] = 64,
-    deadline: Annotated[float, typer.Option(min=0.1, help="Seconds in which a request is answered, or gives up.")] = 30,
-    max_body: Annotated[float, typer.Option(min=0.001, help="Megabytes of one body.")] = 32,
-    max_pixels: Annotated[float, typer.Option(min=0.001, help="Megapixels of one image.")] = 50,
-    keep: Annotated[int, typer.Option(min=0, help="Megabytes of attention kept for new masks; 64 an image.")] = 1024,
-    keep_seconds: Annotated[float, typer.Option(min=1, help="After which unused attention is forgotten.")] = 600,
+    queue: Annotated[int, typer.Option(min=1, help="Images that may wait; further requests get status 503.")] = 64,
+    deadline: Annotated[float, typer.Option(min=0.1, help="Seconds after which a request is given up.")] = 30,
+    max_body: Annotated[float, typer.Option(min=0.001, help="Largest request body, in megabytes.")] = 32,
+    max_pixels: Annotated[float, typer.Option(min=0.001, help="Largest image, in megapixels.")] = 50,
+    keep: Annotated[int, typer.Option(min=0, help="Megabytes of attention kept for new masks; 64 per image.")] = 1024,
+    keep_seconds: Annotated[float, typer.Option(min=1, help="Seconds after which unused attention is dropped.")] = 600,
     token_file: Annotated[
-        Path | None, typer.Option(help=f"File with the bearer token that requests must bring; or set {TOKEN}.")
+        Path | None, typer.Option(help=f"File with the bearer token that requests must carry; or set {TOKEN}.")
     ] = None,
     no_token: Annotated[
-        bool, typer.Option("--no-token", help="Let everybody who reaches --host in, also from other machines.")
+        bool, typer.Option("--no-token", help="Accept requests without a token, also from other machines.")
     ] = False,
 ) -> None:
     """Serve masks over HTTP: a page at /, POST /v1/segment, the Open Inference Protocol at /v2, /metrics."""

@@ -44,7 +44,7 @@ def bundle_tables(facts: dict[str, Any]) -> Iterator[Table | str]:
 
 
 def machine_tables(facts: dict[str, Any]) -> Iterator[Table | str]:
-    """Lay out what `gather` found."""
+    """Lay out what `capabilities` found."""
     yield f"diffseg {facts['version']}, Python {facts['python']}, {facts['platform']}, {facts['cores']} CPU cores"
     for gpu in facts["gpus"]:
         yield (

@@ -36,7 +36,7 @@ PACKAGES = {
 NO_CUPY = "without CuPy the attention (90 MB an image at 512 px) is copied to the host and merged there"
 
 
-def gather(bundle: str | None = None) -> dict[str, Any]:
+def capabilities(bundle: str | None = None) -> dict[str, Any]:
     """Facts for `diffseg info`: `(state, note)` for each package, builder and provider; the plans of a bundle.
 
     Raises:

@@ -103,7 +103,7 @@ def test_a_builder_without_filelock_needs_that_alone(fake_bundle, monkeypatch):
 def test_info_says_once_how_to_install_an_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
     monkeypatch.setattr(info, "installed_version", lambda _: None)
-    facts = info.gather()
+    facts = info.capabilities()
     assert facts["install_extra"] == install_command("EXTRA")
     assert facts["builders"]["tensorrt-rtx"] == ("missing", "extra 'rtx-build'")
     assert facts["providers"]["cpu"] == ("no", "needs onnxruntime: extra 'cpu'")

@@ -21,7 +21,7 @@ BUSY = 0.75  # of the cores
 CGROUPS = (Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/cpu"), Path("/sys/fs/cgroup/memory"))
 
 
-def gather(bundle: Bundle) -> dict[str, Any]:
+def environment_record(bundle: Bundle) -> dict[str, Any]:
     """Machine, versions and bundle; what the system doesn't tell is None."""
     manifest = bundle.manifest
     return {

@@ -18,7 +18,7 @@ from diffseg.engines.errors import ProfileError, ProviderError
 from diffseg.engines.files import sha256
 from diffseg.engines.providers.operators import Operator, RecordsOperators
 from diffseg.image import read_image
-from diffseg.measure.profile.environment import gather
+from diffseg.measure.profile.environment import environment_record
 from diffseg.measure.profile.memory import peak_resident
 from diffseg.measure.profile.recorder import Recorder, Span
 from diffseg.measure.profile.startup import measure_starts
@@ -115,7 +115,7 @@ def take_profile(
         ValueError: a larger batch than the bundle's.
     """
     facts = [_image_facts(path) for path in images]
-    environment = gather(open_bundle(model))  # before anything that takes time, and raises the load average
+    environment = environment_record(open_bundle(model))  # before anything that takes time, and raises the load average
     options: dict[str, Any] = {"provider": provider, "threads": threads}
     starts = None
     if settings.starts:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from diffseg import __version__
 from diffseg.cli.app import app
 from diffseg.cli.segment import expand, output_names
 from diffseg.engines.examples import example_images
@@ -57,7 +58,7 @@ def test_failed_images_are_listed_and_the_others_written(pictures, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["segment"], 2, "Missing argument"),
+        (["segment"], 2, "error: missing argument IMAGE; see diffseg segment --help\n"),
         (["segment", "x.jpg", "--threshold", "-1"], 2, "--threshold"),
         (["segment", "x.jpg", "--provider", "gpu"], 2, "--provider"),
         (["segment", "x.jpg", "--fit", "cover"], 2, "--fit"),
@@ -66,7 +67,7 @@ def test_failed_images_are_listed_and_the_others_written(pictures, tmp_path):
         (["segment", "x.jpg", "--model", "nope"], 1, "error: no bundle 'nope'"),
         (["segment", "x.jpg", "--provider", "cuda"], 1, "error: provider 'cuda' needs an NVIDIA GPU"),
         (["verify", "nope"], 1, "error: no bundle 'nope'"),
-        (["nonsense"], 2, "No such command"),
+        (["nonsense"], 2, "error: unknown command 'nonsense'; choose one of segment, export"),
     ],
 )
 def test_how_wrong_usage_ends(arguments, code, message, tmp_path):
@@ -82,6 +83,56 @@ def test_a_folder_that_cannot_be_written(pictures, tmp_path):
     assert done.returncode == 1
     assert "cannot write to" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["segment", "x.jpg", "--quiet"], "unknown option --quiet; see diffseg segment --help"),
+        (
+            ["segment", "x.jpg", "--ancors=3"],
+            "unknown option --ancors; did you mean --anchors; see diffseg segment --help",
+        ),
+        (["segmnt"], "unknown command 'segmnt'; did you mean segment; see diffseg --help"),
+        (["--quiet"], "unknown option --quiet; see diffseg --help"),
+        (["info", "a", "b"], "unexpected argument (b); see diffseg info --help"),
+        (["segment", "x.jpg", "--threshold"], "option --threshold needs a value; see diffseg segment --help"),
+        (
+            ["segment", "x.jpg", "--threshold", "x"],
+            "--threshold must be a number of at least 0, found 'x'; see diffseg segment --help",
+        ),
+        (
+            ["segment", "x.jpg", "--anchors=1.5"],
+            "--anchors must be a whole number of at least 1, found '1.5'; see diffseg segment --help",
+        ),
+        (
+            ["segment", "x.jpg", "--fit", "cover"],
+            "--fit must be one of stretch, crop, pad, found 'cover'; see diffseg segment --help",
+        ),
+        (
+            ["serve", "--port", "99999"],
+            "--port must be a whole number from 0 to 65535, found '99999'; see diffseg serve --help",
+        ),
+        (
+            ["verify", "tiny", "x.jpg"],
+            "IMAGE: images are for --provider; see diffseg verify --help",
+        ),
+    ],
+)
+def test_wrong_usage_is_one_line(arguments, line):
+    done = CliRunner().invoke(app, arguments)
+    assert (done.exit_code, done.stdout, done.stderr) == (2, "", f"error: {line}\n")
+
+
+def test_version():
+    done = diffseg("--version")
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"diffseg {__version__}\n", "")
+
+
+def test_no_command_shows_the_help():
+    done = diffseg()
+    assert done.returncode == 2
+    assert "Usage:" in done.stdout + done.stderr
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,7 @@ def test_ctrl_c_leaves_a_run_that_goes_on(labelled, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["evaluate"], 2, "Missing argument"),
+        (["evaluate"], 2, "error: missing argument DATASET; see diffseg evaluate --help\n"),
         (["evaluate", "none"], 1, "error: none: no such folder"),
         (["evaluate", "."], 1, "not a layout that is known"),
         (["evaluate", ".", "--layout", "coco-stuff"], 1, "val2017.zip"),
