@@ -5,6 +5,7 @@ python scripts/release/masks_picture.py
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 from diffseg import Segmenter
@@ -16,6 +17,7 @@ HEIGHT, GAP = 288, 8
 
 def main() -> None:
     """Photographs above, their masks below."""
+    argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0]).parse_args()
     results = Segmenter.load("tiny")([*example_images()])
     columns = [(r.image, r.overlay()) for r in results]
     widths = [round(image.width * HEIGHT / image.height) for image, _ in columns]

@@ -1,4 +1,4 @@
-"""Latency and masks through a real Triton beside the in-process call; see scripts/triton_check.
+"""Latency and masks through a real Triton beside the in-process call; see scripts/release/triton_check.
 
     scripts/release/triton_check [--model tiny] [--runs 20] [--out record.json]
 
@@ -28,8 +28,7 @@ from diffseg.image import read_image
 from diffseg.serving.triton.config import Options
 from diffseg.serving.triton.platforms import Platform
 from diffseg.serving.triton.repository import write_repository
-
-from tests.runtime.serving.triton.server import PYTHON, Triton
+from triton_server import PYTHON, Triton
 
 PACKAGES = "import numpy, onnxruntime; print(numpy.__version__, onnxruntime.__version__)"
 
@@ -105,7 +104,9 @@ def main() -> None:
             f"{found['equal_pixels']:.0%} of pixels equal; {found['served_s']} s an image, "
             f"{found['served_over_in_process']} times the in-process call"
         )
-    record["note"] = "onnxruntime: a Python model of the tests stands for ONNX Runtime's backend, which the wheel lacks"
+    record["note"] = (
+        "onnxruntime: a Python backend of this check stands for ONNX Runtime's backend, which the wheel lacks"
+    )
     print(json.dumps(record, indent=1))
     if arguments.out:
         arguments.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

@@ -24,12 +24,14 @@ import argparse
 import math
 import os
 import shutil
+import sys
 import time
 from collections.abc import Iterator
 from multiprocessing import Pool
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+sys.path.append(str(Path(__file__).parents[1]))  # for make_checkpoint
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # threads that spin starve each other on a shared CPU
 
 import numpy as np

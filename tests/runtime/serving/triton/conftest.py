@@ -1,7 +1,7 @@
 import pytest
 from diffseg.engines.bundle.bundle import open_bundle
 
-from tests.runtime.serving.triton.server import missing
+from scripts.release.triton_server import missing
 
 
 @pytest.fixture(autouse=True)

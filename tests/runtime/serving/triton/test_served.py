@@ -1,7 +1,7 @@
 """Served by a real Triton, and asked by Triton's own client: the masks are the segmenter's.
 
-This server has the Python backend alone. For the ensemble, `backend/model.py` stands for ONNX Runtime's backend: it
-runs the repository's model.onnx, under the configuration as it was written.
+This server has the Python backend alone. For the ensemble, `scripts/release/triton_backend/model.py` takes the place of
+ONNX Runtime's backend: it runs the repository's model.onnx, under the configuration as it was written.
 """
 
 import json
@@ -16,8 +16,8 @@ from diffseg.serving.triton.config import Options
 from diffseg.serving.triton.platforms import Platform
 from diffseg.serving.triton.repository import write_repository
 
+from scripts.release.triton_server import Triton
 from tests.runtime.serving.samples import blocks, encoded
-from tests.runtime.serving.triton.server import Triton
 
 
 @pytest.fixture(scope="module", params=["python", "onnxruntime"])
@@ -126,7 +126,7 @@ def test_the_documentation_s_client(served, segmenter, tmp_path, monkeypatch):
 
 def test_a_backend_that_is_missing_is_all_that_is_missing(tiny, tmp_path, triton_here, monkeypatch):
     """Triton takes every configuration; what it lacks is the backend, and with it the ensemble."""
-    import tests.runtime.serving.triton.server as serving
+    import scripts.release.triton_server as serving
 
     make = serving.make_backends
 
