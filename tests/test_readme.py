@@ -1,4 +1,4 @@
-"""Every command and every line of Python in the README runs as it is written."""
+"""Every command and every line of Python in the README and the pages of docs/ runs as it is written."""
 
 import http.client
 import os
@@ -21,7 +21,15 @@ from PIL import Image
 from tests.models import copy_models
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = {
+    str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+}
+CHECKED_ELSEWHERE = {
+    "docs/containers.md": "test_containers.py checks its commands, which need an engine of containers",
+    "docs/edge.md": "test_containers.py checks its commands, which need a device",
+    "docs/triton.md": "runtime/serving/triton/test_docs.py runs its commands",
+}
 ELSEWHERE = {
     "scripts/demo": "CI runs it",
     "scripts/test": "is this run",
@@ -41,13 +49,15 @@ PORT = "8000"
 PATIENCE = 120
 
 
-def blocks(language):
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+def blocks(page, language):
+    return re.findall(rf"^```{language}\n(.*?)^```", PAGES[page], re.DOTALL | re.MULTILINE)
 
 
 COMMANDS = [
-    line.partition("#")[0].strip()
-    for block in blocks("sh")
+    (page, line.partition("#")[0].strip())
+    for page in PAGES
+    if page not in CHECKED_ELSEWHERE
+    for block in blocks(page, "sh")
     for line in block.replace("\\\n", " ").splitlines()
     if line.partition("#")[0].strip()
 ]
@@ -55,7 +65,7 @@ COMMANDS = [
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    """A folder with what the README speaks of: photo.jpg, photos/, labelled/, and a checkpoint to export."""
+    """A folder with what the pages speak of: photo.jpg, photos/, labelled/, and a checkpoint to export."""
     (tmp_path / "photos").mkdir()
     monkeypatch.setenv("DIFFSEG_CACHE", str(tmp_path / "cache"))
     (tmp_path / "photo.jpg").write_bytes(example_images()[0].read_bytes())
@@ -72,7 +82,7 @@ def place(tmp_path, monkeypatch):
 
 @contextmanager
 def serving(arguments, place):
-    """The README's server on a free port; ends well when it is asked to."""
+    """The server of a page on a free port; ends well when it is asked to."""
     pytest.importorskip("fastapi", reason="needs the extra 'serve'")
     run = [sys.executable, "-m", "diffseg", *(word.replace(PORT, "0") for word in arguments)]
     with subprocess.Popen(run, stderr=subprocess.PIPE, text=True, cwd=place) as process:
@@ -88,9 +98,9 @@ def serving(arguments, place):
     assert process.returncode == 0
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("diffseg serve")])
-def test_the_server_and_what_it_is_asked(command, place):
-    asked = [c for c in COMMANDS if c.startswith("curl")]
+@pytest.mark.parametrize(("page", "command"), [(p, c) for p, c in COMMANDS if c.startswith("diffseg serve")])
+def test_the_server_and_what_it_is_asked(page, command, place):
+    asked = [c for p, c in COMMANDS if p == page and c.startswith("curl")]
     assert asked
     with serving(shlex.split(command)[1:], place) as port:
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
@@ -106,8 +116,14 @@ def test_the_server_and_what_it_is_asked(command, place):
 SERVER = ("diffseg serve", "curl")
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if not c.startswith((*ELSEWHERE, *SERVER))])
-def test_command(command, place):
+def test_every_request_has_a_server_on_its_page():
+    pages = {kind: {p for p, c in COMMANDS if c.startswith(kind)} for kind in SERVER}
+    assert pages["curl"]
+    assert pages["curl"] <= pages["diffseg serve"]
+
+
+@pytest.mark.parametrize(("page", "command"), [(p, c) for p, c in COMMANDS if not c.startswith((*ELSEWHERE, *SERVER))])
+def test_command(page, command, place):
     words = shlex.split(command)
     settings = dict(words.pop(0).split("=") for _ in takewhile(lambda word: "=" in word, list(words)))
     program, *arguments = words
@@ -121,7 +137,7 @@ def test_command(command, place):
             pytest.importorskip("torch", reason="needs the extra 'export'")
             maker = [sys.executable, ROOT / "scripts" / "make_checkpoint.py", "bk-sdm-tiny", arguments[1], "--small"]
             subprocess.run(maker, check=True, capture_output=True, cwd=place)
-            run += ["--size", "64"]  # the README's size would take minutes
+            run += ["--size", "64"]  # the size on the page would take minutes
         elif arguments[0] == "profile":
             run += ["--runs", "1", "--warmup", "0", "--starts", "0"]
     elif program == "polygraphy":
@@ -144,17 +160,26 @@ def test_command(command, place):
     assert done.returncode == 0, done.stderr
 
 
-def test_python(place):
-    assert blocks("python")
-    for block in blocks("python"):
-        exec(compile(block, "README.md", "exec"), {})  # noqa: S102 - our own README
+@pytest.mark.parametrize("page", [p for p in PAGES if p not in CHECKED_ELSEWHERE and blocks(p, "python")])
+def test_python(page, place):
+    for block in blocks(page, "python"):
+        exec(compile(block, page, "exec"), {})  # noqa: S102 - our own page
     assert (place / "masks.png").is_file()
 
 
+def test_the_readme_shows_python():
+    assert blocks("README.md", "python")
+
+
 def test_the_set_up_is_two_commands():
-    assert {"scripts/demo", "scripts/test"} <= set(COMMANDS)
+    assert {"scripts/demo", "scripts/test"} <= {command for page, command in COMMANDS if page == "README.md"}
 
 
-def test_links_lead_somewhere():
-    for target in re.findall(r"\]\(([^)#:]+)\)", README):
-        assert (ROOT / target).exists(), target
+def test_the_readme_is_short():
+    assert len(PAGES["README.md"].split()) <= 800
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", PAGES[page]):
+        assert (ROOT / page).parent.joinpath(target).exists(), target
