@@ -19,13 +19,30 @@ NUMBERS = {int: "a whole number", float: "a number"}
 class Commands(TyperGroup):
     """The group of all commands. It replaces the framework's messages about wrong usage."""
 
-    def main(self, args: Sequence[str] | None = None, *rest: Any, standalone_mode: bool = True, **options: Any) -> Any:  # noqa: ANN401
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        windows_expand_args: bool = True,
+        **extra: Any,  # noqa: ANN401
+    ) -> Any:  # noqa: ANN401
         """Run a command; see `TyperGroup.main`."""
         if not standalone_mode:
-            return super().main(args, *rest, standalone_mode=False, **options)
+            return super().main(
+                args, prog_name, complete_var, standalone_mode=False, windows_expand_args=windows_expand_args, **extra
+            )
         arguments = list(sys.argv[1:] if args is None else args)
         try:
-            code = super().main(arguments, *rest, standalone_mode=False, **options)
+            code = super().main(
+                arguments,
+                prog_name,
+                complete_var,
+                standalone_mode=False,
+                windows_expand_args=windows_expand_args,
+                **extra,
+            )
         except UsageError as error:
             fail(explain(error, arguments, list(self.commands)), WRONG_USAGE)
         except typer.Abort:

@@ -20,11 +20,11 @@ from diffseg.engines.providers.operators import Operator, RecordsOperators
 from diffseg.image import read_image
 from diffseg.measure.profile.environment import environment_record
 from diffseg.measure.profile.memory import peak_resident
-from diffseg.measure.profile.recorder import Recorder, Span
+from diffseg.measure.profile.recorder import Recorder, Span, watching_seconds
 from diffseg.measure.profile.startup import measure_starts
 from diffseg.measure.profile.statistics import Summary, drift
 from diffseg.segmenter import Segmenter
-from diffseg.stages import STAGES, observing, stage
+from diffseg.stages import STAGES, observing
 
 SCHEMA = 1
 OTHER = "other"  # of a run: what no stage covers
@@ -172,7 +172,7 @@ def take_profile(
         "concurrency": concurrency,
         "operators": _summarise_operators(operators, operator_runs, settings.batch, totals) if operators else None,
         "operators_note": note,
-        "watching_seconds": _watching_seconds(),
+        "watching_seconds": watching_seconds(),
     }
     return record, Spans(runs, concurrent, operator_runs, operators)
 
@@ -295,19 +295,3 @@ def _summarise_operators(
         "kinds": ranked(kinds, ("kind",)),
         "nodes": ranked(nodes, ("kind", "graph", "name"))[:50],
     }
-
-
-def _watching_seconds(repeats: int = 1000) -> float:
-    """What noting one stage costs, NVTX included, beside what the runtime itself does for `timings`."""
-
-    def loop() -> float:
-        timings: dict[str, float] = {}
-        start = time.perf_counter_ns()
-        for _ in range(repeats):
-            with stage(timings, "watch"):
-                pass
-        return (time.perf_counter_ns() - start) / 1e9 / repeats
-
-    plain = loop()
-    with observing(Recorder()):
-        return max(loop() - plain, 0.0)
