@@ -1,4 +1,4 @@
-"""What was exported against what was loaded: ONNX Runtime's numbers held against torch's."""
+"""Compare the exported graphs in ONNX Runtime with the loaded model in torch."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def measure_attention(expected: NDArray[np.float32], found: NDArray[np.float32])
 
 
 def check(figures: dict[str, dict[str, float]], precision: Precision, size: tuple[int, int]) -> None:
-    """Hold measured figures against the precision's limits.
+    """Compare measured figures with the limits of the precision.
 
     The encoder's normalisations are sums over all pixels, whose rounding grows with their number: Stable Diffusion's
     latent is off by 1.7e-5 at 512 × 512 and by 1.9e-4 at 1024 × 1024. So the limit of its error grows, too.

@@ -98,10 +98,10 @@ class Segmenter:
 
         Args:
             image: a path, a PIL image, or uint8 (H, W, 3); a list gives a list.
-            threshold: largest KL distance, in nats, of maps that are merged; a sequence has one a round.
+            threshold: largest KL distance, in nats, of maps that are merged; a sequence has one per round.
                 None: the bundle's default.
-            keep_attention: keep the aggregated attention for `resegment`: 64 MB an image at 512 px.
-            anchors: anchors a side; None: the bundle's default.
+            keep_attention: keep the aggregated attention for `resegment`: 64 MB per image at 512 px.
+            anchors: anchors per side; None: the bundle's default.
             refine: `kmeans` refines the proposals before they compete, `colour` moves the borders of the masks to
                 where the picture's colours change, `none` does neither. None: the bundle's default.
             fit: how the picture is brought to the network's size: `stretch`, `crop` or `pad`.

@@ -80,7 +80,8 @@ class MergeSettings:
 
     def __post_init__(self) -> None:
         if not self.thresholds or not all(t >= 0 for t in self.thresholds):
-            raise ValueError(f"threshold must be a number of at least 0, or one a round, found {list(self.thresholds)}")
+            found = list(self.thresholds)
+            raise ValueError(f"threshold must be a number of at least 0, or one per round, found {found}")
         if self.anchors < 1:
             raise ValueError(f"anchors must be at least 1 per side, found {self.anchors}")
         if self.refine not in REFINEMENTS:

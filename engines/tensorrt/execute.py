@@ -1,8 +1,8 @@
-"""TensorRT and TensorRT-RTX plans, executed without anything in between.
+"""Execute TensorRT and TensorRT-RTX plans directly.
 
-Memory and streams are CuPy's. The encoder writes its latent where the UNet reads it; the attention stays where the UNet
-writes it. Each session keeps buffers, a context and a captured CUDA graph a batch size, and lends all contexts the same
-scratch memory, since no two of them ever run at once.
+CuPy provides memory and streams. The encoder writes its latent into the UNet's input buffer, and the attention stays in
+the UNet's output buffers. Each session keeps buffers, a context and a captured CUDA graph per batch size. All contexts of
+a session share one scratch buffer, since no two of them run at the same time.
 """
 
 from __future__ import annotations

@@ -91,7 +91,7 @@ def verify(
         list[Path] | None, typer.Argument(metavar="IMAGE", help="With --provider: images; two examples if none.")
     ] = None,
     provider: Annotated[
-        Provider | None, typer.Option(help="Hold this provider against the CPU: numbers, then masks.")
+        Provider | None, typer.Option(help="Compare this provider with the CPU: first numbers, then masks.")
     ] = None,
 ) -> None:
     """Compare every file of a bundle, and of its plans, with its recorded hash; a provider with the CPU."""

@@ -33,7 +33,7 @@ PACKAGES = {
     "diffusers": "extra 'export', for export only",
     "onnxscript": "extra 'export', for export only",
 }
-NO_CUPY = "without CuPy the attention (90 MB an image at 512 px) is copied to the host and merged there"
+NO_CUPY = "without CuPy the attention (90 MB per image at 512 px) is copied to the host and merged there"
 
 
 def capabilities(bundle: str | None = None) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""One provider held against the CPU, on the same bundle and images: numbers and final masks."""
+"""Compare a provider with the CPU on the same bundle and images: numbers and final masks."""
 
 from __future__ import annotations
 

@@ -47,8 +47,8 @@ def merge_attention(
 
     Args:
         attention: `(h, w, h, w)`, queries then keys, every map summing to 1; float32 is fastest.
-        thresholds: one a round; a single number stands for three rounds of it.
-        anchors: anchors a side, at most the grid's own side are used.
+        thresholds: one per round; a single number stands for three rounds.
+        anchors: anchors per side; a grid with a shorter side uses one anchor per row and column.
         distances: `anchor_distances(attention, anchors)`, when they are known: two thirds of the work.
 
     Returns:
@@ -61,7 +61,7 @@ def merge_attention(
     if np.ndim(thresholds) == 0:
         rounds *= 3
     if not rounds or not all(t >= 0 for t in rounds):
-        raise ValueError(f"thresholds must be numbers of at least 0, one a round, found {rounds}")
+        raise ValueError(f"thresholds must be numbers of at least 0, one per round, found {rounds}")
     distances = distances or anchor_distances(attention, anchors)
     height, width = attention.shape[:2]
     xp = namespace(attention)
@@ -76,7 +76,7 @@ def anchor_distances(attention: Array, anchors: int = 16) -> AnchorDistances:
 
     Args:
         attention: `(h, w, h, w)`, as there.
-        anchors: anchors a side.
+        anchors: anchors per side.
 
     Raises:
         ValueError: a shape that is no attention, or no anchor.

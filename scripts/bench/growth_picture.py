@@ -37,7 +37,7 @@ def main() -> None:
         draw_seconds(axes[0, column], labels, rows)
         bars = axes[1, column].bar(labels, [row["peak_gb"] for row in rows], 0.6, color=MEMORY)
         axes[1, column].bar_label(bars, fmt="%.1f")
-    axes[0, 0].set(ylabel="seconds an image", title="one photograph, by size")
+    axes[0, 0].set(ylabel="seconds per image", title="one image, by size")
     axes[0, 1].set(title="four photographs of 512 px, by batch")
     axes[1, 0].set(ylabel="peak memory, GB")
     axes[0, 0].legend(frameon=False)

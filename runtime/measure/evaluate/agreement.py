@@ -169,7 +169,7 @@ class BoundaryCounts:
 
 
 class Boundary:
-    """The boundaries of one image's classes, to hold label maps against.
+    """The boundaries of one image's classes, with which label maps are compared.
 
     A boundary pixel differs from its right or lower neighbour. It counts as found if the other map has one within
     2 pixels (Euclidean, by distance transform): no one-to-one matching as in BSDS's own tool, so thick or doubled

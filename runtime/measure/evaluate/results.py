@@ -1,4 +1,4 @@
-"""Results that were made already: one file of JSON lines a method and its settings, one line an image."""
+"""Stored results: one file of JSON lines per method and settings, one line per image."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Evaluating images: masks of every method, held against the labels, kept, and gone on with."""
+"""Evaluate images: make the masks of every method, compare them with the labels, store the scores, and resume."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ class Score:
         rand: mean adjusted Rand index; below 0 is possible, and worse than chance.
         boundary: mean boundary F-score at 2 pixels.
         masks: mean number of masks an image.
-        seconds: mean seconds an image, without the network's pass.
+        seconds: mean seconds per image, without the network's pass.
         class_iou: of each class of the data set.
     """
 

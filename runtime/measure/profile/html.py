@@ -99,7 +99,7 @@ def _tiles(record: dict[str, Any], whole: dict[str, float]) -> str:
     tiles = [
         (f"{milliseconds(whole['median'])} ms", "median run"),
         (f"{milliseconds(whole['p95'])} ms", "p95"),
-        (f"{record['images_per_second']:.2f}", "images a second"),
+        (f"{record['images_per_second']:.2f}", "images per second"),
     ]
     if record["fresh_processes"]:
         tiles.append((f"{min(record['fresh_processes']['first_masks']):.2f} s", "process start to first masks"))

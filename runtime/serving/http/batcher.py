@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 DECODERS = 4
 PACE_MEMORY = 0.8
-"""Share of the old value in the moving average of seconds an image."""
+"""Share of the old value in the moving average of the seconds per image."""
 
 
 class Health(StrEnum):
@@ -79,7 +79,7 @@ class Batcher:
         self._closing = False
         self._running = 0  # images in the batch under way
         self._since = 0.0
-        self._pace = 0.0  # seconds an image, lately
+        self._pace = 0.0  # recent seconds per image
         self._decoders = ThreadPoolExecutor(DECODERS, "diffseg-decode")
         self._thread = threading.Thread(target=self._work, name="diffseg-network", daemon=True)
 

@@ -67,7 +67,7 @@ def _settings(
     service: Served,
     threshold: Annotated[
         list[Annotated[float, Query(ge=0, allow_inf_nan=False)]] | None,
-        Query(max_length=MOST_ROUNDS, description="Largest KL distance of maps that merge; several: one a round"),
+        Query(max_length=MOST_ROUNDS, description="Largest KL distance of maps that merge; several: one per round"),
     ] = None,
     anchors: Annotated[int | None, Query(ge=1, le=128, description="Anchors a side")] = None,
     refine: Annotated[

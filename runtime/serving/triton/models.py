@@ -204,7 +204,7 @@ def _settings(defaults: MergeSettings, parameters: dict[str, Any]) -> tuple[Merg
             rounds = [float(number) for number in threshold.split(",")]
         except ValueError:
             raise bad_request(
-                f"threshold must be a number, or one a round as in '1,0.8', found {threshold!r}"
+                f"threshold must be a number, or one per round as in '1,0.8', found {threshold!r}"
             ) from None
         threshold = rounds[0] if len(rounds) == 1 else rounds
     if isinstance(anchors, str) and anchors.isdecimal():

@@ -139,7 +139,7 @@ def test_requests_of_one_batch_have_their_own_settings(model, fake_segmenter, ph
         Request({"image": photo[None]}),
     ]
     first, refused, second, default = model(requests)
-    assert refused == Refused("threshold must be a number of at least 0, or one a round, found [-1.0, -1.0, -1.0]")
+    assert refused == Refused("threshold must be a number of at least 0, or one per round, found [-1.0, -1.0, -1.0]")
     np.testing.assert_array_equal(first["labels"][0], fake_segmenter(photo, 0.05).labels)
     rounds = fake_segmenter(list(images_of(photo[:, :77], 2)), (2, 1.5, 0.5), anchors=3)
     np.testing.assert_array_equal(second["labels"], [result.labels for result in rounds])
