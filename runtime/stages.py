@@ -1,4 +1,4 @@
-"""The stages of an image, their seconds, and who watches them."""
+"""The stages of an image: their names, their times, and observers of them."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from contextlib import contextmanager
 from typing import Protocol
 
 STAGES = ("decode", "resize", "encode", "attend", "aggregate", "merge", "refine", "suppress", "write")
-"""In the order in which an image passes them; `refine` only where it was asked for."""
+"""In the order in which an image passes through them. `refine` occurs only if a refinement is requested."""
 
 
 class Observer(Protocol):
-    """Sees each stage begin and end, on the thread that runs it: calls may come from several at once."""
+    """Is notified when a stage begins and ends, on the thread that runs it. Several threads may call at once."""
 
     def enter(self, stage: str) -> None:
-        """Note that a stage begins."""
+        """A stage begins."""
 
     def leave(self, stage: str, start: int, end: int) -> None:
-        """Note that it ended, well or not: nanoseconds of `time.perf_counter_ns`."""
+        """A stage ended, with or without an error. Times are nanoseconds of `time.perf_counter_ns`."""
 
 
 _observers: tuple[Observer, ...] = ()
@@ -28,11 +28,11 @@ _lock = threading.Lock()
 
 @contextmanager
 def observing(observer: Observer) -> Iterator[None]:
-    """Show every stage of this process to an observer, also those that other threads run.
+    """Notify an observer of every stage in this process, whichever thread runs it.
 
-    A context variable would not reach the threads of a pool, so this is one list for the whole process.
+    A context variable would not reach the threads of a pool, so the whole process shares one list of observers.
     """
-    global _observers  # noqa: PLW0603 - replaced, never changed: a stage under way keeps the one that it began with
+    global _observers  # noqa: PLW0603 - the tuple is replaced, never mutated, so a running stage keeps the observers it began with
     with _lock:
         _observers = (*_observers, observer)
     try:
@@ -42,8 +42,8 @@ def observing(observer: Observer) -> Iterator[None]:
             _observers = tuple(other for other in _observers if other is not observer)
 
 
-class stage:  # noqa: N801 - reads as the statement it is; a class costs half of what a generator does
-    """Add the seconds of a block to a stage of `timings`; None: only the observers learn of it."""
+class stage:  # noqa: N801 - used as a statement; a class costs half as much as a generator
+    """Add the seconds of a block to a stage of `timings`. If `timings` is None, only observers are notified."""
 
     __slots__ = ("_observers", "_stage", "_start", "_timings")
 

@@ -1,8 +1,8 @@
 """Execute TensorRT and TensorRT-RTX plans directly.
 
 CuPy provides memory and streams. The encoder writes its latent into the UNet's input buffer, and the attention stays in
-the UNet's output buffers. Each session keeps buffers, a context and a captured CUDA graph per batch size. All contexts of
-a session share one scratch buffer, since no two of them run at the same time.
+the UNet's output buffers. Each session keeps buffers, a context and a captured CUDA graph per batch size. All contexts
+of a session share one scratch buffer, since no two of them run at the same time.
 """
 
 from __future__ import annotations

@@ -149,8 +149,8 @@ class Batcher:
                 raise busy(f"{len(jobs)} images are more than the queue of {self.capacity}; send fewer at once", 1)
             if len(self._jobs) + len(jobs) > self.capacity:
                 raise busy(f"the queue is full ({len(self._jobs)} images wait); try again later", self.expected_wait)
-            # What is surely too late is refused, so that the network's time goes into answers. An idle worker tries
-            # anything: else a pace that was measured in a bad moment would never be measured again.
+            # Reject requests that cannot meet their deadline. When idle, accept anyway, so one slow batch cannot block
+            # the estimate from recovering.
             done = self.expected_wait + len(jobs) * self._pace
             if ahead and done > jobs[0].seconds:
                 message = f"{len(self._jobs)} images wait, too many for {jobs[0].seconds:.1f} s; try again later"
