@@ -265,11 +265,11 @@ def test_a_batch_a_run(tmp_path):
         (["tiny", "none.jpg"], 1, "error: none.jpg: no such file"),
         (["tiny", "*.nothing"], 2, "no images in"),
         (["tiny", "--runs", "0"], 2, "--runs"),
-        (["tiny", "--concurrency", "1,x"], 2, "no list of numbers"),
+        (["tiny", "--concurrency", "1,x"], 2, "is not a list of numbers"),
         (["tiny", "--concurrency", "0"], 2, "concurrency must be numbers of at least 1"),
         (["tiny", "--batch", "99", "--starts", "0"], 2, "batch must be 1 to"),
         (["tiny", "--provider", "cuda"], 1, "error: provider 'cuda' needs an NVIDIA GPU"),
-        (["tiny", "--html", "no/where.html"], 2, "is no folder"),
+        (["tiny", "--html", "no/where.html"], 2, "is not a folder"),
         (["tiny", "--fail-above", "1.1"], 2, "--compare only"),
     ],
 )
