@@ -1,1 +1,1 @@
-"""The HTTP server. Needs the extra `serve`; nothing here is imported before `diffseg serve` runs."""
+"""The HTTP server. Requires the `serve` extra. Nothing here is imported until `diffseg serve` runs."""

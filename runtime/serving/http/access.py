@@ -1,4 +1,4 @@
-"""Who may ask."""
+"""Access control: bearer tokens and Host headers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ bearer = HTTPBearer(auto_error=False, description="The token that the server was
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches a server that is bound to `host`."""
+    """Return whether a server bound to `host` can be reached from this machine only."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -24,20 +24,24 @@ def is_loopback(host: str) -> bool:
 
 
 def host_name(header: str) -> str:
-    """Return the name in a Host header, without its port."""
+    """Return the host name from a Host header, without the port and in lower case."""
     name, colon, port = header.rpartition(":")
     return (name if colon and port.isdecimal() else header).lower()
 
 
 def same_token(expected: str, found: str) -> bool:
-    """Compare in a time that does not tell how much of it was right."""
+    """Compare two tokens in constant time, so that timing does not reveal how many characters match."""
     return hmac.compare_digest(expected.encode(), found.encode("utf-8", "surrogateescape"))
 
 
 async def authorised(
     request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Security(bearer)]
 ) -> None:
-    """Let a request pass that brings the token, before its body is read."""
+    """Check the bearer token before the body is read.
+
+    Raises:
+        RequestError: the server has a token, and the request does not send it (401).
+    """
     token: str | None = request.app.state.service.token
     if token is not None and not (credentials and same_token(token, credentials.credentials)):
         raise HTTPRequestError(

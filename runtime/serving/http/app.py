@@ -1,4 +1,4 @@
-"""The application: every route, and how errors are told."""
+"""The ASGI application: its routes and error handlers."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ EXPIRY_SECONDS = 30.0
 
 
 def make_app(service: Service, hosts: Collection[str] | None = None) -> RequestContext:
-    """Return the ASGI application of a service.
+    """Return the ASGI application that serves `service`.
 
     Args:
-        service: is started and closed with the application.
-        hosts: the only names that the server answers to; None: any.
+        service: started and closed together with the application.
+        hosts: host names that the server accepts in a Host header. None accepts any.
     """
 
     @asynccontextmanager
@@ -47,7 +47,7 @@ def make_app(service: Service, hosts: Collection[str] | None = None) -> RequestC
         title="diffseg",
         version=version("diffseg"),
         summary="Zero-shot segmentation from the self-attention of Stable Diffusion.",
-        docs_url=None,  # its page would come from somebody's CDN
+        docs_url=None,  # the page would load its scripts from a third-party CDN
         redoc_url=None,
         lifespan=lifespan,
     )
@@ -67,14 +67,17 @@ def make_app(service: Service, hosts: Collection[str] | None = None) -> RequestC
 
     @app.get("/metrics", dependencies=[Depends(authorised)], response_class=Response, tags=["operation"])
     async def metrics() -> Response:
-        """Return counters, queue, batches and times for Prometheus."""
+        """Return metrics in the Prometheus text format: request counters, queue length, batch sizes and timings."""
         return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
     return RequestContext(app, service.metrics, hosts)
 
 
 def content_policy(page: str) -> str:
-    """Return a content-security policy that allows the page's own script and style, by hash, and nothing else."""
+    """Return a content security policy for `page`.
+
+    Of all scripts and styles, the policy allows only the inline ones in the page, by their hashes.
+    """
 
     def hashes(tag: str) -> str:
         blocks = re.findall(rf"<{tag}>(.*?)</{tag}>", page, re.DOTALL)
@@ -94,7 +97,7 @@ async def _expire(service: Service) -> None:
 
 
 async def _refuse(request: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestError)  # noqa: S101 - registered for nothing else
+    assert isinstance(error, RequestError)  # noqa: S101 - registered for this type only
     request.scope["state"]["outcome"] = error.outcome
     status, headers = status_and_headers(error)
     return JSONResponse({"error": str(error)}, status, headers)

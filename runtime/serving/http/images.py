@@ -1,4 +1,4 @@
-"""Routes of `/v1`: an image in, masks out; and new masks from the attention of an image that was sent before."""
+"""Routes under `/v1`: segment an image, or make new masks from the stored attention of an earlier image."""
 
 from __future__ import annotations
 
@@ -101,7 +101,12 @@ async def segment(
     counts: AsCounts = "string",
     accept: Annotated[str, Header()] = "",
 ) -> Response:
-    """Segment an image: the body itself, or the one file of a form. What comes back is chosen by Accept."""
+    """Segment an image.
+
+    Send the encoded image as the request body, or as the only file in a multipart form. The `Accept` header selects
+    the response: JSON with one mask per segment (the default), a PNG of labels, or a PNG of the image with its masks
+    drawn over it.
+    """
     kind = negotiate(accept)
     async with service.bodies.read(request) as body:
         data = await _image(request, body)
@@ -118,7 +123,12 @@ async def keep(
     side: Side = None,
     counts: AsCounts = "string",
 ) -> Response:
-    """Segment an image and keep its attention for a while; JSON, with its `id` (null: no room to keep it)."""
+    """Segment an image and store its attention, so that later requests can make new masks from it.
+
+    The response is always JSON. It contains the masks and an `id`, which the other `/v1/images` routes take. The `id`
+    is null if the attention is too large to store. Stored attention expires when it has not been used for a while, and
+    is removed earlier if newer images need the space.
+    """
     async with service.bodies.read(request) as body:
         data = await _image(request, body)
         result = (await service.segment(request, [data], settings, fit, keep=True))[0]
@@ -139,7 +149,11 @@ async def masks(
     counts: AsCounts = "string",
     accept: Annotated[str, Header()] = "",
 ) -> Response:
-    """New masks from kept attention, without the network: JSON or labels, as for `segment`."""
+    """Make new masks from stored attention, without running the network again.
+
+    The `Accept` header selects JSON or a PNG of labels, as for `/v1/segment`. An overlay is not available, because the
+    server does not store the image.
+    """
     kind = negotiate(accept)
     if kind is Kind.OVERLAY:
         raise HTTPRequestError(
@@ -160,7 +174,10 @@ async def attention(
     y: Annotated[float, Query(ge=0, lt=1, description="Share of the height")],
     side: Side = None,
 ) -> Response:
-    """Where a place of the picture looks: its attention map, 8-bit grey, 255 at the most."""
+    """Return the attention map of one point in the image, as an 8-bit greyscale PNG.
+
+    `x` and `y` give the point as fractions of the width and height. The map is scaled so that its largest value is 255.
+    """
 
     def draw() -> bytes:
         return png(Image.fromarray(attention_map(kept, x, y, side)))
@@ -170,7 +187,7 @@ async def attention(
 
 @router.delete("/images/{key}", status_code=HTTPStatus.NO_CONTENT)
 async def forget(service: Served, key: str) -> None:
-    """Forget kept attention."""
+    """Delete stored attention. Deleting an unknown or expired `id` is not an error."""
     service.store.drop(key)
 
 

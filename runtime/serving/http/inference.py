@@ -1,4 +1,4 @@
-"""Routes of the Open Inference Protocol, version 2, under `/v2`."""
+"""Routes under `/v2`, which implement version 2 of the Open Inference Protocol."""
 
 from __future__ import annotations
 
@@ -38,27 +38,33 @@ Authorised = Depends(authorised)
 
 @router.get("/health/live")
 async def live(service: Served) -> JSONResponse:
-    """Whether the server's worker is there; if not, it needs a restart."""
+    """Report whether the server is alive: 200 if its worker is running, 503 if the server must be restarted."""
     return JSONResponse({"live": service.live}, HTTPStatus.OK if service.live else HTTPStatus.SERVICE_UNAVAILABLE)
 
 
 @router.get("/health/ready")
 async def ready(service: Served) -> JSONResponse:
-    """Whether requests should be sent here: warmed up, not draining, worker alive and not stuck."""
+    """Report whether the server is ready for requests: 200 if it is, 503 if it is not.
+
+    The server is ready once it has warmed up, while it is not shutting down and its worker is alive and not stalled.
+    """
     status = HTTPStatus.OK if service.ready else HTTPStatus.SERVICE_UNAVAILABLE
     return JSONResponse({"ready": service.ready, "worker": service.batcher.health}, status)
 
 
 @router.get("", dependencies=[Authorised])
 async def server() -> dict[str, Any]:
-    """What serves."""
+    """Return the name and version of the server, and the protocol extensions that it supports."""
     return {"name": "diffseg", "version": version("diffseg"), "extensions": ["binary_tensor_data"]}
 
 
 @router.get(MODEL_PATH, dependencies=[Authorised, Known])
 @router.get(VERSION_PATH, dependencies=[Authorised, Known], include_in_schema=False)
 async def metadata(service: Served) -> dict[str, Any]:
-    """Tensors of the model. A request brings one of the two inputs."""
+    """Return the metadata of the model: its inputs, outputs and request parameters.
+
+    An inference request must contain exactly one of the two inputs.
+    """
     manifest = service.segmenter.bundle.manifest
     return {
         "name": MODEL,
@@ -77,7 +83,7 @@ async def metadata(service: Served) -> dict[str, Any]:
 @router.get(MODEL_PATH + "/ready", dependencies=[Known])
 @router.get(VERSION_PATH + "/ready", dependencies=[Known], include_in_schema=False)
 async def model_ready(service: Served) -> JSONResponse:
-    """Whether the model is ready."""
+    """Report whether the model is ready for requests: 200 if it is, 503 if it is not."""
     status = HTTPStatus.OK if service.ready else HTTPStatus.SERVICE_UNAVAILABLE
     return JSONResponse({"name": MODEL, "ready": service.ready}, status)
 
@@ -89,7 +95,11 @@ async def infer(
     service: Served,
     inference_header_content_length: Annotated[int | None, Header(ge=0)] = None,
 ) -> Response:
-    """Segment a batch: `image` UINT8 (B, H, W, 3), or `encoded` BYTES (B, 1) or (B), base64 in JSON."""
+    """Segment a batch of images.
+
+    Send one input: `image`, UINT8 of shape (B, H, W, 3), or `encoded`, BYTES of shape (B, 1) or (B), one encoded image
+    per element. In JSON, the elements of `encoded` are base64 strings.
+    """
     async with service.bodies.read(request) as body:
         inference = await service.beside(read_inference, body, inference_header_content_length)
         wanted = inference.parameters
