@@ -1,4 +1,4 @@
-"""One spelling of array code for NumPy (1.26 and 2.x), CuPy and any other array-API library."""
+"""Helpers for array code that runs on NumPy (1.26 and 2.x), CuPy and any other array-API library."""
 
 from __future__ import annotations
 
@@ -11,28 +11,31 @@ import array_api_compat
 import numpy as np
 
 Array: TypeAlias = Any
-"""An array of whichever library the caller's arrays come from; results stay in that library."""
+"""An array of any array-API library. Results are arrays of the same library as the inputs."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 BLOCK_BYTES = 8 << 20
-"""Size of the row blocks that the passes over attention work in: small enough for a CPU's last-level cache."""
+"""Size of the row blocks in which attention is processed on a CPU. A block fits into the last-level cache."""
 DEVICE_BLOCK_BYTES = 128 << 20
-"""The same for GPUs, where a block costs launches and a look at its result: attention of 64 × 64 is one block."""
+"""Size of the row blocks on a GPU. Each block costs kernel launches and a synchronisation, so blocks are larger.
+
+Attention of 64 × 64 is one block.
+"""
 
 
 def namespace(*arrays: Array) -> Any:  # noqa: ANN401 - a module, typed by nobody
-    """Return the array-API namespace of `arrays`, with the standard's names on NumPy 1.26 too."""
+    """Return the array-API namespace of `arrays`, which has the standard's names on NumPy 1.26 too."""
     return array_api_compat.array_namespace(*arrays)
 
 
 def device(array: Array) -> Any:  # noqa: ANN401 - each library has its own
-    """Return the device of `array`, as `device=` takes it."""
+    """Return the device of `array`, in the form that `device=` accepts."""
     return array_api_compat.device(array)
 
 
 def to_host(array: Array) -> np.ndarray[Any, Any]:
-    """Return `array` as a NumPy array; copies only when it lives on another device."""
+    """Return `array` as a NumPy array. The data is copied only if it is on another device."""
     if isinstance(array, np.ndarray):
         return array
     if hasattr(array, "get"):  # CuPy
@@ -48,14 +51,30 @@ def from_host(array: np.ndarray[Any, Any], like: Array) -> Array:
 
 
 def row_blocks(rows: int, row_bytes: int, like: Array, least: int = 1) -> list[slice]:
-    """Cut `rows` rows of `row_bytes` bytes into slices that suit the device of `like`, of `least` rows or more."""
+    """Divide rows into blocks whose size suits the device of `like`.
+
+    Args:
+        rows: number of rows.
+        row_bytes: size of a row in bytes.
+        like: an array on the device in question.
+        least: minimum number of rows per block; the last block may have fewer.
+
+    Returns:
+        One slice per block, in order.
+    """
     block_bytes = BLOCK_BYTES if isinstance(like, np.ndarray) else DEVICE_BLOCK_BYTES
     step = max(least, block_bytes // max(1, row_bytes))
     return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
 
 
 def prefetched(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
-    """Yield `function(item)` in order, computed at most `workers` items ahead by as many threads; 0: when asked."""
+    """Yield `function(item)` for each item, in order, while threads compute the next results.
+
+    Args:
+        function: called with one item.
+        items: the items.
+        workers: number of threads, and of results computed ahead. With 0, each result is computed on demand.
+    """
     if not workers:
         yield from map(function, items)
         return
@@ -70,17 +89,19 @@ def prefetched(function: Callable[[Item], Result], items: Iterable[Item], worker
 
 
 def lerp_indices(size: int, target: int, like: Array) -> tuple[Array, Array, Array]:
-    """Neighbours and weight of a bilinear resize along one axis, with half-pixel centres.
+    """Return the neighbours and weights of a bilinear resize along one axis, with half-pixel centres.
 
-    The convention of TensorFlow's `UpSampling2D` and of PyTorch's `align_corners=False`; the border repeats.
+    This is the convention of TensorFlow's `UpSampling2D` and of PyTorch's `align_corners=False`. Positions beyond the
+    border take the border's value.
 
     Args:
-        size: length of the axis that is read.
-        target: length of the axis that is written.
-        like: an array of the library to answer in.
+        size: length of the axis before the resize.
+        target: length of the axis after the resize.
+        like: an array whose library and device the results use.
 
     Returns:
-        `(lower, upper, fraction)`, each `(target,)`: the value at i is `lower·(1-fraction) + upper·fraction`.
+        `(lower, upper, fraction)`, each of shape `(target,)`. The resized value at i is
+        `lower·(1-fraction) + upper·fraction`.
     """
     position = np.clip((np.arange(target) + 0.5) * (size / target) - 0.5, 0, size - 1)
     lower = np.floor(position).astype(np.int64)

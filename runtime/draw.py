@@ -1,4 +1,4 @@
-"""Pictures of masks."""
+"""Draw masks as images."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 COLOURS = 256
 GOLDEN_ANGLE = 0.381966
 OUTLINE_PIXELS = 1200
-"""Longest side up to which an outline is one pixel wide on each side of the border."""
+"""Longest image side, in pixels, with thin outlines. Larger images get outlines widened by a 3 × 3 filter."""
 
 
 def palette() -> NDArray[np.uint8]:
-    """256 colours (256, 3), neighbours far apart in hue and alternating in lightness."""
+    """Return 256 RGB colours, uint8 (256, 3). Successive colours differ strongly in hue and vary in lightness."""
     rows = [
         colorsys.hsv_to_rgb((0.58 + i * GOLDEN_ANGLE) % 1, (0.85, 0.6, 0.95)[i % 3], (0.95, 1.0, 0.7)[i % 3])
         for i in range(COLOURS)
@@ -27,7 +27,7 @@ def palette() -> NDArray[np.uint8]:
 
 
 def colourise(labels: NDArray[np.uint16]) -> Image.Image:
-    """Picture of a label map (H, W), a colour a label; colours repeat after 256."""
+    """Draw a label map (H, W) as an RGB image with one colour per label. Colours repeat after 256 labels."""
     image = Image.fromarray((labels % COLOURS).astype(np.uint8))
     image.putpalette(palette().tobytes())
     return image.convert("RGB")
@@ -36,12 +36,12 @@ def colourise(labels: NDArray[np.uint16]) -> Image.Image:
 def overlay(
     image: Image.Image, labels: NDArray[np.uint16], opacity: float = 0.5, *, outline: bool = True
 ) -> Image.Image:
-    """Lay coloured masks over a picture.
+    """Lay coloured masks over an image.
 
     Args:
-        image: RGB, of the labels' size.
-        labels: (H, W).
-        opacity: of the colours, 0 to 1.
+        image: RGB image of the same size as the labels.
+        labels: label map (H, W).
+        opacity: opacity of the colours, 0 to 1.
         outline: draw white borders between masks.
     """
     blended = Image.blend(image, colourise(labels), opacity)

@@ -1,4 +1,4 @@
-"""Images → masks: the main job."""
+"""Segment images: from image files or arrays to masks."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 DECODED_AHEAD = 2
-"""Batches that are decoded while another one is on the GPU."""
+"""Number of batches to decode while the GPU works on another one."""
 
 
 class Segmenter:
-    """A bundle, loaded and ready. Threads may share one."""
+    """Segments images with a loaded bundle. Several threads can share one segmenter."""
 
     def __init__(self, bundle: Bundle, network: Network, *, batch: int = 1) -> None:
         manifest = bundle.manifest
@@ -42,7 +42,7 @@ class Segmenter:
         self.bundle = bundle
         self.network = network
         self.batch = batch
-        self._batch_limit = batch  # what the memory of the device is known to hold
+        self._batch_limit = batch  # reduced when the device runs out of memory
         self.settings = manifest.defaults
 
     @classmethod
@@ -57,14 +57,15 @@ class Segmenter:
         """Load a bundle.
 
         Args:
-            model: an embedded name, a bundle folder, or a hub id (`owner/name[@revision]`).
-            provider: what executes it; `auto` takes the fastest that runs here. See `.provider`.
-            batch: images that go through the network at once, at most the bundle's largest batch.
-            threads: CPU threads of the network; None for all cores.
+            model: the name of an embedded model, a bundle folder, or a hub id (`owner/name[@revision]`).
+            provider: the execution provider; `auto` selects the fastest one that runs on this machine. The
+                `provider` property holds the one selected.
+            batch: number of images per pass through the network, at most the bundle's maximum batch size.
+            threads: number of CPU threads for the network; None uses all cores.
 
         Raises:
-            BundleError: there is no such bundle, or it is damaged.
-            ProviderError: the provider can't run here.
+            BundleError: the bundle does not exist or is damaged.
+            ProviderError: the provider cannot run on this machine.
         """
         bundle = open_bundle(model)
         return cls(bundle, load_network(bundle, provider, threads=threads), batch=batch)
@@ -94,20 +95,20 @@ class Segmenter:
         refine: Refine | None = None,
         fit: Fit = "stretch",
     ) -> Segmentation | list[Segmentation]:
-        """Segment one image, or a list of images of any sizes.
+        """Segment one image, or a list of images of different sizes.
 
         Args:
-            image: a path, a PIL image, or uint8 (H, W, 3); a list gives a list.
-            threshold: largest KL distance, in nats, of maps that are merged; a sequence has one per round.
-                None: the bundle's default.
-            keep_attention: keep the aggregated attention for `resegment`: 64 MB per image at 512 px.
-            anchors: anchors per side; None: the bundle's default.
-            refine: `kmeans` refines the proposals before they compete, `colour` moves the borders of the masks to
-                where the picture's colours change, `none` does neither. None: the bundle's default.
-            fit: how the picture is brought to the network's size: `stretch`, `crop` or `pad`.
+            image: a path, a PIL image, or a uint8 array (H, W, 3). A list or tuple of these returns a list.
+            threshold: maximum KL distance, in nats, at which two maps are merged. A sequence has one threshold per
+                round. None uses the bundle's default.
+            keep_attention: keep the aggregated attention for `resegment`. This takes 64 MB per image at 512 px.
+            anchors: number of anchors per side; None uses the bundle's default.
+            refine: `kmeans` refines the proposals before they compete for pixels, `colour` moves the borders of the
+                masks to where the colours of the image change, and `none` does neither. None uses the bundle's default.
+            fit: how to bring the image to the network's input size: `stretch`, `crop` or `pad`.
 
         Raises:
-            ImageError: an image can't be read; `stream` goes on with the others.
+            ImageError: an image cannot be read. Use `stream` to continue with the remaining images.
             ValueError: a setting is out of range.
         """
         many = isinstance(image, list | tuple)
@@ -129,14 +130,15 @@ class Segmenter:
         refine: Refine | None = None,
         fit: Fit = "stretch",
     ) -> Iterator[tuple[ImageSource, Segmentation | ImageError]]:
-        """Segment images as they come, in order; an image that can't be read gives its error in its place.
+        """Segment images one after another and yield the results in order.
 
-        Arguments as for a call. Nothing is kept of an image once it was yielded.
+        An image that cannot be read yields its `ImageError` instead of a `Segmentation`. The arguments are those of
+        `__call__`. The segmenter does not keep an image or its result after yielding it.
         """
         settings = self.settings.updated(threshold, anchors, refine)
         waiting = iter(images)
         groups = iter(lambda: list(islice(waiting, self.batch)), [])
-        # While a GPU works on a batch, the host decodes the next ones, and whoever called writes the last one's masks.
+        # While the GPU works on a batch, the host decodes the next ones and the caller handles the previous results.
         ahead = int(self.network.device != "cpu")
 
         def prepare(source: ImageSource) -> tuple[ImageSource, Prepared | ImageError]:
@@ -157,17 +159,17 @@ class Segmenter:
         fit: Fit = "stretch",
         keep_attention: bool = False,
     ) -> Prepared:
-        """Decode an image and bring it to the network's size: what `finish` takes.
+        """Decode an image and bring it to the network's input size. Pass the result to `finish`.
 
         Args:
-            source: a path, a PIL image, or uint8 (H, W, 3).
-            settings: how its attention becomes masks; None: the bundle's defaults.
-            fit: `stretch`, `crop` or `pad`.
-            keep_attention: whether its result keeps the aggregated attention.
+            source: a path, a PIL image, or a uint8 array (H, W, 3).
+            settings: thresholds, anchors and refinement for this image; None uses the bundle's defaults.
+            fit: how to bring the image to the network's input size: `stretch`, `crop` or `pad`.
+            keep_attention: whether the result keeps the aggregated attention.
 
         Raises:
-            ImageError: it can't be read.
-            ValueError: an unknown `fit`.
+            ImageError: the image cannot be read.
+            ValueError: `fit` is unknown.
         """
         timings: dict[str, float] = {}
         with stage(timings, "decode"):
@@ -177,10 +179,15 @@ class Segmenter:
         return Prepared(picture, pixels, placement, timings, settings or self.settings, keep_attention)
 
     def finish(self, images: Sequence[Prepared]) -> list[Segmentation]:
-        """Segment images that go through the network together, each with its own settings.
+        """Segment prepared images in one batch, each with its own settings.
+
+        If the device runs out of memory, the batch size is halved and the images go through in several passes.
 
         Args:
-            images: at most the bundle's largest batch; less go at once where the device's memory is full.
+            images: results of `prepare`, at most as many as the bundle's maximum batch size.
+
+        Raises:
+            DeviceMemoryError: even a single image does not fit into the device's memory.
         """
         results: list[Segmentation] = []
         while part := images[len(results) : len(results) + self._batch_limit]:
@@ -214,7 +221,7 @@ class Segmenter:
                 timings = image.timings | {stage: seconds / len(images) for stage, seconds in shared.items()}
                 maps = [output[i, ...] for output in outputs]
                 with stage(timings, "aggregate"):
-                    values = aggregate_attention(maps, grids=grids, out=maps[0])  # in the place of the finest
+                    values = aggregate_attention(maps, grids=grids, out=maps[0])  # overwrites the finest map
                     session.wait()
                 results.append(
                     Segmentation.of(
@@ -225,13 +232,13 @@ class Segmenter:
                         keep_attention=image.keep_attention,
                     )
                 )
-            session.wait()  # for the copies of kept attention, too
+            session.wait()  # also finishes the copies of kept attention
         return results
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prepared:
-    """An image on its way into the network, and what is wanted of it."""
+    """An image that is ready for the network, with its settings."""
 
     picture: Image.Image
     pixels: NDArray[np.uint8]

@@ -1,4 +1,4 @@
-"""Masks as COCO run lengths."""
+"""Encode masks as COCO run lengths."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ FIRST_CHARACTER = 48
 
 
 def run_lengths(labels: NDArray[np.uint16], count: int) -> list[NDArray[np.int64]]:
-    """Run lengths of every mask of a label map, as COCO counts them: down the columns, background first.
+    """Return the run lengths of every mask of a label map in COCO order: column by column, background first.
 
     Args:
-        labels: (H, W), 0 to `count` - 1.
-        count: masks.
+        labels: label map (H, W) with values from 0 to `count` - 1.
+        count: number of masks.
 
     Returns:
-        One array of counts for each label; counts sum to H·W.
+        One array of run lengths per label. The run lengths of a label sum to H·W.
     """
     flat = labels.ravel(order="F")
     borders = np.flatnonzero(flat[1:] != flat[:-1]) + 1
@@ -34,7 +34,7 @@ def run_lengths(labels: NDArray[np.uint16], count: int) -> list[NDArray[np.int64
     runs = []
     for label in range(count):
         mine = order[edges[label] : edges[label + 1]]
-        # 0, start, end, start, end, …, size: their differences alternate between background and mask
+        # 0, start, end, start, end, …, size: the differences are alternating runs of background and mask
         turns = np.concatenate([[0], np.stack([starts[mine], ends[mine]], axis=1).ravel(), [flat.size]])
         counts = np.diff(turns)
         runs.append(counts[:-1] if counts[-1] == 0 else counts)
@@ -42,7 +42,11 @@ def run_lengths(labels: NDArray[np.uint16], count: int) -> list[NDArray[np.int64
 
 
 def compress(counts: NDArray[np.int64]) -> str:
-    """Write counts as pycocotools does: each as its difference to the count before last, 5 bits per character."""
+    """Encode run lengths as a string, as pycocotools does.
+
+    From the fourth on, each run length is stored as its difference from the run length two places before it. A
+    character holds 5 bits.
+    """
     rest = counts.copy()
     rest[3:] -= counts[1:-2]
     digits = []

@@ -1,1 +1,1 @@
-"""The algorithms: arrays in, arrays out, for NumPy and CuPy alike."""
+"""The algorithms. They take and return arrays of NumPy, CuPy or another array-API library."""

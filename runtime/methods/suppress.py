@@ -1,4 +1,4 @@
-"""Non-maximum suppression: proposals compete for every pixel."""
+"""Non-maximum suppression: each pixel goes to the proposal with the largest value there."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ from diffseg.arrays import Array, device, namespace, resize_last, row_blocks
 
 
 def non_max_suppression(proposals: Array, size: tuple[int, int] = (512, 512)) -> Array:
-    """Give each pixel the index of the proposal that is largest there (DiffSeg, section 3.4, equation 7).
+    """Label each pixel with the index of the proposal that is largest there (DiffSeg, section 3.4, equation 7).
 
-    Proposals are upsampled bilinearly with half-pixel centres; ties go to the lowest index.
+    Proposals are upsampled bilinearly with half-pixel centres. Ties go to the lowest index.
 
     Args:
-        proposals: `(k, h, w)` float, k at most 65,535.
+        proposals: `(k, h, w)` float, with k at most 65,535.
         size: `(H, W)` of the result, in pixels.
 
     Returns:
-        `(H, W)` uint16 labels from 0 to k-1. A proposal that wins nowhere leaves a gap in the numbers.
+        `(H, W)` uint16 labels from 0 to k-1. A proposal that wins no pixel leaves a gap in the numbering.
 
     Raises:
-        ValueError: a shape that is no stack of proposals, or an empty size.
+        ValueError: `proposals` does not have the shape of proposals, or `size` is empty.
     """
     shape = tuple(proposals.shape)
     if len(shape) != 3 or 0 in shape or shape[0] > 65535:  # noqa: PLR2004
@@ -27,7 +27,7 @@ def non_max_suppression(proposals: Array, size: tuple[int, int] = (512, 512)) ->
     if height < 1 or width < 1:
         raise ValueError(f"size must be at least 1 × 1 pixels, found {height} × {width}")
     xp = namespace(proposals)
-    # The rows first, while the maps are narrow; the columns block by block, so that memory stays bounded.
+    # Resize the rows first, while the maps are narrow, then the columns in blocks to limit the memory used.
     tall = xp.permute_dims(resize_last(xp.permute_dims(proposals, (0, 2, 1)), height), (2, 0, 1))  # (H, k, w)
     labels = xp.empty((height, width), dtype=xp.uint16, device=device(proposals))
     for rows in row_blocks(height, 4 * shape[0] * width, proposals):

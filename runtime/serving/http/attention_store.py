@@ -1,4 +1,4 @@
-"""Attention that is kept for new masks, in memory only: bounded in bytes and in time."""
+"""An in-memory store of attention from which new masks can be made, limited in bytes and in time."""
 
 from __future__ import annotations
 
@@ -20,27 +20,28 @@ class _Kept:
 
 
 class AttentionStore:
-    """Segmentations with their attention, by ids that cannot be guessed. The image itself is not kept.
+    """Segmentations and their attention, under ids that cannot be guessed. The image itself is not stored.
 
     Args:
-        capacity: bytes of attention and anchor distances; a new segmentation replaces those that were unused longest.
-        seconds: an unused segmentation is dropped after so many.
-        clock: returns seconds, and never goes back.
+        capacity: bytes of attention and anchor distances. When the store is full, a new segmentation replaces the least
+            recently used ones.
+        seconds: a segmentation is dropped when it has not been used for this long.
+        clock: returns monotonic time in seconds.
     """
 
     def __init__(self, capacity: int, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
         self.capacity = capacity
         self.seconds = seconds
         self._clock = clock
-        self._kept: OrderedDict[str, _Kept] = OrderedDict()  # the longest unused first
+        self._kept: OrderedDict[str, _Kept] = OrderedDict()  # least recently used first
         self._lock = threading.Lock()
 
     def add(self, result: Segmentation) -> str | None:
-        """Keep a segmentation and return its id, or None if it has no attention or is larger than the store."""
+        """Store a segmentation and return its id, or None if it has no attention or exceeds the capacity."""
         if result.attention is None or _held(result) > self.capacity:
             return None
         key = secrets.token_urlsafe(16)
-        # The image and its labels would not be counted, and are not needed again.
+        # Drop the image and its labels: they are not counted in the capacity, and nothing needs them again.
         kept = replace(result, image=Image.new("RGB", (1, 1)), labels=result.labels[:0], segments=())
         with self._lock:
             self._expire()
@@ -50,7 +51,7 @@ class AttentionStore:
         return key
 
     def get(self, key: str) -> Segmentation | None:
-        """Return a kept segmentation, without its image and labels, or None."""
+        """Return a stored segmentation without its image and labels, or None if there is none under this id."""
         with self._lock:
             self._expire()
             kept = self._kept.get(key)
@@ -61,12 +62,12 @@ class AttentionStore:
             return kept.result
 
     def drop(self, key: str) -> None:
-        """Drop a segmentation."""
+        """Drop a segmentation, if it is stored."""
         with self._lock:
             self._kept.pop(key, None)
 
     def expire(self) -> None:
-        """Drop the segmentations that were unused for too long."""
+        """Drop the segmentations that have not been used for too long."""
         with self._lock:
             self._expire()
 
@@ -76,7 +77,7 @@ class AttentionStore:
 
     @property
     def bytes(self) -> int:
-        """Bytes of everything that is kept."""
+        """Bytes of all stored segmentations."""
         with self._lock:
             return self._bytes()
 
@@ -87,7 +88,7 @@ class AttentionStore:
         oldest = self._clock() - self.seconds
         while self._kept and next(iter(self._kept.values())).used < oldest:
             self._kept.popitem(last=False)
-        while len(self._kept) > 1 and self._bytes() > self.capacity:  # new masks with more anchors add distances
+        while len(self._kept) > 1 and self._bytes() > self.capacity:  # making masks with more anchors adds distances
             self._kept.popitem(last=False)
 
 

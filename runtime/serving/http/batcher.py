@@ -1,4 +1,4 @@
-"""Images of many requests, gathered into batches for the one worker that runs the network."""
+"""Gather images from many requests into batches for the single worker thread that runs the network."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Health(StrEnum):
 
     STARTING = "starting"
     READY = "ready"
-    STALLED = "stalled"  # one batch takes longer than any should
+    STALLED = "stalled"  # one batch has run for longer than the `stall` limit
     DEAD = "dead"
     CLOSED = "closed"
 
@@ -55,11 +55,11 @@ class _Job:
 
 
 class Batcher:
-    """A bounded queue before one thread; decoding runs ahead of it, in threads of its own.
+    """A bounded queue that feeds one worker thread. A pool of other threads decodes images ahead of the worker.
 
     Args:
-        segmenter: its `batch` is the largest batch.
-        metrics: learns of batches.
+        segmenter: runs the network; its `batch` is the largest batch size.
+        metrics: records batches and timings.
         capacity: images that may wait.
         gather: seconds that the first image of a batch waits for others while the network is idle.
         stall: seconds in one batch after which the worker counts as stalled.
@@ -77,7 +77,7 @@ class Batcher:
         self._changed = threading.Condition()
         self._health = Health.STARTING
         self._closing = False
-        self._running = 0  # images in the batch under way
+        self._running = 0  # images in the current batch
         self._since = 0.0
         self._pace = 0.0  # recent seconds per image
         self._decoders = ThreadPoolExecutor(DECODERS, "diffseg-decode")
@@ -88,7 +88,7 @@ class Batcher:
         self._thread.start()
 
     def close(self, seconds: float) -> None:
-        """Finish what is queued, for at most so many seconds; nothing more is taken."""
+        """Stop accepting images, and wait at most `seconds` for the queued ones to finish."""
         with self._changed:
             self._closing = True
             self._changed.notify_all()
@@ -98,32 +98,36 @@ class Batcher:
 
     @property
     def health(self) -> Health:
-        """How the worker is."""
+        """The state of the worker."""
         if self._health is Health.READY and self._running and time.monotonic() - self._since > self.stall:
             return Health.STALLED
         return self._health
 
     @property
     def waiting(self) -> int:
-        """Images in the queue."""
+        """Number of images in the queue."""
         return len(self._jobs)
 
     @property
     def expected_wait(self) -> float:
-        """Seconds after which an image that came now would be begun, as the last batches went."""
+        """Estimated seconds before a new image would start, from the pace of recent batches."""
         return (len(self._jobs) + self._running) * self._pace
 
     async def segment(self, prepares: Sequence[Callable[[], Prepared]], seconds: float) -> list[Segmentation]:
-        """Segment images, in the batches that come about. All get a place, or none does.
+        """Segment the images of one request. Either all of them are queued, or none is.
+
+        The images may be split across batches and share them with other requests.
 
         Args:
-            prepares: one function an image, run on a thread shortly before the image's turn.
-            seconds: in which all must be done.
+            prepares: one function per image; a decoding thread calls it shortly before the image's turn.
+            seconds: time limit for all of the images.
 
         Raises:
             ImageError: an image can't be decoded.
-            TimeoutError: not done in time, though it was begun, or nobody was ahead.
-            RequestError: no room or no turn in time (503), no worker (503), or the network failed (500).
+            TimeoutError: the time limit passed after an image had started, or with no other images ahead in the
+                queue.
+            RequestError: the queue is full, the images had no turn in time or the worker has ended (503), or the network
+                failed (500).
         """
         jobs = [_Job(prepare, seconds) for prepare in prepares]
         ahead = self._submit(jobs)
@@ -136,11 +140,11 @@ class Batcher:
             message = "no turn before the deadline: others were ahead; try again later"
             raise busy(message, self.expected_wait) from None
         finally:
-            for job in jobs:  # who leaves, or fails in one image, frees the places of all
+            for job in jobs:  # if the client leaves or one image fails, free the places of all its images
                 job.result.cancel()
 
     def _submit(self, jobs: list[_Job]) -> bool:
-        """Queue jobs; whether others are ahead of them."""
+        """Queue jobs, and return whether others are ahead of them."""
         with self._changed:
             ahead = bool(self._jobs or self._running)
             if self._closing or self._health in (Health.DEAD, Health.CLOSED):
@@ -171,7 +175,7 @@ class Batcher:
                 self._decode_ahead()
 
     def _decode_ahead(self) -> None:
-        """Decode the images of the next two batches; more would only fill memory."""
+        """Start to decode the images of the next two batches. Decoding more would only take memory."""
         for job in list(self._jobs)[: 2 * self.segmenter.batch]:
             self._decoding(job)
 
@@ -201,12 +205,12 @@ class Batcher:
                 job.fail(unavailable("the worker ended before this image's turn"))
 
     def _probe(self) -> None:
-        """Send a grey picture through: warms up, and tells a broken device from a broken request."""
+        """Segment a grey image, to warm up the network or to check whether the device still works after a failure."""
         size = self.segmenter.bundle.manifest.image_size
         self.segmenter(np.full((*size, 3), 127, np.uint8))
 
     def _step(self) -> bool:
-        group = self._take()  # in a frame of its own, so that no result stays alive while the next batch is awaited
+        group = self._take()  # a separate function, so that no local variable keeps results alive during the next wait
         if not group:
             return False
         self._run(group)
@@ -215,7 +219,7 @@ class Batcher:
         return True
 
     def _take(self) -> list[_Job]:
-        """Wait for the next batch; an empty one: the batcher is closed."""
+        """Wait for the next batch and return it. An empty batch means that the batcher is closed."""
         with self._changed:
             while True:
                 self._changed.wait_for(lambda: self._jobs or self._closing)
@@ -227,7 +231,7 @@ class Batcher:
                 while self._jobs and len(group) < self.segmenter.batch:
                     job = self._jobs.popleft()
                     size = min(len(group) + 1 + len(self._jobs), self.segmenter.batch)
-                    pace = self._pace if self._jobs else 0.0  # the last one is tried, as an idle worker would
+                    pace = self._pace if self._jobs else 0.0  # always try the last job, as an idle worker would
                     if time.monotonic() + size * pace > job.expires:
                         job.fail(TimeoutError())
                     elif job.result.set_running_or_notify_cancel():
@@ -240,11 +244,13 @@ class Batcher:
 
     def _run(self, group: list[_Job]) -> None:
         good: list[tuple[_Job, Prepared]] = []
-        decoding = [(job, self._decoding(job)) for job in group]  # begun before, but for one that was far behind
+        decoding = [
+            (job, self._decoding(job)) for job in group
+        ]  # already started, except for jobs that were far back in the queue
         for job, prepared in decoding:
             try:
                 good.append((job, prepared.result()))
-            except Exception as error:  # of that image alone  # noqa: BLE001
+            except Exception as error:  # fails this image only  # noqa: BLE001
                 job.fail(error)
         if not good:
             return
@@ -257,7 +263,7 @@ class Batcher:
             if not isinstance(error, Exception):
                 raise
             logger.exception("a batch of %d failed", len(good))
-            self._probe()  # fails where the device is lost: then the worker ends, and readiness says so
+            self._probe()  # raises if the device is lost; the worker then ends, and the server is no longer ready
             return
         pace = (time.monotonic() - start) / len(good)
         self._pace = PACE_MEMORY * self._pace + (1 - PACE_MEMORY) * pace if self._pace else pace

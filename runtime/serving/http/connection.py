@@ -1,4 +1,4 @@
-"""Connections that don't wait for ever for the head of a request."""
+"""Connections with a time limit for the head of a request."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 
 def impatient(seconds: float) -> type[H11Protocol]:
-    """Return a protocol that hangs up on a client whose head takes longer than `seconds` (slow loris)."""
+    """Return a protocol that disconnects clients that take longer than `seconds` to send a request head.
+
+    This protects the server from slowloris attacks.
+    """
 
     class Impatient(H11Protocol):
         _alarm: asyncio.TimerHandle | None = None

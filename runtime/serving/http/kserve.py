@@ -1,4 +1,4 @@
-"""Messages of the Open Inference Protocol, version 2: JSON, and its extension for binary tensors."""
+"""Read and write messages of the Open Inference Protocol, version 2: JSON and the binary tensor extension."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ Images: TypeAlias = "list[NDArray[np.uint8]] | list[bytes]"
 
 @dataclass(frozen=True, slots=True)
 class Inference:
-    """A request for inference.
+    """An inference request.
 
     Attributes:
-        id: the client's own.
-        images: arrays (H, W, 3), or encoded images.
-        parameters: threshold, anchors, refine, fit, timeout in microseconds.
-        outputs: names, and whether each is wanted as binary.
+        id: the id that the client chose, or an empty string.
+        images: uint8 arrays (H, W, 3), or encoded images.
+        parameters: threshold, anchors, refine, fit, timeout (in microseconds), binary_data_output.
+        outputs: the names of the requested outputs, each with whether to send it as binary data.
     """
 
     id: str
@@ -52,14 +52,14 @@ class Inference:
 
 
 def read_inference(body: bytes, head: int | None) -> Inference:
-    """Read the body of a request for inference.
+    """Read the body of an inference request.
 
     Args:
-        body: JSON, with binary tensors behind it.
-        head: bytes of the JSON, as `Inference-Header-Content-Length` says; None: all.
+        body: JSON, followed by any binary tensors.
+        head: length of the JSON in bytes, from `Inference-Header-Content-Length`. None: the whole body is JSON.
 
     Raises:
-        RequestError: not as the protocol has it (400).
+        RequestError: the body does not follow the protocol (400).
     """
     if head is not None and not 0 <= head <= len(body):
         raise bad_request(f"Inference-Header-Content-Length is {head}, the body has {len(body)} bytes")
@@ -81,10 +81,13 @@ def read_inference(body: bytes, head: int | None) -> Inference:
 
 
 def write_inference(inference: Inference, results: Sequence[Segmentation]) -> tuple[bytes, int | None]:
-    """Write the answer: its body, and the length of the JSON in it if binary tensors follow.
+    """Write the response to an inference request.
+
+    Returns:
+        The body, and the length of its JSON in bytes if binary tensors follow, else None.
 
     Raises:
-        RequestError: labels of several sizes don't fit into one tensor (400).
+        RequestError: the labels differ in size and cannot form one tensor (400).
     """
     entries, binaries = [], []
     for name, as_binary in inference.outputs.items():
@@ -150,7 +153,7 @@ def _read_arrays(shape: list[int], data: Any) -> list[NDArray[np.uint8]]:  # noq
         values = np.frombuffer(data, np.uint8)
     else:
         try:
-            # A dtype of NumPy's own choice would give every element the width of the longest string among them.
+            # Set the dtype: for strings, NumPy would choose one that pads every element to the length of the longest.
             numbers = np.asarray(data, np.float64)
         except (TypeError, ValueError):
             raise bad_request(f"the data of {IMAGE} must be numbers, in rows of one length") from None

@@ -1,4 +1,4 @@
-"""What a request may bring: sizes and times, checked before anything is decoded."""
+"""Limits on the size and duration of requests, checked before anything is decoded."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ MEGA = 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Bounds of a request.
+    """Limits of requests.
 
     Attributes:
-        body: bytes of one body.
-        bodies: bytes of all bodies that are held at once.
-        body_seconds: in which a body must have come, whole.
-        header_seconds: in which the head of a request must have come.
-        pixels: of one image.
-        deadline: seconds from the head of a request to its answer; a request may ask for less.
-        queue: images that may wait for the network.
+        body: largest body in bytes.
+        bodies: largest total of all bodies in memory at once, in bytes.
+        body_seconds: seconds within which the whole body must arrive.
+        header_seconds: seconds within which the head of a request must arrive.
+        pixels: largest number of pixels per image.
+        deadline: seconds from the head of a request to its response. A request may set a shorter time.
+        queue: largest number of images that wait for the network.
     """
 
     body: int = 32 * MEGA
@@ -44,7 +44,7 @@ class Limits:
 
 
 class Bodies:
-    """Reads bodies into memory, and knows how much of it they take."""
+    """Reads request bodies into memory and counts their total size."""
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
@@ -52,10 +52,11 @@ class Bodies:
 
     @asynccontextmanager
     async def read(self, request: Request) -> AsyncIterator[bytes]:
-        """Read the whole body; its bytes count as held until the end of the block.
+        """Read the whole body. Its bytes count towards `held` until the `async with` block ends.
 
         Raises:
-            RequestError: too large (413), compressed (415), too slow (408), no room for it (503), or the client left.
+            RequestError: the body is too large (413), compressed (415) or too slow (408), there is no memory for it
+                (503), or the client disconnected.
         """
         if request.headers.get("content-encoding", "identity") != "identity":
             raise HTTPRequestError(
@@ -92,14 +93,14 @@ class Bodies:
 
 
 class _MemoryParser(MultiPartParser):
-    spool_max_size = 0  # never: nothing of a request goes to the disk
+    spool_max_size = 0  # 0 means no spooling: no part of a request is written to disk
 
 
 async def image_part(headers: Headers, body: bytes) -> bytes:
-    """Take the one file out of a multipart form.
+    """Return the contents of the only file in a multipart form.
 
     Raises:
-        RequestError: no form, or not exactly one file in it (400).
+        RequestError: the body is not a form, or the form does not hold exactly one file (400).
     """
 
     async def whole() -> AsyncIterator[bytes]:
@@ -119,11 +120,11 @@ async def image_part(headers: Headers, body: bytes) -> bytes:
 
 
 def open_image(data: bytes, pixels: int) -> Image.Image:
-    """Open an encoded image without decoding it: only its head is read.
+    """Open an encoded image without decoding it: only its header is read.
 
     Raises:
-        ImageError: empty, or no image of a known format.
-        RequestError: more than `pixels` pixels (413).
+        ImageError: the data is empty, or is not an image in a known format.
+        RequestError: the image has more than `pixels` pixels (413).
     """
     if not data:
         raise ImageError("an image is missing: the body is empty")

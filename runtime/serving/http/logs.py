@@ -1,4 +1,4 @@
-"""Log lines as JSON, each with the id of the request that it belongs to."""
+"""Log records as lines of JSON, each with the id of its request."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 
 
 class JsonFormatter(logging.Formatter):
-    """One line a record; what `extra={"facts": {…}}` brings stands beside the message."""
+    """Formats each record as one line. The items of `extra={"facts": {…}}` become fields beside the message."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Write a record as JSON."""
+        """Return a record as JSON."""
         line: dict[str, Any] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
@@ -32,7 +32,7 @@ class JsonFormatter(logging.Formatter):
 
 
 def log_as_json(level: int = logging.INFO) -> None:
-    """Send every record of this process to standard error as JSON."""
+    """Write every log record of this process to standard error as JSON."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter())
     root = logging.getLogger()

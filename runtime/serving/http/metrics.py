@@ -1,4 +1,4 @@
-"""What Prometheus is told."""
+"""Prometheus metrics of the server."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ BATCHES = (1, 2, 4, 8, 16, 32, 64)
 
 
 class Metrics:
-    """One registry a server, so that two in a process don't meet."""
+    """The metrics of one server, in their own registry, so that two servers in one process do not conflict."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -39,21 +39,21 @@ class Metrics:
         )
 
     def describe(self, *, model: str, precision: str, provider: str) -> None:
-        """Say what is served."""
+        """Record which model is served, and how."""
         facts = {"model": model, "precision": precision, "provider": provider, "version": version("diffseg")}
         Info("diffseg", "What is served", registry=self.registry).info(facts)
 
     def watch(self, name: str, text: str, value: Callable[[], float]) -> None:
-        """Add a gauge that is read when it is asked for."""
+        """Add a gauge whose value is read each time the metrics are requested."""
         Gauge(name, text, registry=self.registry).set_function(value)
 
     def batch(self, waits: list[float]) -> None:
-        """Note a batch, by the seconds that each of its images had waited."""
+        """Record a batch, given the seconds that each of its images waited."""
         self.batches.observe(len(waits))
         for seconds in waits:
             self.stages.labels("queue").observe(seconds)
 
     def image(self, timings: Mapping[str, float]) -> None:
-        """Note the stages of an image."""
+        """Record the seconds that an image spent in each stage."""
         for stage, seconds in timings.items():
             self.stages.labels(stage).observe(seconds)

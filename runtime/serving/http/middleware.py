@@ -1,4 +1,4 @@
-"""Around every request: its id, its log line, its outcome in the metrics, and headers that make browsers careful."""
+"""Middleware for every request: its id, log line and metrics, and the security headers of its response."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ CAREFUL = {
 }
 OUTCOMES = {401: "unauthorized", 404: "not_found", 500: "failed", 503: "unavailable"}
 QUIET = ("/v2/health/live", "/v2/health/ready", "/v2/models/{model}/ready", "/metrics")
-"""Routes that are asked every few seconds: their lines are for debugging."""
+"""Routes that monitoring requests every few seconds. They are logged at debug level."""
 
 
 class RequestContext:
-    """The outermost layer; exceptions end here, as JSON and a log line.
+    """The outermost middleware. It turns uncaught exceptions into a JSON response and a log line.
 
     Args:
-        app: what answers.
-        metrics: learns of every request.
-        hosts: names by which the server may be called; None: any. A server for this machine alone takes no others,
-            so that no page of a stranger reaches it through a name of its own (DNS rebinding).
+        app: the application that handles the requests.
+        metrics: records every request.
+        hosts: host names that the server accepts. None accepts any. A server for this machine only must restrict them,
+            so that a website cannot reach it through its own domain name (DNS rebinding).
     """
 
     def __init__(self, app: ASGIApp, metrics: Metrics, hosts: Collection[str] | None = None) -> None:
@@ -48,7 +48,7 @@ class RequestContext:
         self.hosts = hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on."""
+        """Handle one request: check its origin, pass it to the application, and log it."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return

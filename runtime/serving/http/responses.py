@@ -1,4 +1,4 @@
-"""Masks as a client wants them: a picture of labels, an overlay, or JSON with run lengths."""
+"""Responses with masks: JSON with run lengths, an image of labels, or an overlay."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 FAST = 1
-"""Compression level of PNG: a quarter of the time of the default, a tenth more bytes."""
+"""PNG compression level. It takes a quarter of the time of the default, for files a tenth larger."""
 
 
 class Kind(StrEnum):
-    """What an answer is."""
+    """The kinds of response."""
 
     JSON = "json"
     LABELS = "labels"
@@ -38,10 +38,10 @@ MEDIA_TYPES = {Kind.JSON: "application/json", Kind.LABELS: "image/png", Kind.OVE
 
 
 def negotiate(accept: str) -> Kind:
-    """Pick the answer by an Accept header; without one, JSON.
+    """Choose the kind of response from an Accept header. Without one, choose JSON.
 
     Raises:
-        RequestError: it allows none of the three (406).
+        RequestError: the header accepts none of the three kinds (406).
     """
     wanted: list[tuple[float, Kind]] = []
     for item in accept.split(",") if accept.strip() else ["*/*"]:
@@ -64,13 +64,13 @@ def negotiate(accept: str) -> Kind:
 
 
 def encode(result: Segmentation, kind: Kind, facts: dict[str, Any], counts: Counts = "string") -> bytes:
-    """Write a result as the body of an answer.
+    """Return a result as the body of a response.
 
     Args:
-        result: with its picture, if an overlay is wanted.
-        kind: of answer.
-        facts: what JSON says besides the masks.
-        counts: run lengths as pycocotools' string, or as a list.
+        result: must contain its image if `kind` is an overlay.
+        kind: the kind of response.
+        facts: further fields of the JSON object.
+        counts: run lengths as the string that pycocotools writes, or as a list.
     """
     if kind is Kind.JSON:
         return json.dumps(facts | to_json(result, counts)).encode()
@@ -78,14 +78,14 @@ def encode(result: Segmentation, kind: Kind, facts: dict[str, Any], counts: Coun
 
 
 def png(image: Image.Image) -> bytes:
-    """Encode a picture, in memory."""
+    """Encode an image as PNG, in memory."""
     file = io.BytesIO()
     image.save(file, "PNG", compress_level=FAST)
     return file.getvalue()
 
 
 def shrunk(placement: Placement, side: int | None) -> Placement:
-    """Return the placement for the same picture at a longest side of at most `side` pixels."""
+    """Return the placement for the same image, scaled so that its longest side is at most `side` pixels."""
     height, width = placement.picture
     scale = min(1.0, side / max(height, width)) if side else 1.0
     if scale == 1:
@@ -103,15 +103,16 @@ def shrunk(placement: Placement, side: int | None) -> Placement:
 
 
 def shrink(result: Segmentation, side: int | None) -> Segmentation:
-    """Return a result with kept attention whose labels and segments have a longest side of at most `side` pixels.
+    """Scale the labels and segments of a result so that their longest side is at most `side` pixels.
 
-    A segment that falls between the pixels that stay disappears; labels are made dense again.
+    The result must contain its attention. A segment that loses all of its pixels disappears, and the labels are
+    renumbered without gaps.
     """
     whole = result.kept_attention().placement
     placement = shrunk(whole, side)
     if placement is whole:
         return result
-    # Back to the network's size first, for the same pixels as masks that are made at the smaller size.
+    # Go back to the network's size first, so that the pixels equal those of masks made directly at the smaller size.
     (height, width), (rows, columns) = whole.size, whole.indices()
     first_rows = np.searchsorted(rows, np.arange(height)).clip(max=len(rows) - 1)
     first_columns = np.searchsorted(columns, np.arange(width)).clip(max=len(columns) - 1)
@@ -120,19 +121,19 @@ def shrink(result: Segmentation, side: int | None) -> Segmentation:
 
 
 def attention_map(result: Segmentation, x: float, y: float, side: int | None = None) -> NDArray[np.uint8]:
-    """Where a place of the picture looks: its attention map (DiffSeg, figure 2).
+    """Return the attention map of one point in the image (DiffSeg, figure 2).
 
     Args:
-        result: with its attention.
-        x: of the place, as a share of the picture's width.
-        y: as a share of its height.
-        side: longest side of the answer; None: the picture's.
+        result: must contain its attention.
+        x: horizontal position of the point, as a fraction of the image's width.
+        y: vertical position, as a fraction of the image's height.
+        side: longest side of the map in pixels, at most that of the image. None: the image's size.
 
     Returns:
-        (H, W), 255 where it looks most.
+        uint8 map (H, W), 255 where the attention is largest.
 
     Raises:
-        RequestError: outside the picture (400).
+        RequestError: the point is outside the image (400).
     """
     if not (0 <= x < 1 and 0 <= y < 1):
         raise bad_request(f"x and y are shares of the picture, at least 0 and below 1, found {x:g} and {y:g}")

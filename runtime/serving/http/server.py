@@ -1,4 +1,4 @@
-"""The running server: uvicorn, its signals and its time limits."""
+"""Run the server: uvicorn, its signal handling and its time limits."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ BACKLOG = 256
 
 
 class Server(uvicorn.Server):
-    """Tells readiness that it drains as soon as it is asked to stop."""
+    """A uvicorn server that reports itself as not ready as soon as it is asked to stop."""
 
     def __init__(self, config: uvicorn.Config, service: Service) -> None:
         super().__init__(config)
         self.service = service
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Note a signal."""
+        """Handle a signal to stop: mark the service as draining."""
         self.service.draining = True
         super().handle_exit(sig, frame)
 
 
 def make_server(service: Service, host: str, port: int) -> Server:
-    """Return a server that is not running yet; port 0: any free one.
+    """Return a server that is not running yet. Port 0 selects any free port.
 
-    Without a token, a server of this machine alone answers to this machine's names only.
+    Without a token, a server that only this machine can reach accepts only the host names of this machine.
     """
     local = service.token is None and is_loopback(host)
     limits = service.limits
@@ -59,12 +59,15 @@ def make_server(service: Service, host: str, port: int) -> Server:
 
 
 def run_server(service: Service, host: str, port: int) -> None:
-    """Serve until a signal: SIGTERM and Ctrl-C finish what was begun, and a second Ctrl-C doesn't."""
+    """Serve until a signal arrives.
+
+    After SIGTERM or Ctrl-C, the server finishes the requests in progress. A second Ctrl-C stops it at once.
+    """
 
     def done(*_: object) -> NoReturn:
         sys.exit(0)
 
-    # Uvicorn raises the signal once more when it has drained: that is the time to end.
+    # Uvicorn raises the signal again once it has finished all requests; end the process then.
     signal.signal(signal.SIGTERM, done)
     with contextlib.suppress(KeyboardInterrupt):
         make_server(service, host, port).run()

@@ -1,4 +1,4 @@
-"""What the routes share: the segmenter behind its queue, the kept attention, and the threads beside them."""
+"""What the routes share: the segmenter and its queue, the stored attention, and threads for other work."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ KEEP_SECONDS = 600.0
 
 
 class Service:
-    """One server's parts.
+    """The parts of one server.
 
     Args:
-        segmenter: what is served.
-        limits: of requests.
-        token: that requests must bring; None: none.
-        keep: bytes of attention that are kept for new masks.
-        keep_seconds: after which unused attention is forgotten.
+        segmenter: segments the images.
+        limits: limits of requests. None: the defaults.
+        token: bearer token that requests must send. None: no token is needed.
+        keep: largest amount of attention to store for new masks, in bytes.
+        keep_seconds: seconds after which unused attention is dropped.
     """
 
     def __init__(
@@ -77,16 +77,16 @@ class Service:
 
     @property
     def live(self) -> bool:
-        """Whether the worker is there; if not, only a restart helps."""
+        """Whether the worker is running. If it is not, the server must be restarted."""
         return self.batcher.health in (Health.STARTING, Health.READY, Health.STALLED)
 
     @property
     def ready(self) -> bool:
-        """Whether requests should be sent here."""
+        """Whether the server is ready for requests."""
         return self.batcher.health is Health.READY and not self.draining
 
     def close(self, seconds: float) -> None:
-        """Finish what was taken on, and stop."""
+        """Wait at most `seconds` for queued images to finish, then stop."""
         self.batcher.close(seconds)
         self._threads.shutdown(cancel_futures=True)
         self._merger.shutdown(cancel_futures=True)
@@ -101,10 +101,11 @@ class Service:
         keep: bool = False,
         timeout: float | None = None,  # noqa: ASYNC109 - the request's word, not ours
     ) -> list[Segmentation]:
-        """Segment the images of a request: encoded ones, or arrays.
+        """Segment the images of a request, which are encoded images or arrays.
 
         Raises:
-            RequestError: too large, broken, no room, too late, or the client left.
+            RequestError: an image is too large or damaged, the queue is full, the deadline passed, or the client
+                disconnected.
         """
         whole = min(self.limits.deadline, timeout or self.limits.deadline)
         try:
@@ -120,10 +121,10 @@ class Service:
             raise late(whole) from None
 
     async def resegment(self, request: Request, kept: Segmentation, settings: MergeSettings) -> Segmentation:
-        """Make new masks from kept attention, one request after the other.
+        """Make new masks from stored attention, for one request at a time.
 
         Raises:
-            RequestError: no room, too late, or the client left.
+            RequestError: too many requests wait, the deadline passed, or the client disconnected.
         """
         if self._merging >= MERGES_WAITING:
             raise busy("too many wait for new masks; try again", 1)
@@ -139,12 +140,12 @@ class Service:
             self._merging -= 1
 
     async def beside(self, function: Callable[..., T], *arguments: Any) -> T:  # noqa: ANN401
-        """Run what takes milliseconds on a thread, so that other requests go on."""
+        """Run a function that takes milliseconds on another thread, so that it does not block other requests."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, partial(function, *arguments))
 
 
 async def unless_disconnected(request: Request, work: Awaitable[T]) -> T:
-    """Wait for `work`, and cancel it if the client disconnects; the body must have been read before.
+    """Wait for `work`, and cancel it if the client disconnects. The body must have been read already.
 
     Raises:
         RequestError: the client disconnected.
@@ -163,10 +164,10 @@ async def unless_disconnected(request: Request, work: Awaitable[T]) -> T:
 
 
 def _remaining(request: Request, whole: float) -> float:
-    """Seconds that are left of a request's.
+    """Return how many of a request's `whole` seconds are left.
 
     Raises:
-        TimeoutError: none.
+        TimeoutError: no time is left.
     """
     start: float = request.state.start
     left = whole - (time.monotonic() - start)
@@ -181,9 +182,9 @@ async def _disconnected(request: Request) -> None:
 
 
 def settings_of(service: Service, threshold: Any, anchors: Any, refine: Any) -> MergeSettings:  # noqa: ANN401
-    """Return merge settings from what a request said; None: the bundle's defaults.
+    """Return the merge settings of a request. None stands for the bundle's default.
 
     Raises:
-        RequestError: out of range (400).
+        RequestError: a setting is out of range (400).
     """
     return updated_settings(service.segmenter.settings, threshold, anchors, refine)
