@@ -126,8 +126,8 @@ class Batcher:
             ImageError: an image can't be decoded.
             TimeoutError: the time limit passed after an image had started, or with no other images ahead in the
                 queue.
-            RequestError: the queue is full, the images had no turn in time or the worker has ended (503), or the network
-                failed (500).
+            RequestError: the queue is full, the images had no turn in time or the worker has ended (503), or the
+                network failed (500).
         """
         jobs = [_Job(prepare, seconds) for prepare in prepares]
         ahead = self._submit(jobs)
