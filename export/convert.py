@@ -5,18 +5,19 @@ from __future__ import annotations
 import platform
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from diffseg.engines.bundle import specs
-from diffseg.engines.bundle.manifest import ENCODER, UNET, Graph, Manifest, Precision
+from diffseg.engines.bundle.manifest import ENCODER, UNET, Manifest, Precision
 from diffseg.engines.packages import installed_version
 from diffseg.export import parity
 from diffseg.export.checkpoint import load_files
 from diffseg.export.graphs import AttentionUNet, Encoder
 from diffseg.export.locate import CheckpointFiles
 from diffseg.export.settings import ExportSettings
-from diffseg.export.trace import OPSET, trace
+from diffseg.export.trace import trace
 from diffusers import UNet2DConditionModel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -96,28 +97,9 @@ def convert(
         timestep=settings.timestep,
         precision=precision,
         graphs={
-            ENCODER: Graph(
-                file=traced_encoder.file,
-                external_data=traced_encoder.external_data,
-                cpu_file=traced_encoder.cpu_file,
-                tensors=encoder_tensors,
-                opset=OPSET,
-                parameters=traced_encoder.parameters,
-                flops=traced_encoder.flops,
-                layers=traced_encoder.layers,
-                activation_bytes=traced_encoder.activation_bytes,
-                parameters_dropped=vae_parameters - traced_encoder.parameters,
-            ),
-            UNET: Graph(
-                file=traced_unet.file,
-                external_data=traced_unet.external_data,
-                cpu_file=traced_unet.cpu_file,
-                tensors=unet_tensors,
-                opset=OPSET,
-                parameters=traced_unet.parameters,
-                flops=traced_unet.flops,
-                layers=traced_unet.layers,
-                activation_bytes=traced_unet.activation_bytes,
+            ENCODER: replace(traced_encoder, parameters_dropped=vae_parameters - traced_encoder.parameters),
+            UNET: replace(
+                traced_unet,
                 parameters_dropped=unet_parameters - traced_unet.parameters,
                 flops_dropped=unet_flops - traced_unet.flops,
             ),

@@ -8,12 +8,11 @@ import logging
 import math
 import warnings
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from diffseg.engines.bundle.manifest import CPU_SUFFIX
+from diffseg.engines.bundle.manifest import CPU_SUFFIX, Graph
 from diffseg.export.widen import widen
 
 if TYPE_CHECKING:
@@ -25,20 +24,7 @@ INLINE_BYTES = 64 << 20
 """Float32 weights up to this size stay inside the .onnx file; protobuf ends at 2 GiB."""
 
 
-@dataclass(frozen=True, slots=True)
-class Traced:
-    """What was written."""
-
-    file: str
-    external_data: tuple[str, ...]
-    cpu_file: str | None  # what a CPU runs instead, with the same external data
-    parameters: int
-    flops: int  # at batch 1
-    layers: dict[str, dict[str, int]]  # kind: precision: how many
-    activation_bytes: int  # at batch 1
-
-
-def trace(module: torch.nn.Module, tensors: GraphTensors, path: Path) -> Traced:
+def trace(module: torch.nn.Module, tensors: GraphTensors, path: Path) -> Graph:
     """Export `module` with the declared names and axes.
 
     Tracing runs on shapes alone, so its time does not depend on the precision.
@@ -47,6 +33,9 @@ def trace(module: torch.nn.Module, tensors: GraphTensors, path: Path) -> Traced:
         module: takes one tensor, returns one or a tuple.
         tensors: declaration of its input and outputs.
         path: the .onnx file to write; large weights go to a `.data` file beside it.
+
+    Returns:
+        The graph as the manifest records it, without what tracing dropped: that takes a comparison with the module.
     """
     batch_axis = tensors.inputs[0].axes[0]
     # Example sizes of 1 would be taken for constants.
@@ -75,14 +64,16 @@ def trace(module: torch.nn.Module, tensors: GraphTensors, path: Path) -> Traced:
     program.save(str(path), external_data=external)
     if narrow:
         widen(path, path.with_suffix(CPU_SUFFIX))
-    return Traced(
-        path.name,
-        (f"{path.name}.data",) if external else (),
-        path.with_suffix(CPU_SUFFIX).name if narrow else None,
-        sum(weight.size for weight in weights),
-        sum(_node_flops(node) for node in model.graph),
-        _layers(model.graph),
-        _activation_bytes(model.graph),
+    return Graph(
+        file=path.name,
+        external_data=(f"{path.name}.data",) if external else (),
+        tensors=tensors,
+        opset=OPSET,
+        parameters=sum(weight.size for weight in weights),
+        flops=sum(_node_flops(node) for node in model.graph),
+        layers=_layers(model.graph),
+        activation_bytes=_activation_bytes(model.graph),
+        cpu_file=path.with_suffix(CPU_SUFFIX).name if narrow else None,
     )
 
 
