@@ -43,13 +43,8 @@ def atomic_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`, which replaces `path` if the block succeeds.
 
     The temporary name is unique to the process and the thread. If the block fails, the temporary file is deleted and
-    `path` is unchanged. A symbolic link stays: the file that it points to is replaced. A device or a pipe, such as
-    /dev/stdout, cannot be replaced, so it is yielded itself.
+    `path` is unchanged. A symbolic link is replaced itself: the file that it points to is never written.
     """
-    if path.exists() and not path.is_file():
-        yield path
-        return
-    path = path.resolve()
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_native_id()}")
     try:
         yield temporary

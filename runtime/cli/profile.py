@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -144,9 +145,12 @@ def _numbers(text: str | None) -> tuple[int, ...]:
 
 
 def _write(path: Path, text: str) -> None:
+    # /dev/stdout is a link to a device, a pipe or the file that the shell redirects to: renaming a file over it would
+    # bypass the redirection.
+    in_place = path.is_symlink() or (path.exists() and not path.is_file())
     try:
-        with atomic_file(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        with nullcontext(path) if in_place else atomic_file(path) as target:
+            target.write_text(text, encoding="utf-8")
     except OSError as error:
         typer.echo(f"error: cannot write {path}: {error.strerror}", err=True)
         raise typer.Exit(FAILED) from None

@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from diffseg.cli.profile import _write
 from diffseg.engines import open_bundle
 from diffseg.engines.bundle.manifest import ENCODER, UNET
 from diffseg.engines.examples import example_images
@@ -279,3 +280,12 @@ def test_how_wrong_usage_ends(arguments, code, message, tmp_path):
     assert (done.returncode, "Traceback" in done.stderr) == (code, False)
     assert message in done.stderr
     assert [p.name for p in tmp_path.iterdir()] == ["broken.png"]
+
+
+def test_a_trace_written_to_a_link_reaches_the_file_behind_it(tmp_path):
+    """/dev/stdout is such a link, to whatever the shell redirects to."""
+    (tmp_path / "redirected").touch()
+    (tmp_path / "link").symlink_to("redirected")
+    _write(tmp_path / "link", "{}")
+    assert (tmp_path / "redirected").read_text() == "{}"
+    assert (tmp_path / "link").is_symlink()
