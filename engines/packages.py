@@ -11,10 +11,7 @@ NAME = "diffseg"
 
 def installed_version(name: str) -> str | None:
     """Version of an installed distribution; None if it is missing."""
-    from importlib.metadata import (
-        PackageNotFoundError,
-        version,
-    )  # importing it takes about 30 ms, so only callers pay for it
+    from importlib.metadata import PackageNotFoundError, version  # takes about 30 ms, so import it only when needed
 
     try:
         return version(name)

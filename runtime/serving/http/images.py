@@ -42,14 +42,12 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 }
 MASKS: dict[int | str, dict[str, Any]] = {
     200: {
-        "description": "JSON with a COCO run-length mask a segment; with `Accept: image/png` the labels, 8-bit grey "
-        "(16-bit over 256); with `Accept: image/png;kind=overlay` the picture under its masks",
+        "description": "JSON with one COCO run-length mask per segment; with `Accept: image/png` the labels, "
+        "8-bit grey (16-bit over 256); with `Accept: image/png;kind=overlay` the image under its masks",
         "content": {"application/json": {}, "image/png": {}},
     },
     406: {"description": "None of these is accepted", **ERROR},
 }
-
-
 MAP: dict[int | str, dict[str, Any]] = {200: {"content": {"image/png": {}}}}
 
 
@@ -59,7 +57,7 @@ def _service(request: Request) -> Service:
 
 
 Served = Annotated[Service, Depends(_service)]
-Side = Annotated[int | None, Query(ge=16, le=8192, description="Longest side of the answer; the picture's if not set")]
+Side = Annotated[int | None, Query(ge=16, le=8192, description="Longest side of the answer; the image's if not set")]
 AsCounts = Annotated[Counts, Query(description="Run lengths: pycocotools' string, or a list")]
 
 
@@ -69,9 +67,9 @@ def _settings(
         list[Annotated[float, Query(ge=0, allow_inf_nan=False)]] | None,
         Query(max_length=MOST_ROUNDS, description="Largest KL distance of maps that merge; several: one per round"),
     ] = None,
-    anchors: Annotated[int | None, Query(ge=1, le=128, description="Anchors a side")] = None,
+    anchors: Annotated[int | None, Query(ge=1, le=128, description="Anchors per side")] = None,
     refine: Annotated[
-        Refine | None, Query(description="none, kmeans on the attention, or colour: borders that follow the picture")
+        Refine | None, Query(description="none, kmeans on the attention, or colour: borders that follow the image")
     ] = None,
 ) -> MergeSettings:
     one = threshold[0] if threshold and len(threshold) == 1 else threshold
@@ -156,9 +154,8 @@ async def masks(
     """
     kind = negotiate(accept)
     if kind is Kind.OVERLAY:
-        raise HTTPRequestError(
-            HTTPStatus.NOT_ACCEPTABLE, "bad_request", "the picture is not kept: no overlay from here"
-        )
+        message = "the image is not kept, so no overlay can be drawn; ask for JSON or labels"
+        raise HTTPRequestError(HTTPStatus.NOT_ACCEPTABLE, "bad_request", message)
     whole = kept.kept_attention()
     small = replace(kept, attention=whole.placed(shrunk(whole.placement, side)))
     result = await service.resegment(request, small, settings)

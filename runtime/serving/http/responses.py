@@ -136,7 +136,7 @@ def attention_map(result: Segmentation, x: float, y: float, side: int | None = N
         RequestError: the point is outside the image (400).
     """
     if not (0 <= x < 1 and 0 <= y < 1):
-        raise bad_request(f"x and y are shares of the picture, at least 0 and below 1, found {x:g} and {y:g}")
+        raise bad_request(f"x and y must be fractions of the image, at least 0 and below 1, found {x:g} and {y:g}")
     attention = result.kept_attention()
     values, placement = attention.values, attention.placement
     rows, columns = placement.indices()
