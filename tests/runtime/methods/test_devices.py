@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 from diffseg.arrays import to_host
 from diffseg.methods.aggregate import aggregate_attention
+from diffseg.methods.assign import assign_concepts
+from diffseg.methods.cut import recursive_normalized_cut
 from diffseg.methods.kmeans import kmeans_refine
 from diffseg.methods.merge import anchor_distances, merge_attention
+from diffseg.methods.pamr import median_filter, pamr_refine
 from diffseg.methods.suppress import non_max_suppression
 
 from .strategies import attention
@@ -101,3 +104,21 @@ def test_the_namespace_package_knows_copies_of_every_library():
     (found,) = [r for r in map(requirement, project["dependencies"]) if r.name == "array-api-compat"]
     assert "1.11.2" not in found.specifier
     assert "1.12" in found.specifier
+
+
+def test_cut_and_assign():
+    rng = np.random.default_rng(0)
+    features = (rng.normal(size=(4, 8))[np.arange(144) // 36] + 0.3 * rng.normal(size=(144, 8))).astype(np.float32)
+    labels = recursive_normalized_cut(features, 0.8)
+    assert labels.max() >= 3
+    result = recursive_normalized_cut(placed(features), 0.8)
+    same(result, labels)
+    same(assign_concepts(placed(features), result, (40, 30)), assign_concepts(features, labels, (40, 30)))
+
+
+def test_pamr():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 3, (4, 5)).astype(np.uint16).repeat(5, 0).repeat(5, 1)
+    image = rng.random((20, 25, 3)).astype(np.float32)
+    same(pamr_refine(placed(labels), placed(image), 3), pamr_refine(labels, image, 3))
+    same(median_filter(placed(labels)), median_filter(labels))
