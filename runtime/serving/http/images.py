@@ -137,10 +137,11 @@ async def keep(
     return answer
 
 
-@router.get("/images/{key}/masks", responses=MASKS, response_class=Response)  # noqa: FAST003 - _kept takes it
+@router.get("/images/{key}/masks", responses=MASKS, response_class=Response)
 async def masks(
     request: Request,
     service: Served,
+    key: str,
     kept: Kept,
     settings: Settings,
     side: Side = None,
@@ -159,6 +160,7 @@ async def masks(
     whole = kept.kept_attention()
     small = replace(kept, attention=whole.placed(shrunk(whole.placement, side)))
     result = await service.resegment(request, small, settings)
+    service.store.get(key)  # measures it again: more anchors take more memory
     service.metrics.image(result.timings)
     return _answer(kind, await service.beside(encode, result, kind, service.facts, counts))
 
