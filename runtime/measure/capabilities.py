@@ -29,6 +29,8 @@ PACKAGES = {
     "huggingface-hub": "extra 'hub', for models by hub id",
     "fastapi": "extra 'serve', for serve only",
     "uvicorn": "extra 'serve', for serve only",
+    "cachetools": "extra 'serve', for serve only",
+    "structlog": "extra 'serve', for serve only",
     "prometheus-client": "extra 'serve', for serve only",
     "torch": "extra 'export', for export only",
     "diffusers": "extra 'export', for export only",

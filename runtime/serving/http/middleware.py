@@ -12,10 +12,10 @@ from http import HTTPStatus
 
 from diffseg.serving.http.access import host_name
 from diffseg.serving.http.errors import CLIENT_DISCONNECTED
-from diffseg.serving.http.logs import request_id
 from diffseg.serving.http.metrics import Metrics
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from structlog.contextvars import bound_contextvars
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +56,12 @@ class RequestContext:
         given = Headers(scope=scope)
         name = given.get("x-request-id", "")
         current = name if GIVEN_ID.fullmatch(name) else secrets.token_hex(16)
-        token = request_id.set(current)
+        client = (scope.get("client") or ("",))[0]
+        with bound_contextvars(request_id=current, client=client):
+            await self._handle(scope, receive, send, current, start)
+
+    async def _handle(self, scope: Scope, receive: Receive, send: Send, current: str, start: float) -> None:
+        given = Headers(scope=scope)
         state = scope.setdefault("state", {})
         state["start"] = start
         status = 0
@@ -73,6 +78,8 @@ class RequestContext:
             await send(message)
 
         try:
+            # Not Starlette's TrustedHostMiddleware: it answers in plain text, without the names that are accepted, and
+            # its older versions read every IPv6 address as "[".
             if self.hosts is not None and host_name(given.get("host", "")) not in self.hosts:
                 message = f"this server answers to {', '.join(self.hosts)} only; start it with a token for others"
                 await _error(answer, HTTPStatus.MISDIRECTED_REQUEST, message)
@@ -88,7 +95,6 @@ class RequestContext:
                 await _error(answer, HTTPStatus.INTERNAL_SERVER_ERROR, "unexpected error; the server's log says more")
         finally:
             self._note(scope, status or CLIENT_DISCONNECTED, time.monotonic() - start)
-            request_id.reset(token)
 
     def _note(self, scope: Scope, status: int, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", "other")
@@ -102,9 +108,8 @@ class RequestContext:
             "status": status,
             "outcome": outcome,
             "ms": round(1000 * seconds, 1),
-            "client": (scope.get("client") or ("",))[0],
         }
-        logger.log(logging.DEBUG if route in QUIET else logging.INFO, "request", extra={"facts": facts})
+        logger.log(logging.DEBUG if route in QUIET else logging.INFO, "request", extra=facts)
 
 
 async def _error(send: Send, status: int, message: str) -> None:
