@@ -28,7 +28,7 @@ router = APIRouter(prefix="/v2", tags=["open inference protocol"])
 
 def _known(model: str, model_version: str = VERSION) -> None:
     if model != MODEL or model_version != VERSION:
-        message = f"no model {model!r} of version {model_version!r} here, only {MODEL!r} of version {VERSION!r}"
+        message = f"there is no model {model!r} of version {model_version!r}, only {MODEL!r} of version {VERSION!r}"
         raise HTTPRequestError(HTTPStatus.NOT_FOUND, "not_found", message)
 
 
@@ -109,7 +109,7 @@ async def infer(
         settings = settings_of(service, wanted.get("threshold"), wanted.get("anchors"), wanted.get("refine"))
         microseconds = wanted.get("timeout")
         if microseconds is not None and (type(microseconds) is not int or microseconds < 1):
-            raise bad_request(f"timeout must be a number of whole microseconds, found {microseconds!r}")
+            raise bad_request(f"timeout must be a whole number of microseconds of at least 1, found {microseconds!r}")
         seconds = None if microseconds is None else microseconds / MICROSECONDS
         for image in inference.images:
             if not isinstance(image, bytes):

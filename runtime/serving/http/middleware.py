@@ -20,7 +20,7 @@ from structlog.contextvars import bound_contextvars
 logger = logging.getLogger(__name__)
 
 GIVEN_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-CAREFUL = {
+SECURITY_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
@@ -72,7 +72,7 @@ class RequestContext:
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
                 headers["X-Request-Id"] = current
-                for key, value in CAREFUL.items():
+                for key, value in SECURITY_HEADERS.items():
                     headers.setdefault(key, value)
                 headers.setdefault("Cache-Control", "no-store")
             await send(message)
@@ -81,18 +81,19 @@ class RequestContext:
             # Not Starlette's TrustedHostMiddleware: it answers in plain text, without the names that are accepted, and
             # its older versions read every IPv6 address as "[".
             if self.hosts is not None and host_name(given.get("host", "")) not in self.hosts:
-                message = f"this server answers to {', '.join(self.hosts)} only; start it with a token for others"
+                names = ", ".join(dict.fromkeys(self.hosts))
+                message = f"this server accepts only the host names {names}; start it with a token to accept others"
                 await _error(answer, HTTPStatus.MISDIRECTED_REQUEST, message)
                 return
             if self.hosts is not None and scope["method"] == "POST" and given.get("sec-fetch-site") == "cross-site":
-                await _error(answer, HTTPStatus.FORBIDDEN, "pages of other sites may not send images here")
+                await _error(answer, HTTPStatus.FORBIDDEN, "this server accepts no requests from pages of other sites")
                 return
             await self.app(scope, receive, answer)
         except Exception:
             logger.exception("unexpected error")
             state["outcome"] = "failed"
             if not status:
-                await _error(answer, HTTPStatus.INTERNAL_SERVER_ERROR, "unexpected error; the server's log says more")
+                await _error(answer, HTTPStatus.INTERNAL_SERVER_ERROR, "unexpected error; see the log of the server")
         finally:
             self._note(scope, status or CLIENT_DISCONNECTED, time.monotonic() - start)
 
