@@ -34,7 +34,8 @@ def explain(problem: Mapping[str, Any]) -> str:
         problem: one error of Pydantic: `type`, `loc`, `input` and `ctx`.
     """
     name = next((str(part) for part in problem["loc"][1:] if not isinstance(part, int)), str(problem["loc"][0]))
-    expected = EXPECTED.get(problem["type"], lambda _: "valid")(problem.get("ctx", {}))
+    words = EXPECTED.get(problem["type"])
+    expected = "valid" if words is None else words(problem.get("ctx", {}))
     if problem["type"] == "missing":
         return f"{name} must be {expected}, found nothing"
     if problem["type"] == "too_long":
