@@ -39,6 +39,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     413: {"description": "The body has too many bytes, or the image too many pixels", **ERROR},
     503: {"description": "The queue is full or too long for the deadline; see Retry-After", **ERROR},
     504: {"description": "The request was not done before its deadline", **ERROR},
+    "default": {"description": "Any other error", **ERROR},  # also keeps out the framework's 422, which is never sent
 }
 MASKS: dict[int | str, dict[str, Any]] = {
     200: {

@@ -9,7 +9,7 @@ from typing import Annotated, Any, get_args
 from diffseg.image import Fit
 from diffseg.serving.http.access import authorised
 from diffseg.serving.http.errors import HTTPRequestError
-from diffseg.serving.http.images import Served
+from diffseg.serving.http.images import ERRORS, Served
 from diffseg.serving.http.kserve import PARAMETERS, read_inference, write_inference
 from diffseg.serving.http.service import settings_of
 from diffseg.serving.protocol.errors import bad_request
@@ -23,7 +23,7 @@ MODEL_PATH = "/models/{model}"
 VERSION_PATH = "/models/{model}/versions/{model_version}"
 JSON_OBJECT = {"application/json": {"schema": {"type": "object"}}, "application/octet-stream": {}}
 BODY: dict[str, Any] = {"requestBody": {"required": True, "content": JSON_OBJECT}}
-router = APIRouter(prefix="/v2", tags=["open inference protocol"])
+router = APIRouter(prefix="/v2", responses={"default": ERRORS["default"]}, tags=["open inference protocol"])
 
 
 def _known(model: str, model_version: str = VERSION) -> None:
