@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
-from diffseg.cli.terminal import fail
+from diffseg.cli.terminal import WRONG_USAGE, fail
 from diffseg.engines.errors import DiffsegError, MissingPackageError
 from diffseg.engines.packages import install_command
 from diffseg.engines.providers.select import Provider
@@ -29,6 +29,10 @@ def serve(
     max_pixels: Annotated[float, typer.Option(min=0.001, help="Largest image, in megapixels.")] = 50,
     keep: Annotated[int, typer.Option(min=0, help="Megabytes of attention kept for new masks; 64 per image.")] = 1024,
     keep_seconds: Annotated[float, typer.Option(min=1, help="Seconds after which unused attention is dropped.")] = 600,
+    log_format: Annotated[
+        Literal["auto", "json", "console"],
+        typer.Option(help="Log as JSON lines or as readable text; auto: as text on a terminal, else as JSON."),
+    ] = "auto",
     token_file: Annotated[
         Path | None, typer.Option(help=f"File with the bearer token that requests must carry; or set {TOKEN}.")
     ] = None,
@@ -38,9 +42,11 @@ def serve(
 ) -> None:
     """Serve masks over HTTP: a page at /, POST /v1/segment, the Open Inference Protocol at /v2, /metrics."""
     try:
-        import fastapi  # noqa: F401
+        import fastapi  # noqa: F401, I001 - fastapi first: its absence means that the extra is missing
+        import cachetools  # noqa: F401
         import prometheus_client  # noqa: F401
         import python_multipart  # noqa: F401
+        import structlog  # noqa: F401
         import uvicorn  # noqa: F401
     except ImportError as error:
         raise MissingPackageError(f"serve needs {error.name}: {install_command('serve')}") from None
@@ -48,16 +54,19 @@ def serve(
     from diffseg.segmenter import Segmenter
     from diffseg.serving.http.access import is_loopback
     from diffseg.serving.http.limits import Limits
-    from diffseg.serving.http.logs import log_as_json
-    from diffseg.serving.http.server import run_server
+    from diffseg.serving.http.logs import configure_logging
+    from diffseg.serving.http.server import bind_problem, open_sockets, run_server
     from diffseg.serving.http.service import Service
 
     token = read_token(token_file)
     if token is None and not no_token and not is_loopback(host):
         fail(
-            f"{host} is reached by other machines, and no token is set: set {TOKEN}, name a --token-file, "
-            "or say --no-token"
+            f"other machines can reach {host}, and no token is set: set {TOKEN}, pass --token-file, or pass --no-token"
         )
+    try:
+        sockets = open_sockets(host, port)
+    except OSError as error:
+        fail(str(error), WRONG_USAGE)
     size = batch or open_bundle(model).manifest.max_batch
     try:
         segmenter = Segmenter.load(model, provider=provider, batch=size, threads=threads)
@@ -67,16 +76,20 @@ def serve(
         raise typer.BadParameter(str(error)) from None
     body = round(max_body * MEGA)
     limits = Limits(body=body, bodies=16 * body, pixels=round(max_pixels * MEGA), deadline=deadline, queue=queue)
-    log_as_json()
-    run_server(Service(segmenter, limits, token=token, keep=keep * MEGA, keep_seconds=keep_seconds), host, port)
+    configure_logging(log_format)
+    service = Service(segmenter, limits, token=token, keep=keep * MEGA, keep_seconds=keep_seconds)
+    try:
+        run_server(service, host, port, sockets)
+    except OSError as error:
+        fail(bind_problem(error, host, port), WRONG_USAGE)
 
 
 def read_token(file: Path | None) -> str | None:
-    """Return the token of a file or of the environment, or None; an empty one is an error, not an open door."""
+    """Return the token in a file or in the environment, or None if neither is set. An empty token is an error."""
     try:
         token = file.read_text(encoding="utf-8").strip() if file is not None else os.environ.get(TOKEN)
     except (OSError, UnicodeDecodeError) as error:
         fail(f"{file}: the token cannot be read ({getattr(error, 'strerror', None) or 'not text'})")
     if token == "":
-        fail("the token is empty; unset it, or give one")
+        fail("the token is empty; set one, or unset it")
     return token

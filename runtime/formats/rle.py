@@ -1,4 +1,7 @@
-"""Encode masks as COCO run lengths."""
+"""Encode masks as COCO run lengths.
+
+Our own encoder, because pycocotools is a compiled package that not every platform has, and reads one mask at a time.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""k-means refinement: Lloyd's iterations on the attention rows, started at the proposals."""
+"""k-means refinement: Lloyd's iterations on the attention rows, started at the proposals.
+
+Our own code instead of scikit-learn's, because it runs on the array's own namespace: attention on a GPU stays there.
+"""
 
 from __future__ import annotations
 

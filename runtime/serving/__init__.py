@@ -1,1 +1,1 @@
-"""Ways to serve a bundle: over HTTP, and by Triton."""
+"""Servers of a bundle: our own over HTTP, and Triton."""

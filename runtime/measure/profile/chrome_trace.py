@@ -1,4 +1,7 @@
-"""A profile as trace events, for https://ui.perfetto.dev and chrome://tracing."""
+"""A profile as trace events, for https://ui.perfetto.dev and chrome://tracing.
+
+Our own writer, because the format is a list of small JSON objects and Perfetto's package needs protobuf.
+"""
 
 from __future__ import annotations
 

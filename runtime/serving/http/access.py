@@ -12,7 +12,9 @@ from fastapi import Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]")
-bearer = HTTPBearer(auto_error=False, description="The token that the server was started with, if it was.")
+bearer = HTTPBearer(
+    auto_error=False, description="The token that the server was started with. A server without a token ignores it."
+)
 
 
 def is_loopback(host: str) -> bool:
@@ -47,6 +49,6 @@ async def authorised(
         raise HTTPRequestError(
             HTTPStatus.UNAUTHORIZED,
             "unauthorized",
-            "a token is needed: send Authorization: Bearer TOKEN",
+            "this server needs a token: send the header Authorization: Bearer TOKEN",
             {"WWW-Authenticate": "Bearer", "Connection": "close"},
         )

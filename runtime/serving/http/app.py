@@ -17,6 +17,7 @@ from diffseg.serving.http.access import authorised
 from diffseg.serving.http.errors import status_and_headers
 from diffseg.serving.http.middleware import RequestContext
 from diffseg.serving.http.service import Service
+from diffseg.serving.http.validation import explain
 from diffseg.serving.protocol.errors import RequestError
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -105,14 +106,19 @@ async def _refuse(request: Request, error: Exception) -> Response:
 
 async def _invalid(_: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)  # noqa: S101
-    problems = (f"{'.'.join(map(str, problem['loc'][1:]))}: {problem['msg']}" for problem in error.errors())
-    return JSONResponse({"error": "; ".join(problems)}, HTTPStatus.BAD_REQUEST)
+    return JSONResponse({"error": "; ".join(map(explain, error.errors()))}, HTTPStatus.BAD_REQUEST)
 
 
-async def _http(_: Request, error: Exception) -> Response:
+async def _http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)  # noqa: S101
-    return JSONResponse({"error": error.detail}, error.status_code, error.headers)
+    path = request.url.path
+    messages = {
+        HTTPStatus.NOT_FOUND: f"there is nothing at {path}; /openapi.json lists what there is",
+        HTTPStatus.METHOD_NOT_ALLOWED: f"{path} does not take {request.method}; /openapi.json lists what it takes",
+    }
+    message = messages.get(HTTPStatus(error.status_code), error.detail)
+    return JSONResponse({"error": message}, error.status_code, error.headers)
 
 
 async def _unexpected(_: Request, __: Exception) -> Response:
-    return JSONResponse({"error": "unexpected error; the server's log says more"}, HTTPStatus.INTERNAL_SERVER_ERROR)
+    return JSONResponse({"error": "unexpected error; see the log of the server"}, HTTPStatus.INTERNAL_SERVER_ERROR)

@@ -5,18 +5,12 @@ from __future__ import annotations
 import secrets
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
+from cachetools import Cache, TTLCache
 from diffseg.segmentation import Segmentation
 from PIL import Image
-
-
-@dataclass(slots=True)
-class _Kept:
-    result: Segmentation
-    used: float
 
 
 class AttentionStore:
@@ -31,9 +25,7 @@ class AttentionStore:
 
     def __init__(self, capacity: int, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
         self.capacity = capacity
-        self.seconds = seconds
-        self._clock = clock
-        self._kept: OrderedDict[str, _Kept] = OrderedDict()  # least recently used first
+        self._kept: TTLCache[str, Segmentation] = TTLCache(capacity, seconds, clock, self._size)
         self._lock = threading.Lock()
 
     def add(self, result: Segmentation) -> str | None:
@@ -44,22 +36,23 @@ class AttentionStore:
         # Drop the image and its labels: they are not counted in the capacity, and nothing needs them again.
         kept = replace(result, image=Image.new("RGB", (1, 1)), labels=result.labels[:0], segments=())
         with self._lock:
-            self._expire()
-            while self._kept and self._bytes() + _held(kept) > self.capacity:
-                self._kept.popitem(last=False)
-            self._kept[key] = _Kept(kept, self._clock())
+            self._kept[key] = kept
         return key
 
     def get(self, key: str) -> Segmentation | None:
-        """Return a stored segmentation without its image and labels, or None if there is none under this id."""
+        """Return a stored segmentation without its image and labels, or None if there is none under this id.
+
+        It is then the most recently used one. Its size is measured again, because masks with more anchors add
+        distances; segmentations that no longer fit beside it are dropped. Call this again after making masks.
+        """
         with self._lock:
-            self._expire()
-            kept = self._kept.get(key)
-            if kept is None:
+            try:
+                # Remove it first: to replace an entry, the cache would need room for both sizes.
+                kept = self._kept.pop(key)
+            except KeyError:
                 return None
-            kept.used = self._clock()
-            self._kept.move_to_end(key)
-            return kept.result
+            self._kept[key] = kept
+            return kept
 
     def drop(self, key: str) -> None:
         """Drop a segmentation, if it is stored."""
@@ -69,7 +62,7 @@ class AttentionStore:
     def expire(self) -> None:
         """Drop the segmentations that have not been used for too long."""
         with self._lock:
-            self._expire()
+            self._kept.expire()
 
     def __len__(self) -> int:
         with self._lock:
@@ -79,17 +72,12 @@ class AttentionStore:
     def bytes(self) -> int:
         """Bytes of all stored segmentations."""
         with self._lock:
-            return self._bytes()
+            # Read without marking them as used, which `TTLCache.__getitem__` does.
+            return sum(_held(Cache.__getitem__(self._kept, key)) for key in self._kept)
 
-    def _bytes(self) -> int:
-        return sum(_held(kept.result) for kept in self._kept.values())
-
-    def _expire(self) -> None:
-        oldest = self._clock() - self.seconds
-        while self._kept and next(iter(self._kept.values())).used < oldest:
-            self._kept.popitem(last=False)
-        while len(self._kept) > 1 and self._bytes() > self.capacity:  # making masks with more anchors adds distances
-            self._kept.popitem(last=False)
+    def _size(self, result: Segmentation) -> int:
+        """Bytes that an entry counts for. One that outgrows the whole store stays in it alone."""
+        return min(_held(result), self.capacity)
 
 
 def _held(result: Segmentation) -> int:

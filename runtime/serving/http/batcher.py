@@ -54,6 +54,8 @@ class _Job:
             self.result.set_exception(error)
 
 
+# Our own instead of a library's, because it decodes ahead, drops the images of clients that left, refuses images that
+# would be late, and runs the network on one thread.
 class Batcher:
     """A bounded queue that feeds one worker thread. A pool of other threads decodes images ahead of the worker.
 
@@ -137,7 +139,7 @@ class Batcher:
         except TimeoutError:
             if not ahead or any(job.begun for job in jobs):
                 raise
-            message = "no turn before the deadline: others were ahead; try again later"
+            message = "no turn before the deadline: other images were ahead; try again later"
             raise busy(message, self.expected_wait) from None
         finally:
             for job in jobs:  # if the client leaves or one image fails, free the places of all its images
@@ -148,16 +150,18 @@ class Batcher:
         with self._changed:
             ahead = bool(self._jobs or self._running)
             if self._closing or self._health in (Health.DEAD, Health.CLOSED):
-                raise unavailable(f"nothing is segmented here any more: the worker is {self._health}")
+                raise unavailable(f"the server no longer segments images: its worker is {self._health}")
             if len(jobs) > self.capacity:
-                raise busy(f"{len(jobs)} images are more than the queue of {self.capacity}; send fewer at once", 1)
+                raise busy(
+                    f"the queue takes {self.capacity} images, found {len(jobs)} in one request; send fewer at once", 1
+                )
             if len(self._jobs) + len(jobs) > self.capacity:
-                raise busy(f"the queue is full ({len(self._jobs)} images wait); try again later", self.expected_wait)
+                raise busy(f"the queue is full: {_images(len(self._jobs))}; try again later", self.expected_wait)
             # Reject requests that cannot meet their deadline. When idle, accept anyway, so one slow batch cannot block
             # the estimate from recovering.
             done = self.expected_wait + len(jobs) * self._pace
             if ahead and done > jobs[0].seconds:
-                message = f"{len(self._jobs)} images wait, too many for {jobs[0].seconds:.1f} s; try again later"
+                message = f"{_images(len(self._jobs))}, too many for {jobs[0].seconds:.1f} s; try again later"
                 raise busy(message, self.expected_wait)
             for job in jobs:
                 self._jobs.append(job)
@@ -195,7 +199,7 @@ class Batcher:
                 pass
             self._health = Health.CLOSED
         except BaseException:
-            logger.critical("the worker ended; nothing more is segmented: restart the server", exc_info=True)
+            logger.critical("the worker ended, and no more images are segmented; restart the server", exc_info=True)
             self._health = Health.DEAD
         finally:
             with self._changed:
@@ -259,10 +263,10 @@ class Batcher:
             results = self.segmenter.finish([prepared for _, prepared in good])
         except BaseException as error:
             for job, _ in good:
-                job.fail(HTTPRequestError(500, "failed", "the network failed on this batch; the server's log says why"))
+                job.fail(HTTPRequestError(500, "failed", "the network failed on this batch; see the log of the server"))
             if not isinstance(error, Exception):
                 raise
-            logger.exception("a batch of %d failed", len(good))
+            logger.exception("a batch of size %d failed", len(good))
             self._probe()  # raises if the device is lost; the worker then ends, and the server is no longer ready
             return
         pace = (time.monotonic() - start) / len(good)
@@ -271,3 +275,7 @@ class Batcher:
         for (job, _), result in zip(good, results, strict=True):
             self.metrics.image(result.timings)
             job.result.set_result(result)
+
+
+def _images(count: int) -> str:
+    return "1 image waits" if count == 1 else f"{count} images wait"

@@ -11,7 +11,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 def impatient(seconds: float) -> type[H11Protocol]:
     """Return a protocol that disconnects clients that take longer than `seconds` to send a request head.
 
-    This protects the server from slowloris attacks.
+    This protects the server from slowloris attacks. It builds on private parts of uvicorn, because uvicorn has no such
+    limit, and a server without a proxy in front must bound slow clients itself.
     """
 
     class Impatient(H11Protocol):

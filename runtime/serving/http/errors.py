@@ -48,9 +48,11 @@ def unavailable(message: str) -> HTTPRequestError:
 
 def late(seconds: float) -> HTTPRequestError:
     """Return the error for a request that missed its deadline."""
-    return HTTPRequestError(HTTPStatus.GATEWAY_TIMEOUT, "deadline", f"not done within {seconds:g} s; try again later")
+    return HTTPRequestError(
+        HTTPStatus.GATEWAY_TIMEOUT, "deadline", f"the request was not done within {seconds:g} s; try again later"
+    )
 
 
 def client_disconnected() -> HTTPRequestError:
     """Return the error for a client that closed its connection before the response."""
-    return HTTPRequestError(CLIENT_DISCONNECTED, "left", "the client disconnected before its answer")
+    return HTTPRequestError(CLIENT_DISCONNECTED, "left", "the client disconnected before the response")

@@ -31,22 +31,24 @@ from PIL import Image
 BINARY = {"schema": {"type": "string", "format": "binary"}}
 FORM = {"schema": {"type": "object", "properties": {"image": BINARY["schema"]}, "required": ["image"]}}
 BODY: dict[str, Any] = {"requestBody": {"required": True, "content": {"image/*": BINARY, "multipart/form-data": FORM}}}
-ERROR = {"content": {"application/json": {"example": {"error": "one line that says what is wrong"}}}}
+ERROR = {"content": {"application/json": {"example": {"error": "one line that says what is wrong and how to fix it"}}}}
 ERRORS: dict[int | str, dict[str, Any]] = {
-    400: {"description": "No image, a damaged one, or a setting out of range", **ERROR},
-    401: {"description": "A token is needed", **ERROR},
-    408: {"description": "The body came too slowly", **ERROR},
-    413: {"description": "Too many bytes or pixels", **ERROR},
-    503: {"description": "No room in the queue, or no turn before the deadline; see Retry-After", **ERROR},
-    504: {"description": "Not done before the deadline", **ERROR},
+    400: {"description": "No image, a damaged image, or a setting that is out of range", **ERROR},
+    401: {"description": "The server needs a token", **ERROR},
+    408: {"description": "The body arrived too slowly", **ERROR},
+    413: {"description": "The body has too many bytes, or the image too many pixels", **ERROR},
+    503: {"description": "The queue is full or too long for the deadline; see Retry-After", **ERROR},
+    504: {"description": "The request was not done before its deadline", **ERROR},
+    "default": {"description": "Any other error", **ERROR},  # also keeps out the framework's 422, which is never sent
 }
 MASKS: dict[int | str, dict[str, Any]] = {
     200: {
-        "description": "JSON with one COCO run-length mask per segment; with `Accept: image/png` the labels, "
-        "8-bit grey (16-bit over 256); with `Accept: image/png;kind=overlay` the image under its masks",
+        "description": "JSON with one COCO run-length mask per segment. With `Accept: image/png`, the labels as "
+        "8-bit grey, or as 16-bit grey if there are more than 256. With `Accept: image/png;kind=overlay`, the image "
+        "with its masks drawn over it",
         "content": {"application/json": {}, "image/png": {}},
     },
-    406: {"description": "None of these is accepted", **ERROR},
+    406: {"description": "The `Accept` header accepts none of these", **ERROR},
 }
 MAP: dict[int | str, dict[str, Any]] = {200: {"content": {"image/png": {}}}}
 
@@ -57,19 +59,27 @@ def _service(request: Request) -> Service:
 
 
 Served = Annotated[Service, Depends(_service)]
-Side = Annotated[int | None, Query(ge=16, le=8192, description="Longest side of the answer; the image's if not set")]
-AsCounts = Annotated[Counts, Query(description="Run lengths: pycocotools' string, or a list")]
+Side = Annotated[
+    int | None,
+    Query(ge=16, le=8192, description="Longest side of the masks in pixels. Default: the image's"),
+]
+Timeout = Annotated[float | None, Query(gt=0, description="Time limit in seconds, at most the server's deadline")]
+AsCounts = Annotated[Counts, Query(description="Run lengths as pycocotools' string, or as a list of integers")]
 
 
 def _settings(
     service: Served,
     threshold: Annotated[
         list[Annotated[float, Query(ge=0, allow_inf_nan=False)]] | None,
-        Query(max_length=MOST_ROUNDS, description="Largest KL distance of maps that merge; several: one per round"),
+        Query(
+            max_length=MOST_ROUNDS,
+            description="Largest KL distance of maps that are merged. Repeat it to set one threshold per round",
+        ),
     ] = None,
     anchors: Annotated[int | None, Query(ge=1, le=128, description="Anchors per side")] = None,
     refine: Annotated[
-        Refine | None, Query(description="none, kmeans on the attention, or colour: borders that follow the image")
+        Refine | None,
+        Query(description="Refinement: none, kmeans (on the attention), or colour (borders follow the image)"),
     ] = None,
 ) -> MergeSettings:
     one = threshold[0] if threshold and len(threshold) == 1 else threshold
@@ -79,7 +89,10 @@ def _settings(
 def _kept(service: Served, key: str) -> Segmentation:
     found = service.store.get(key)
     if found is None:
-        message = "no attention is kept under this id: it expired, made room for others, or never was; send the image"
+        message = (
+            "no attention is stored under this id: it expired, made room for other images, or never existed; "
+            "send the image again"
+        )
         raise HTTPRequestError(HTTPStatus.NOT_FOUND, "not_found", message)
     return found
 
@@ -95,7 +108,7 @@ async def segment(
     service: Served,
     settings: Settings,
     fit: Fit = "stretch",
-    timeout: Annotated[float | None, Query(gt=0, description="Seconds; at most the server's deadline")] = None,  # noqa: ASYNC109
+    timeout: Timeout = None,  # noqa: ASYNC109 - named as in the request
     counts: AsCounts = "string",
     accept: Annotated[str, Header()] = "",
 ) -> Response:
@@ -137,10 +150,11 @@ async def keep(
     return answer
 
 
-@router.get("/images/{key}/masks", responses=MASKS, response_class=Response)  # noqa: FAST003 - _kept takes it
+@router.get("/images/{key}/masks", responses=MASKS, response_class=Response)
 async def masks(
     request: Request,
     service: Served,
+    key: str,
     kept: Kept,
     settings: Settings,
     side: Side = None,
@@ -154,11 +168,12 @@ async def masks(
     """
     kind = negotiate(accept)
     if kind is Kind.OVERLAY:
-        message = "the image is not kept, so no overlay can be drawn; ask for JSON or labels"
+        message = "the server does not store the image, so it cannot draw an overlay; request JSON or labels"
         raise HTTPRequestError(HTTPStatus.NOT_ACCEPTABLE, "bad_request", message)
     whole = kept.kept_attention()
     small = replace(kept, attention=whole.placed(shrunk(whole.placement, side)))
     result = await service.resegment(request, small, settings)
+    service.store.get(key)  # measures it again: more anchors take more memory
     service.metrics.image(result.timings)
     return _answer(kind, await service.beside(encode, result, kind, service.facts, counts))
 
@@ -167,8 +182,8 @@ async def masks(
 async def attention(
     service: Served,
     kept: Kept,
-    x: Annotated[float, Query(ge=0, lt=1, description="Share of the width")],
-    y: Annotated[float, Query(ge=0, lt=1, description="Share of the height")],
+    x: Annotated[float, Query(ge=0, lt=1, description="Horizontal position of the point, as a fraction of the width")],
+    y: Annotated[float, Query(ge=0, lt=1, description="Vertical position of the point, as a fraction of the height")],
     side: Side = None,
 ) -> Response:
     """Return the attention map of one point in the image, as an 8-bit greyscale PNG.

@@ -9,7 +9,7 @@ from typing import Annotated, Any, get_args
 from diffseg.image import Fit
 from diffseg.serving.http.access import authorised
 from diffseg.serving.http.errors import HTTPRequestError
-from diffseg.serving.http.images import Served
+from diffseg.serving.http.images import ERRORS, Served
 from diffseg.serving.http.kserve import PARAMETERS, read_inference, write_inference
 from diffseg.serving.http.service import settings_of
 from diffseg.serving.protocol.errors import bad_request
@@ -23,12 +23,12 @@ MODEL_PATH = "/models/{model}"
 VERSION_PATH = "/models/{model}/versions/{model_version}"
 JSON_OBJECT = {"application/json": {"schema": {"type": "object"}}, "application/octet-stream": {}}
 BODY: dict[str, Any] = {"requestBody": {"required": True, "content": JSON_OBJECT}}
-router = APIRouter(prefix="/v2", tags=["open inference protocol"])
+router = APIRouter(prefix="/v2", responses={"default": ERRORS["default"]}, tags=["open inference protocol"])
 
 
 def _known(model: str, model_version: str = VERSION) -> None:
     if model != MODEL or model_version != VERSION:
-        message = f"no model {model!r} of version {model_version!r} here, only {MODEL!r} of version {VERSION!r}"
+        message = f"there is no model {model!r} of version {model_version!r}, only {MODEL!r} of version {VERSION!r}"
         raise HTTPRequestError(HTTPStatus.NOT_FOUND, "not_found", message)
 
 
@@ -109,7 +109,7 @@ async def infer(
         settings = settings_of(service, wanted.get("threshold"), wanted.get("anchors"), wanted.get("refine"))
         microseconds = wanted.get("timeout")
         if microseconds is not None and (type(microseconds) is not int or microseconds < 1):
-            raise bad_request(f"timeout must be a number of whole microseconds, found {microseconds!r}")
+            raise bad_request(f"timeout must be a whole number of microseconds of at least 1, found {microseconds!r}")
         seconds = None if microseconds is None else microseconds / MICROSECONDS
         for image in inference.images:
             if not isinstance(image, bytes):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from diffseg.segmentation import Segmentation
+from diffseg.serving.http.validation import shorten
 from diffseg.serving.protocol.errors import bad_request
 from diffseg.serving.protocol.masks import to_json
 from diffseg.serving.protocol.tensors import (
@@ -65,16 +66,18 @@ def read_inference(body: bytes, head: int | None) -> Inference:
         raise bad_request(f"Inference-Header-Content-Length is {head}, the body has {len(body)} bytes")
     try:
         message = json.loads(body[:head])
-    except (ValueError, RecursionError) as error:
-        raise bad_request(f"the body is no JSON ({error})") from None
+    except json.JSONDecodeError as error:
+        raise bad_request(f"the body is not JSON: error in line {error.lineno}, column {error.colno}") from None
+    except (ValueError, RecursionError):  # not UTF-8, too many digits or too deeply nested
+        raise bad_request("the body is not JSON that can be read") from None
     if not isinstance(message, dict) or not isinstance(message.get("inputs"), list):
         raise bad_request("the body must be a JSON object with a list of 'inputs'")
     if len(message["inputs"]) != 1 or not isinstance(message["inputs"][0], dict):
-        raise bad_request(f"one input is taken, {IMAGE} or {ENCODED}, found {len(message['inputs'])}")
+        raise bad_request(f"there must be one input, {IMAGE} or {ENCODED}, found {len(message['inputs'])}")
     binary = body[head:] if head is not None else b""
     parameters = _object(message, "parameters")
     if unknown := sorted(set(parameters) - set(PARAMETERS)):
-        raise bad_request(f"unknown parameter {unknown[0]!r}; known are {', '.join(PARAMETERS)}")
+        raise bad_request(f"unknown parameter {unknown[0]!r}; the parameters are {', '.join(PARAMETERS)}")
     return Inference(
         str(message.get("id", "")), _read_input(message["inputs"][0], binary), parameters, _outputs(message, parameters)
     )
@@ -115,7 +118,7 @@ def write_inference(inference: Inference, results: Sequence[Segmentation]) -> tu
 def _object(message: dict[str, Any], name: str) -> dict[str, Any]:
     value = message.get(name, {})
     if not isinstance(value, dict):
-        raise bad_request(f"{name!r} must be an object")
+        raise bad_request(f"{name!r} must be an object, found {shorten(value)}")
     return value
 
 
@@ -139,9 +142,9 @@ def _read_input(tensor: dict[str, Any], binary: bytes) -> Images:
         raise bad_request(f"the shape of {name!r} must be a list of positive integers, found {shape!r}")
     size = _object(tensor, "parameters").get("binary_data_size")
     if size is not None and size != len(binary):
-        raise bad_request(f"input {name!r} says {size} binary bytes, found {len(binary)}")
+        raise bad_request(f"input {name!r} says {size} binary bytes, found {len(binary)} after the JSON")
     if size is None and "data" not in tensor:
-        raise bad_request(f"input {name!r} has neither data nor a binary_data_size")
+        raise bad_request(f"input {name!r} has neither data nor a binary_data_size; send one of them")
     data = binary if size is not None else tensor["data"]
     return _read_arrays(shape, data) if name == IMAGE else _read_encoded(shape, data)
 
@@ -156,7 +159,7 @@ def _read_arrays(shape: list[int], data: Any) -> list[NDArray[np.uint8]]:  # noq
             # Set the dtype: for strings, NumPy would choose one that pads every element to the length of the longest.
             numbers = np.asarray(data, np.float64)
         except (TypeError, ValueError):
-            raise bad_request(f"the data of {IMAGE} must be numbers, in rows of one length") from None
+            raise bad_request(f"the data of {IMAGE} must be numbers, as a flat list or in rows of one length") from None
         if not ((numbers >= 0) & (numbers <= 255) & (numbers == np.floor(numbers))).all():  # noqa: PLR2004
             raise bad_request(f"the data of {IMAGE} must be whole numbers from 0 to 255")
         values = numbers.astype(np.uint8).ravel()

@@ -60,7 +60,9 @@ class Bodies:
         """
         if request.headers.get("content-encoding", "identity") != "identity":
             raise HTTPRequestError(
-                HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "bad_request", "bodies must not be compressed: no Content-Encoding"
+                HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+                "bad_request",
+                "the body must not be compressed; send it without Content-Encoding",
             )
         announced = request.headers.get("content-length", "")
         if announced.isdecimal() and int(announced) > self.limits.body:
@@ -74,7 +76,7 @@ class Bodies:
                         data += chunk
                         self._check(len(data))
             except TimeoutError:
-                message = f"the body did not come within {self.limits.body_seconds:g} s"
+                message = f"the body did not arrive within {self.limits.body_seconds:g} s"
                 raise HTTPRequestError(HTTPStatus.REQUEST_TIMEOUT, "slow", message, {"Connection": "close"}) from None
             except ClientDisconnect:
                 raise client_disconnected() from None
@@ -86,10 +88,12 @@ class Bodies:
         if size > self.limits.body:
             raise self._too_large(size)
         if self.held > self.limits.bodies:
-            raise busy("no memory for more bodies; try again later", 1, {"Connection": "close"})
+            raise busy("the server has no memory for another body; try again later", 1, {"Connection": "close"})
 
     def _too_large(self, size: int) -> RequestError:
-        return too_large(f"a body may have {self.limits.body:,} bytes, found at least {size:,}; scale the image down")
+        return too_large(
+            f"a body may have at most {self.limits.body:,} bytes, found at least {size:,}; scale the image down"
+        )
 
 
 class _MemoryParser(MultiPartParser):
@@ -108,12 +112,13 @@ async def image_part(headers: Headers, body: bytes) -> bytes:
 
     try:
         form = await _MemoryParser(headers, whole(), max_files=1, max_fields=16).parse()  # type: ignore[arg-type]
-    except (MultiPartException, KeyError, UnicodeDecodeError) as error:
-        raise bad_request(f"not a form with one image: {getattr(error, 'message', error)}") from None
+    except (MultiPartException, KeyError, UnicodeDecodeError):
+        message = "the body is not a multipart form with one image file; send such a form, or the image as the body"
+        raise bad_request(message) from None
     try:
         files = [value for value in form.values() if isinstance(value, UploadFile)]
         if len(files) != 1:
-            raise bad_request(f"a form must hold one image file, found {len(files)}")
+            raise bad_request(f"a form must contain one image file, found {len(files)}")
         return await files[0].read()
     finally:
         await form.close()
@@ -127,5 +132,5 @@ def open_image(data: bytes, pixels: int) -> Image.Image:
         RequestError: the image has more than `pixels` pixels (413).
     """
     if not data:
-        raise ImageError("an image is missing: the body is empty")
+        raise ImageError("the body is empty; send an image")
     return open_encoded(data, pixels)

@@ -22,7 +22,11 @@ class Metrics:
             "diffseg_requests", "Requests by route and how they ended", ["route", "outcome"], registry=self.registry
         )
         self.seconds = Histogram(
-            "diffseg_request_seconds", "Seconds from head to answer", ["route"], buckets=SECONDS, registry=self.registry
+            "diffseg_request_seconds",
+            "Seconds from the head of a request to its response",
+            ["route"],
+            buckets=SECONDS,
+            registry=self.registry,
         )
         self.stages = Histogram(
             "diffseg_stage_seconds",

@@ -12,15 +12,15 @@ from http import HTTPStatus
 
 from diffseg.serving.http.access import host_name
 from diffseg.serving.http.errors import CLIENT_DISCONNECTED
-from diffseg.serving.http.logs import request_id
 from diffseg.serving.http.metrics import Metrics
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from structlog.contextvars import bound_contextvars
 
 logger = logging.getLogger(__name__)
 
 GIVEN_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-CAREFUL = {
+SECURITY_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
@@ -56,7 +56,12 @@ class RequestContext:
         given = Headers(scope=scope)
         name = given.get("x-request-id", "")
         current = name if GIVEN_ID.fullmatch(name) else secrets.token_hex(16)
-        token = request_id.set(current)
+        client = (scope.get("client") or ("",))[0]
+        with bound_contextvars(request_id=current, client=client):
+            await self._handle(scope, receive, send, current, start)
+
+    async def _handle(self, scope: Scope, receive: Receive, send: Send, current: str, start: float) -> None:
+        given = Headers(scope=scope)
         state = scope.setdefault("state", {})
         state["start"] = start
         status = 0
@@ -67,28 +72,30 @@ class RequestContext:
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
                 headers["X-Request-Id"] = current
-                for key, value in CAREFUL.items():
+                for key, value in SECURITY_HEADERS.items():
                     headers.setdefault(key, value)
                 headers.setdefault("Cache-Control", "no-store")
             await send(message)
 
         try:
+            # Not Starlette's TrustedHostMiddleware: it answers in plain text, without the names that are accepted, and
+            # its older versions read every IPv6 address as "[".
             if self.hosts is not None and host_name(given.get("host", "")) not in self.hosts:
-                message = f"this server answers to {', '.join(self.hosts)} only; start it with a token for others"
+                names = ", ".join(dict.fromkeys(self.hosts))
+                message = f"this server accepts only the host names {names}; start it with a token to accept others"
                 await _error(answer, HTTPStatus.MISDIRECTED_REQUEST, message)
                 return
             if self.hosts is not None and scope["method"] == "POST" and given.get("sec-fetch-site") == "cross-site":
-                await _error(answer, HTTPStatus.FORBIDDEN, "pages of other sites may not send images here")
+                await _error(answer, HTTPStatus.FORBIDDEN, "this server accepts no requests from pages of other sites")
                 return
             await self.app(scope, receive, answer)
         except Exception:
             logger.exception("unexpected error")
             state["outcome"] = "failed"
             if not status:
-                await _error(answer, HTTPStatus.INTERNAL_SERVER_ERROR, "unexpected error; the server's log says more")
+                await _error(answer, HTTPStatus.INTERNAL_SERVER_ERROR, "unexpected error; see the log of the server")
         finally:
             self._note(scope, status or CLIENT_DISCONNECTED, time.monotonic() - start)
-            request_id.reset(token)
 
     def _note(self, scope: Scope, status: int, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", "other")
@@ -102,9 +109,8 @@ class RequestContext:
             "status": status,
             "outcome": outcome,
             "ms": round(1000 * seconds, 1),
-            "client": (scope.get("client") or ("",))[0],
         }
-        logger.log(logging.DEBUG if route in QUIET else logging.INFO, "request", extra={"facts": facts})
+        logger.log(logging.DEBUG if route in QUIET else logging.INFO, "request", extra=facts)
 
 
 async def _error(send: Send, status: int, message: str) -> None:

@@ -59,7 +59,11 @@ def negotiate(accept: str) -> Kind:
         if kind is not None and quality > 0:
             wanted.append((quality, kind))
     if not wanted:
-        raise HTTPRequestError(HTTPStatus.NOT_ACCEPTABLE, "bad_request", f"answers are {', '.join(OFFERED)}")
+        raise HTTPRequestError(
+            HTTPStatus.NOT_ACCEPTABLE,
+            "bad_request",
+            f"the Accept header must accept one of {', '.join(OFFERED)}; found {accept!r}",
+        )
     return max(wanted, key=lambda pair: pair[0])[1]
 
 

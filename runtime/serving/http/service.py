@@ -99,7 +99,7 @@ class Service:
         fit: Fit,
         *,
         keep: bool = False,
-        timeout: float | None = None,  # noqa: ASYNC109 - the request's word, not ours
+        timeout: float | None = None,  # noqa: ASYNC109 - named as in the request
     ) -> list[Segmentation]:
         """Segment the images of a request, which are encoded images or arrays.
 
@@ -127,7 +127,7 @@ class Service:
             RequestError: too many requests wait, the deadline passed, or the client disconnected.
         """
         if self._merging >= MERGES_WAITING:
-            raise busy("too many wait for new masks; try again", 1)
+            raise busy("too many requests for new masks are waiting; try again later", 1)
         self._merging += 1
         try:
             call = partial(kept.resegment, settings.thresholds, anchors=settings.anchors, refine=settings.refine)

@@ -1,1 +1,1 @@
-"""What every server shares, below HTTP and Triton: tensors, settings, errors and the opening of untrusted images."""
+"""Parts that the HTTP server and Triton share: tensors, settings, errors, and the opening of untrusted images."""

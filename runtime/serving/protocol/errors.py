@@ -1,4 +1,4 @@
-"""Why a request cannot be answered with masks, in words that every protocol shares."""
+"""Errors of requests, without the status codes of a particular protocol."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A segmentation as JSON: its segments, each with its mask in COCO run lengths."""
+"""Write a segmentation as JSON: its segments, each with its mask as COCO run lengths."""
 
 from __future__ import annotations
 

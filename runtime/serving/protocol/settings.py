@@ -1,4 +1,4 @@
-"""Merge settings of a request, checked."""
+"""Check the merge settings of a request."""
 
 from __future__ import annotations
 
@@ -12,17 +12,27 @@ MOST_ROUNDS = 8
 
 
 def updated_settings(defaults: MergeSettings, threshold: Any, anchors: Any, refine: Any) -> MergeSettings:  # noqa: ANN401
-    """Return the merge settings of a request; None stands for the default.
+    """Return the merge settings of a request. None stands for the default of the bundle.
 
     Raises:
         RequestError: a setting is out of range.
     """
     if anchors is not None and type(anchors) is not int:
         raise bad_request(f"anchors must be a whole number, found {anchors!r}")
+    many = isinstance(threshold, list | tuple)
+    if threshold is not None and not all(map(_is_number, threshold if many else [threshold])):
+        raise bad_request(f"threshold must be a number, or a list of one number per round, found {threshold!r}")
     try:
         settings = defaults.updated(threshold, anchors, refine)
     except (TypeError, ValueError) as error:
         raise bad_request(str(error)) from None
     if len(settings.thresholds) > MOST_ROUNDS or not all(map(math.isfinite, settings.thresholds)):
-        raise bad_request(f"threshold must be a finite number, or one per round for at most {MOST_ROUNDS} rounds")
+        raise bad_request(
+            f"threshold must be a finite number, or one per round for at most {MOST_ROUNDS} rounds, "
+            f"found {list(settings.thresholds)}"
+        )
     return settings
+
+
+def _is_number(value: Any) -> bool:  # noqa: ANN401
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 MODEL, VERSION = "diffseg", "1"
 IMAGE, ENCODED = "image", "encoded"
 LABELS, SEGMENTS = "labels", "segments"
-# BYTES are (B, 1), not (B): Triton needs a dimension beside the batch, and one client must work with both servers.
+# BYTES are (B, 1), not (B): Triton needs a dimension besides the batch, and one client must work with both servers.
 INPUTS = [
     {"name": IMAGE, "datatype": "UINT8", "shape": [-1, -1, -1, 3]},
     {"name": ENCODED, "datatype": "BYTES", "shape": [-1, 1]},
@@ -26,7 +26,7 @@ OUTPUTS = [
 ]
 DATATYPES = {tensor["name"]: tensor["datatype"] for tensor in INPUTS}
 PARAMETERS = ("threshold", "anchors", "refine", "fit")
-"""Request parameters that every server reads."""
+"""Request parameters that both servers read."""
 
 
 def stack_labels(results: Sequence[Segmentation]) -> NDArray[np.uint16]:

@@ -20,11 +20,11 @@ def open_encoded(data: bytes, pixels: int) -> Image.Image:
     try:
         image = open_lazily(io.BytesIO(data), FORMATS)
     except UnidentifiedImageError:
-        raise ImageError(f"not an image of a format read here: {', '.join(FORMATS)}") from None
-    except Image.DecompressionBombError as error:
-        raise too_large(f"{error}; scale the image down") from None
-    except Exception as error:  # readers raise any exception for a damaged header  # noqa: BLE001
-        raise ImageError(f"image cannot be opened ({type(error).__name__})") from None
+        raise ImageError(f"not an image in one of the formats {', '.join(FORMATS)}") from None
+    except Image.DecompressionBombError:
+        raise too_large(f"an image may have at most {pixels:,} pixels, found far more; scale the image down") from None
+    except Exception:  # readers raise any exception for a damaged header  # noqa: BLE001
+        raise ImageError("the image cannot be opened: its header is damaged") from None
     check_pixels(image.height, image.width, pixels)
     return image
 
@@ -36,4 +36,4 @@ def check_pixels(height: int, width: int, pixels: int) -> None:
         RequestError: the image has more than `pixels` pixels.
     """
     if height * width > pixels:
-        raise too_large(f"an image may have {pixels:,} pixels, found {width} × {height}; scale the image down")
+        raise too_large(f"an image may have at most {pixels:,} pixels, found {width} × {height}; scale the image down")

@@ -1,1 +1,1 @@
-"""Triton model repositories of a bundle: how they are written, and the Python models in them."""
+"""Model repositories for Triton: how they are written from a bundle, and the Python models in them."""

@@ -1,7 +1,7 @@
-"""What Triton's Python backend loads: one of diffseg's models; the parameter `model` in its config.pbtxt says which.
+"""The file that Triton's Python backend loads. The parameter `model` in config.pbtxt selects one of diffseg's models.
 
-`diffseg triton` copies this file into repositories. All that it needs to know of Triton is here, the rest is in the
-package, which the Python of the server must have.
+`diffseg triton` copies this file into model repositories. It contains everything that uses Triton's interface; the rest
+is in the package, which must be installed in the Python environment of the server.
 """
 
 from __future__ import annotations
@@ -18,9 +18,8 @@ try:
     from diffseg.serving.triton.models import Refused, Request, load_model
 except ImportError as error:
     raise ImportError(
-        f"{error}; the Python that Triton starts must have the package: install diffseg with its extra "
-        "'cpu' in the server's image, or write the repository with `diffseg triton --environment` and the folder of "
-        "one that has it"
+        f"{error}; the Python environment of Triton needs diffseg: install it with the extra 'cpu' in the server's "
+        "image, or write the repository with `diffseg triton --environment FOLDER`, where FOLDER has it installed"
     ) from None
 
 if TYPE_CHECKING:
@@ -31,7 +30,7 @@ class TritonPythonModel:
     """One instance of a model."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Load what the configuration speaks of."""
+        """Load the model that the configuration describes."""
         check_numpy()
         config = json.loads(args["model_config"])
         self.inputs = [tensor["name"] for tensor in config["input"]]
@@ -39,28 +38,28 @@ class TritonPythonModel:
         self.model = load_model(args)
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        """Answer requests that were gathered into a batch, each by itself."""
+        """Answer requests that Triton gathered into a batch."""
         try:
             results = self.model([self.read(request) for request in requests])
         except Exception:  # noqa: BLE001 - clients get no traceback
             pb_utils.Logger.log_error(f"{self.name}: a batch of {len(requests)} failed\n{traceback.format_exc()}")
             failed = pb_utils.TritonError(
-                f"{self.name} failed on this batch; the server's log says why", pb_utils.TritonError.INTERNAL
+                f"{self.name} failed on this batch; see the log of the server", pb_utils.TritonError.INTERNAL
             )
             return [pb_utils.InferenceResponse(error=failed) for _ in requests]
         return [self.answer(result) for result in results]
 
     def read(self, request: Any) -> Request:  # noqa: ANN401 - untyped upstream
-        """Read what a client sent."""
+        """Read the tensors, parameters and requested outputs of a request."""
         found = {name: pb_utils.get_input_tensor_by_name(request, name) for name in self.inputs}
         tensors = {name: self.array(tensor) for name, tensor in found.items() if tensor is not None}
         return Request(tensors, json.loads(request.parameters() or "{}"), set(request.requested_output_names()))
 
     def array(self, tensor: Any) -> Any:  # noqa: ANN401
-        """Return the array of a tensor, where it is."""
+        """Return a tensor as an array on the device where it is."""
         if tensor.is_cpu():
             return tensor.as_numpy()
-        return import_cupy().from_dlpack(tensor)  # the tail's alone, and only on a GPU
+        return import_cupy().from_dlpack(tensor)  # only the last model of an ensemble gets such tensors
 
     def answer(self, result: Result) -> Any:  # noqa: ANN401
         """Return the response to one request."""
@@ -71,13 +70,17 @@ class TritonPythonModel:
 
 
 def check_numpy() -> None:
-    """See that this backend gets the contents of an array: before Triton 2.53 it sees zeros in those of NumPy 2."""
+    """Check that this backend reads arrays correctly. Before Triton 2.53, it reads zeros from arrays of NumPy 2.
+
+    Raises:
+        RuntimeError: it does not.
+    """
     if np.lib.NumpyVersion(np.__version__) < "2.0.0":
         return
     sent = np.arange(1, 4, dtype=np.uint16)
     there = pb_utils.Tensor("check", sent).to_dlpack()
     if not np.array_equal(pb_utils.Tensor.from_dlpack("check", there).as_numpy(), sent):
         raise RuntimeError(
-            f"this Triton's Python backend cannot read arrays of NumPy {np.__version__}, and would answer with zeros: "
-            "pip install 'numpy<2' in the Python that it starts"
+            f"the Python backend of this Triton cannot read arrays of NumPy {np.__version__}, and would return zeros; "
+            "run pip install 'numpy<2' in its Python environment"
         )

@@ -1,7 +1,7 @@
-"""The Python models of a repository: arrays in, arrays out. `model.py` is what knows Triton.
+"""The Python models of a repository: arrays in, arrays out. Only `model.py` uses Triton's own interface.
 
-Tensors are those of our own `/v2` endpoint, and between the models of an ensemble those of the bundle's graphs with
-`pixels`, what the network saw, and `placement`, where that lies in the picture.
+Clients send and receive the tensors of our `/v2` endpoint. Between the models of an ensemble pass the tensors of the
+bundle's graphs, `pixels` (the image at the network's size) and `placement` (where these pixels lie in the image).
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 BUNDLE = "bundle"
-"""Folder of a version with the bundle of a model that runs all of it."""
+"""Folder, in a version's folder, of the bundle that a `segment` model runs."""
 MOST_PIXELS = 50_000_000
-"""Of an image; one that says it has more is not decoded."""
+"""Largest number of pixels per image. An image whose header announces more is not decoded."""
 
 Outputs: TypeAlias = dict[str, "NDArray[Any]"]
 P = ParamSpec("P")
@@ -47,12 +47,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What a client asks of a model.
+    """One request to a model.
 
     Attributes:
-        tensors: by name, those that were sent.
+        tensors: the inputs by name.
         parameters: threshold, anchors, refine, fit.
-        wanted: names of the outputs that are asked for.
+        wanted: names of the requested outputs.
     """
 
     tensors: dict[str, Array]
@@ -62,7 +62,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """The answer to a request that can't be answered: what is wrong with it."""
+    """The response to a request that cannot be answered: what is wrong with it, in one line."""
 
     reason: str
 
@@ -72,15 +72,15 @@ Model: TypeAlias = Callable[[Sequence[Request]], list[Result]]
 
 
 def load_model(arguments: Mapping[str, str]) -> Model:
-    """Load the model that a configuration speaks of.
+    """Load the model that a configuration describes.
 
     Args:
-        arguments: what Triton gives to `initialize`.
+        arguments: the arguments that Triton passes to `initialize`.
 
     Raises:
         BundleError: the files of this version are damaged.
-        ProviderError: its provider can't run here.
-        MissingPackageError: something that it needs is not installed.
+        ProviderError: its provider cannot run on this machine.
+        MissingPackageError: a package that it needs is not installed.
     """
     config = json.loads(arguments["model_config"])
     parameters = {key: value["string_value"] for key, value in config["parameters"].items()}
@@ -96,13 +96,13 @@ def load_model(arguments: Mapping[str, str]) -> Model:
 
 
 class SegmentModel:
-    """The whole bundle: images of several requests go through the network together, each with its own settings."""
+    """The whole bundle. Images of several requests go through the network together, each with its own settings."""
 
     def __init__(self, segmenter: Segmenter) -> None:
         self.segmenter = segmenter
 
     def __call__(self, requests: Sequence[Request]) -> list[Result]:
-        """Answer each request by itself."""
+        """Answer each request separately, so that an error affects only its own request."""
         prepared = [_answer(self._prepare, request) for request in requests]
         images = [image for item in prepared if not isinstance(item, Refused) for image in item]
         results = iter(self.segmenter.finish(images))
@@ -120,7 +120,7 @@ class SegmentModel:
 
 
 class ResizeModel:
-    """The head of an ensemble: images of any size → what the network sees, and where that lies in them."""
+    """The first model of an ensemble: images of any size → images of the network's size and their placements."""
 
     def __init__(self, manifest: Manifest, limit: int) -> None:
         self.manifest = manifest
@@ -128,11 +128,13 @@ class ResizeModel:
         self.settings = manifest.defaults
 
     def __call__(self, requests: Sequence[Request]) -> list[Result]:
-        """Answer each request by itself."""
+        """Answer each request separately, so that an error affects only its own request."""
         return [_answer(self._fit, request) for request in requests]
 
     def _fit(self, request: Request) -> Outputs:
-        _, fit = _settings(self.settings, request.parameters)  # what the tail would refuse is refused at once
+        _, fit = _settings(
+            self.settings, request.parameters
+        )  # refuse now what the last model would refuse after the network has run
         fitted = [fit_image(read_image(image), self.manifest.image_size, fit) for image in _images(request)]
         return {
             PIXELS: np.stack([pixels for pixels, _ in fitted]),
@@ -141,10 +143,10 @@ class ResizeModel:
 
 
 class MergeModel:
-    """The tail of an ensemble: attention → labels of the picture's size, on the device where the attention is.
+    """The last model of an ensemble: attention → labels at the image's size, on the device that holds the attention.
 
     Raises:
-        MissingPackageError: it shall run on a GPU, and CuPy is not installed.
+        MissingPackageError: the model is to run on a GPU, and CuPy is not installed.
     """
 
     def __init__(self, manifest: Manifest, limit: int, gpu: int | None = None) -> None:
@@ -154,7 +156,7 @@ class MergeModel:
         self._device: AbstractContextManager[Any] = nullcontext() if gpu is None else import_cupy().cuda.Device(gpu)
 
     def __call__(self, requests: Sequence[Request]) -> list[Result]:
-        """Answer each request by itself."""
+        """Answer each request separately, so that an error affects only its own request."""
         with self._device:
             return [_answer(self._merge, request) for request in requests]
 
@@ -168,7 +170,7 @@ class MergeModel:
             placement, timings = unpack(packed, self.manifest.image_size), dict[str, float]()
             maps = [output[i, ...] for output in attention]
             with stage(timings, "aggregate"):
-                # In the place of the finest: the request's memory is its own, and nobody else reads it.
+                # Write into the finest map: the memory belongs to this request, and nothing else reads it.
                 values = aggregate_attention(maps, grids=grids, out=maps[0])
             aggregated = AggregatedAttention(values, seen, placement)
             results.append(Segmentation.of(aggregated, Image.fromarray(seen), settings, timings))
@@ -176,18 +178,18 @@ class MergeModel:
 
 
 def pack(placement: Placement) -> NDArray[np.float64]:
-    """Where the pixels lie in the picture → (6,); the network's size is known to both sides."""
+    """Return a placement as a float64 array (6,). The network's size is left out: both sides know it."""
     return np.array([*placement.picture, placement.top, placement.left, placement.height, placement.width], np.float64)
 
 
 def unpack(packed: NDArray[np.float64], size: tuple[int, int]) -> Placement:
-    """Undo `pack`."""
+    """Return the placement that `pack` packed, given the network's size (height, width)."""
     height, width, *box = packed.tolist()
     return Placement((int(height), int(width)), size, *box)
 
 
 def _answer(work: Callable[P, T], *arguments: P.args, **keywords: P.kwargs) -> T | Refused:
-    """Do the work of one request; what is wrong with it is no concern of the others."""
+    """Do the work for one request. An error becomes its response, so that other requests are not affected."""
     try:
         return work(*arguments, **keywords)
     except (ImageError, RequestError) as error:
@@ -195,9 +197,9 @@ def _answer(work: Callable[P, T], *arguments: P.args, **keywords: P.kwargs) -> T
 
 
 def _settings(defaults: MergeSettings, parameters: dict[str, Any]) -> tuple[MergeSettings, Fit]:
-    """Read the parameters of a request; a threshold a round comes as text, for Triton knows no lists."""
+    """Read the parameters of a request. Thresholds per round arrive as text, because Triton has no lists."""
     if unknown := sorted(set(parameters) - set(PARAMETERS)):
-        raise bad_request(f"unknown parameter {unknown[0]!r}; known are {', '.join(PARAMETERS)}")
+        raise bad_request(f"unknown parameter {unknown[0]!r}; the parameters are {', '.join(PARAMETERS)}")
     threshold, anchors = parameters.get("threshold"), parameters.get("anchors")
     if isinstance(threshold, str):
         try:
@@ -216,9 +218,9 @@ def _settings(defaults: MergeSettings, parameters: dict[str, Any]) -> tuple[Merg
 
 
 def _images(request: Request) -> list[ImageSource]:
-    """Images of a request: the arrays, or the encoded ones."""
+    """Return the images of a request, which are arrays or encoded images."""
     if (IMAGE in request.tensors) == (ENCODED in request.tensors):
-        raise bad_request(f"one input is taken, {IMAGE} or {ENCODED}, found {len(request.tensors)}")
+        raise bad_request(f"there must be one input, {IMAGE} or {ENCODED}, found {len(request.tensors)}")
     if IMAGE in request.tensors:
         images = request.tensors[IMAGE]
         for height, width in {image.shape[:2] for image in images}:
@@ -228,7 +230,7 @@ def _images(request: Request) -> list[ImageSource]:
 
 
 def _masks(results: Sequence[Segmentation], wanted: Collection[str]) -> Outputs:
-    """Results of a request → what it asked for: labels (B, H, W), segments (B, 1)."""
+    """Return the requested outputs: labels (B, H, W) uint16, segments (B, 1) of JSON texts."""
     outputs: Outputs = {}
     if LABELS in wanted:
         outputs[LABELS] = stack_labels(results)

@@ -1,4 +1,7 @@
-"""Protocol buffers' text format, as far as a config.pbtxt needs it: writing, without the package `protobuf`."""
+"""Write protocol buffers in their text format, as far as a config.pbtxt needs it.
+
+Our own writer, because `protobuf` and Triton's message definitions are large dependencies for a few lines of text.
+"""
 
 from __future__ import annotations
 
@@ -6,23 +9,23 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 Message: TypeAlias = dict[str, Any]
-"""Field: a value, a message, a `Map`, or a list of these."""
+"""Fields by name: each is a value, a message, a `Map`, or a list of these."""
 INDENT = "  "
 ESCAPED = {ord("\\"): r"\\", ord('"'): r"\"", ord("\n"): r"\n", ord("\r"): r"\r"}
 
 
 class Word(str):
-    """A name of an enumeration, which stands without quotes."""
+    """A name of an enumeration value, which is written without quotes."""
 
     __slots__ = ()
 
 
 class Map(dict[str, Any]):
-    """A field of the kind `map<string, …>`, which is written as one entry a key."""
+    """A field of type `map<string, …>`, which is written as one entry per key."""
 
 
 def to_text(message: Mapping[str, Any], indent: str = "") -> str:
-    """Write a message, one field a line."""
+    """Return a message as text, one field per line."""
     lines = []
     for name, value in message.items():
         if isinstance(value, Map):

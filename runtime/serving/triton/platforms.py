@@ -1,10 +1,10 @@
-"""What may be chosen of a repository; imports nothing, since the command line asks for it at every start."""
+"""Choices for a model repository. Imports nothing heavy, because the command line imports it at every start."""
 
 from enum import StrEnum
 
 
 class Platform(StrEnum):
-    """What of Triton executes the network."""
+    """The backend of Triton that executes the network."""
 
     TENSORRT = "tensorrt"
     ONNXRUNTIME = "onnxruntime"
@@ -12,7 +12,7 @@ class Platform(StrEnum):
 
 
 class Device(StrEnum):
-    """Where an ensemble's network and merging run."""
+    """Where the network and the merging of an ensemble run."""
 
     CPU = "cpu"
     GPU = "gpu"

@@ -3,8 +3,10 @@ import pytest
 
 from tests.runtime.doubles import LendingNetwork
 
+pytest.importorskip("cachetools", reason="needs the extra 'serve'")
 pytest.importorskip("fastapi", reason="needs the extra 'serve'")
 pytest.importorskip("prometheus_client", reason="needs the extra 'serve'")
+pytest.importorskip("structlog", reason="needs the extra 'serve'")
 pytest.importorskip("uvicorn", reason="needs the extra 'serve'")
 
 from diffseg import Segmenter

@@ -70,3 +70,22 @@ def test_neither_the_picture_nor_the_rest_of_the_batch_is_kept(result, fake_bund
     assert kept.attention.values.base is None
     assert kept.image.size == (1, 1)
     np.testing.assert_array_equal(kept.resegment(0.3).labels, result.resegment(0.3).labels)
+
+
+def test_reading_the_size_is_no_use(result):
+    store = AttentionStore(2 * BYTES, 100)
+    first, second = store.add(result), store.add(result)
+    store.get(first)
+    assert store.bytes == 2 * BYTES
+    third = store.add(result)
+    assert [store.get(key) is not None for key in (first, second, third)] == [True, False, True]
+
+
+def test_what_outgrows_the_whole_store_stays_alone(result):
+    store = AttentionStore(BYTES + 100, 100)
+    key = store.add(result)
+    store.get(key).resegment(0.5, anchors=8)
+    assert store.bytes > BYTES + 100
+    assert store.get(key) is not None
+    assert store.get(key) is not None
+    assert len(store) == 1

@@ -11,6 +11,7 @@ import urllib.request
 
 import pytest
 from diffseg.engines.examples import example_images
+from diffseg.serving.http.server import open_sockets
 
 PATIENCE = 120
 
@@ -46,6 +47,7 @@ def test_sigterm_finishes_the_request_under_way(tmp_path):
                 pass
             process.send_signal(signal.SIGTERM)
             rest = list(log)
+            assert {"time", "level", "logger", "message"} <= set(rest[-1])
             asking.join()
         finally:
             timer.cancel()
@@ -88,6 +90,42 @@ def test_what_is_not_served(arguments, token, code, message, tmp_path):
 def test_a_port_that_is_taken(serve):
     taken = serve().port
     done = subprocess.run(command("--port", str(taken)), capture_output=True, text=True, check=False, timeout=PATIENCE)
-    assert done.returncode != 0
-    assert "Traceback" not in done.stderr
-    assert any("address already in use" in json.loads(line)["message"] for line in done.stderr.splitlines())
+    assert done.returncode == 2
+    expected = f"error: cannot listen on 127.0.0.1, port {taken}: the port is in use; choose another one with --port\n"
+    assert done.stderr == expected
+
+
+def test_a_host_that_is_not_here():
+    with pytest.raises(OSError, match=r"^cannot listen on nowhere\.invalid: no such host; choose another"):
+        open_sockets("nowhere.invalid", 0)
+    with pytest.raises(
+        OSError, match=r"^cannot listen on 192\.0\.2\.1, port 0: this machine does not have the address"
+    ):
+        open_sockets("192.0.2.1", 0)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
+def test_a_terminal_gets_text(tmp_path):
+    import pty
+
+    reading, writing = pty.openpty()
+    run = command("--port", "0", "--provider", "cpu")
+    with subprocess.Popen(run, stderr=writing, cwd=tmp_path) as process:
+        timer = threading.Timer(PATIENCE, process.kill)
+        timer.start()
+        try:
+            os.close(writing)
+            text = b""
+            while not (found := re.search(rb"running on \S*?(http://[\d.:]+)", text)):
+                text += os.read(reading, 1000)
+            urllib.request.urlopen(f"{found[1].decode()}/v2").close()  # noqa: S310
+            while b"status" not in text:
+                text += os.read(reading, 1000)
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait(PATIENCE)
+            timer.cancel()
+            os.close(reading)
+    lines = re.sub(rb"\x1b\[[\d;]*m", b"", text).decode().splitlines()
+    assert re.search(r"info *\] tiny with provider cpu is running on http://127\.0\.0\.1:\d+$", lines[0].rstrip())
+    assert re.search(r"\] request .*client=127\.0\.0\.1 .*path=/v2 .*status=200", lines[1])

@@ -141,8 +141,8 @@ PLAIN = {"name": "image", "datatype": "UINT8", "shape": [1, 1, 1, 3], "data": [1
 @pytest.mark.parametrize(
     ("message", "headers", "error"),
     [
-        (b"{", {}, "no JSON"),
-        (b"[" * 100_000, {}, "no JSON"),
+        (b"{", {}, "not JSON"),
+        (b"[" * 100_000, {}, "not JSON"),
         ([], {}, "list of 'inputs'"),
         ({"inputs": []}, {}, "one input"),
         ({"inputs": [PLAIN, PLAIN]}, {}, "one input"),
@@ -161,6 +161,7 @@ PLAIN = {"name": "image", "datatype": "UINT8", "shape": [1, 1, 1, 3], "data": [1
         ({"inputs": [PLAIN], "outputs": [{"name": "masks"}]}, {}, "labels or segments"),
         ({"inputs": [PLAIN], "parameters": [1]}, {}, "must be an object"),
         ({"inputs": [PLAIN], "parameters": {"timeout": -5}}, {}, "microseconds"),
+        ({"inputs": [PLAIN], "parameters": {"threshold": "x"}}, {}, "threshold must be a number, or a list"),
         ({"inputs": [PLAIN]}, {"Inference-Header-Content-Length": "99999"}, "the body has"),
         ({"inputs": [{"name": "encoded", "datatype": "BYTES", "shape": [1], "data": ["%%"]}]}, {}, "base64"),
         ({"inputs": [{"name": "encoded", "datatype": "BYTES", "shape": [2], "data": ["AAAA"]}]}, {}, "cannot hold"),

@@ -342,22 +342,20 @@ def test_every_answer_has_an_id_that_the_log_repeats(serve, png, caplog):
     made = server.ask("POST", "/v1/segment", b"", {"X-Request-Id": "two words\u00e9"})
     assert len(made.headers["x-request-id"]) == 32
     until(lambda: sum(r.message == "request" for r in caplog.records) == 2, "the log")
-    facts = [r.facts for r in caplog.records if r.message == "request"]
-    assert [(f["status"], f["outcome"]) for f in facts] == [(200, "ok"), (400, "bad_request")]
+    found = [r for r in caplog.records if r.message == "request"]
+    assert [(r.status, r.outcome) for r in found] == [(200, "ok"), (400, "bad_request")]
 
 
 def test_log_lines_are_json():
     import logging
 
-    from diffseg.serving.http.logs import JsonFormatter, request_id
+    from diffseg.serving.http.logs import json_formatter
+    from structlog.contextvars import bound_contextvars
 
-    token = request_id.set("abc")
-    try:
+    with bound_contextvars(request_id="abc"):
         record = logging.LogRecord("x", logging.INFO, "", 0, "two\nlines %d", (5,), None)
-        record.facts = {"status": 200}
-        line = JsonFormatter().format(record)
-    finally:
-        request_id.reset(token)
+        record.status = 200
+        line = json_formatter().format(record)
     assert "\n" not in line
     assert json.loads(line) == {
         "time": json.loads(line)["time"],
@@ -367,6 +365,32 @@ def test_log_lines_are_json():
         "request_id": "abc",
         "status": 200,
     }
+
+
+def test_a_traceback_is_one_field():
+    import logging
+    import sys
+
+    from diffseg.serving.http.logs import json_formatter
+
+    try:
+        int("broken")
+    except ValueError:
+        record = logging.LogRecord("x", logging.ERROR, "", 0, "failed", (), sys.exc_info())
+    line = json.loads(json_formatter().format(record))
+    assert line["message"] == "failed"
+    assert line["traceback"].endswith("base 10: 'broken'")
+
+
+def test_uvicorn_logs_through_the_same_pipeline(serve, caplog):
+    """Its records reach the root logger, whose handler formats them; none has a handler of its own."""
+    import logging
+
+    caplog.set_level("INFO")
+    serve()
+    assert "uvicorn.error" in {record.name for record in caplog.records}
+    for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
+        assert logging.getLogger(name).handlers == []
 
 
 def test_memory_does_not_grow_with_requests(serve, png):

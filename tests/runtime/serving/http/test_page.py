@@ -3,6 +3,7 @@
 import base64
 import io
 from dataclasses import replace
+from importlib.resources import files
 
 import numpy as np
 import pytest
@@ -61,7 +62,7 @@ def colours(page, nth=0):
     )
 
 
-def test_a_photograph_from_drop_to_download(serve, open_page, picture, tmp_path):
+def test_an_image_from_choice_to_download(serve, open_page, picture, tmp_path):
     server = serve()
     page = open_page(server.url)
     page.choose(picture)
@@ -94,7 +95,7 @@ def test_a_photograph_from_drop_to_download(serve, open_page, picture, tmp_path)
     masks = colours(page)
     page.mouse("click", 0.2, 0.8)
     page.until("!document.querySelector('[data-do=masks]').hidden")
-    assert "attention of the place at 20 %, 80 %" in page.run(TOLD.format(0))
+    assert "attention of the point at 20 %, 80 %" in page.run(TOLD.format(0))
     assert colours(page) != masks
     page.mouse("click", 0.5, 0.5, "[data-do=masks]")
     page.until("document.querySelector('[data-do=masks]').hidden")
@@ -194,7 +195,7 @@ def test_by_keyboard_alone(serve, open_page, picture):
     page.press("ArrowLeft", "ArrowUp")
     page.until(f"{TOLD.format(0)}.startsWith('segment ')")
     page.press("Enter")
-    page.until(f"{TOLD.format(0)}.startsWith('attention of the place at 48 %, 48 %')")
+    page.until(f"{TOLD.format(0)}.startsWith('attention of the point at 48 %, 48 %')")
     page.press("Escape")
     page.until(f"{TOLD.format(0)}.endsWith('segments')")
     assert page.complaints == []
@@ -209,7 +210,7 @@ def test_on_a_phone(serve, open_page, picture):
         "[...document.querySelectorAll('.bar button, .file')].every((b) => !b.offsetHeight || b.offsetHeight >= 44)"
     )
     page.tap(0.5, 0.5)
-    page.until(f"{TOLD.format(0)}.startsWith('attention of the place at 50 %, 50 %')")
+    page.until(f"{TOLD.format(0)}.startsWith('attention of the point at 50 %, 50 %')")
     assert page.complaints == []
 
 
@@ -270,7 +271,7 @@ def test_a_click_after_the_attention_has_expired(serve, open_page, picture):
         page.mouse("click", 0.3, 0.7)
         page.until(f"!document.querySelector('[data-do=masks]').hidden || {FAILED}")
         assert not page.run(FAILED), page.status
-        assert page.run(TOLD.format(0)).startswith("attention of the place at 30 %, 70 %")
+        assert page.run(TOLD.format(0)).startswith("attention of the point at 30 %, 70 %")
         assert len(server.service.store) == 1
         assert len(server.service.segmenter.network.passes) == passes + nth
         page.mouse("click", 0.5, 0.5, "[data-do=masks]")
@@ -318,7 +319,7 @@ def test_a_server_that_is_gone(serve, open_page, picture):
     page.run("say('')")
     page.run("state.panels[0].renew()")
     assert page.status.startswith("The server does not answer. Check that")
-    assert page.status.endswith("The masks on the screen have the settings before this change.")
+    assert page.status.endswith("The masks on the screen were made with the settings before this change.")
     page.choose(picture)
     page.until("/try again\\.$/.test(document.getElementById('status').textContent)")
     assert colours(page) == drawn
@@ -360,6 +361,11 @@ def test_the_words_of_the_page(serve, open_page, picture):
         "k-means",
     ]
     assert page.run("document.querySelector('#token button').textContent") == "Sign in"
+    assert page.run("document.querySelector('[data-name=refine]').selectedOptions[0].textContent") == "none"
+    words = (files("diffseg.serving.http") / "page.html").read_text(encoding="utf-8").lower()
+    assert "choose an image" in words
+    assert "photo" not in words
+    assert "picture" not in words
 
 
 def test_a_token_is_asked_for(serve, open_page, picture):
@@ -375,7 +381,7 @@ def test_a_token_is_asked_for(serve, open_page, picture):
     page.until(DONE)
 
 
-def test_dropping_a_photograph(serve, open_page, picture):
+def test_dropping_an_image(serve, open_page, picture):
     page = open_page(serve().url)
     data = base64.b64encode(picture.read_bytes()).decode()
     page.run(

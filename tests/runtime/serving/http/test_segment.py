@@ -94,6 +94,37 @@ def test_settings_out_of_range(serve, png, query):
     assert query.partition("=")[0] in answer.error
 
 
+@pytest.mark.parametrize(
+    ("request_line", "error"),
+    [
+        ("POST /v1/segment?threshold=x", "threshold must be a number, found 'x'"),
+        ("POST /v1/segment?threshold=nan", "threshold must be a finite number, found 'nan'"),
+        ("POST /v1/segment?threshold=1&threshold=-1", "threshold must be at least 0, found '-1'"),
+        ("POST /v1/segment?" + "&".join(["threshold=1"] * 9), "threshold must be given at most 8 times, found 9"),
+        ("POST /v1/segment?anchors=1.5", "anchors must be a whole number, found '1.5'"),
+        ("POST /v1/segment?anchors=500", "anchors must be at most 128, found '500'"),
+        ("POST /v1/segment?refine=magic", "refine must be one of none, kmeans, colour, found 'magic'"),
+        ("POST /v1/segment?timeout=0", "timeout must be above 0, found '0'"),
+        (
+            "POST /v1/images?side=1&counts=x",
+            "side must be at least 16, found '1'; counts must be one of string, list, found 'x'",
+        ),
+        ("GET /v1/images/KEY/attention?x=1", "x must be below 1, found '1'; y must be given, found nothing"),
+        ("GET /v1/nothing", "there is nothing at /v1/nothing; /openapi.json lists what there is"),
+        ("GET /v1/segment", "/v1/segment does not take GET; /openapi.json lists what it takes"),
+        (
+            "POST /v1/segment?threshold=" + "9" * 30 + "x" * 90,
+            f"threshold must be a number, found '{'9' * 30}{'x' * 29}…",
+        ),
+    ],
+)
+def test_errors_are_in_our_own_words(serve, png, request_line, error):
+    method, path = request_line.split()
+    server = serve()
+    key = server.ask("POST", "/v1/images", png).json()["id"]
+    assert server.ask(method, path.replace("KEY", key), png if method == "POST" else None).error == error
+
+
 def test_broken_images_are_the_client_s_fault(serve, png, photo):
     server = serve()
     for body in (b"", b"no image", png[:200], encoded(photo, "JPEG")[:500], b"%!PS-Adobe-3.0 EPSF-3.0\n"):
@@ -173,3 +204,4 @@ def test_the_interface_is_described(serve):
     assert set(post["requestBody"]["content"]) == {"image/*", "multipart/form-data"}
     assert {"200", "400", "413", "503", "504"} <= set(post["responses"])
     assert json.dumps(document).count("HTTPBearer")
+    assert "HTTPValidationError" not in json.dumps(document)  # a setting out of range is answered with 400 and one line

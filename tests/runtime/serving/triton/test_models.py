@@ -163,13 +163,13 @@ def test_encoded_images_of_several_sizes(model, photo):
 
 
 WRONG = [
-    ({}, {}, "one input is taken, image or encoded, found 0"),
+    ({}, {}, "there must be one input, image or encoded, found 0"),
     ({"image": 1, "encoded": 1}, {}, "found 2"),
-    ({"encoded": b""}, {}, "not an image of a format read here"),
-    ({"encoded": b"GIF89a"}, {}, "not an image of a format read here"),
-    ({"encoded": b"BM" + bytes(60)}, {}, "image cannot be opened (OSError)"),
-    ({"encoded": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"}, {}, "not an image of a format"),
-    ({"image": 1}, {"colour": 1}, "unknown parameter 'colour'; known are threshold, anchors, refine, fit"),
+    ({"encoded": b""}, {}, "not an image in one of the formats"),
+    ({"encoded": b"GIF89a"}, {}, "not an image in one of the formats"),
+    ({"encoded": b"BM" + bytes(60)}, {}, "image cannot be opened: its header is damaged"),
+    ({"encoded": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"}, {}, "not an image in one of the formats"),
+    ({"image": 1}, {"colour": 1}, "unknown parameter 'colour'; the parameters are threshold, anchors, refine, fit"),
     ({"image": 1}, {"threshold": "low"}, "as in '1,0.8', found 'low'"),
     ({"image": 1}, {"threshold": "nan"}, "threshold must be"),
     ({"image": 1}, {"threshold": "inf"}, "finite"),

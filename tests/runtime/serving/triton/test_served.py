@@ -102,7 +102,7 @@ def test_errors_reach_the_client(served, pictures):
         ([whole], {"threshold": -1}, "threshold must be a number of at least 0"),
         ([whole], {"fit": "cover"}, "fit must be one of stretch, crop, pad, found 'cover'"),
         ([whole], {"colour": 1}, "unknown parameter 'colour'"),
-        ([whole, no_image], {}, "one input is taken"),
+        ([whole, no_image], {}, "there must be one input"),
         ([no_image], {}, "not an image of a format read here"),
         ([image_tensor(http, np.stack([pictures[0]] * 3))], {}, "batch-size must be <= 2"),
     ):
