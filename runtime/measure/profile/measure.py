@@ -25,6 +25,7 @@ from diffseg.measure.profile.startup import measure_starts
 from diffseg.measure.profile.statistics import Summary, drift
 from diffseg.segmenter import Segmenter
 from diffseg.stages import STAGES, observing
+from msgspec import structs
 
 SCHEMA = 1
 OTHER = "other"  # of a run: what no stage covers
@@ -156,7 +157,7 @@ def take_profile(
     record = {
         "schema": SCHEMA,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "settings": {**asdict(settings), **options},
+        "settings": {**structs.asdict(settings), **options},
         "environment": environment,
         "images": facts,
         "fresh_processes": starts,
