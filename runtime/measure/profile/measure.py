@@ -25,7 +25,6 @@ from diffseg.measure.profile.startup import measure_starts
 from diffseg.measure.profile.statistics import Summary, drift
 from diffseg.segmenter import Segmenter
 from diffseg.stages import STAGES, observing
-from msgspec import structs
 
 SCHEMA = 1
 OTHER = "other"  # of a run: what no stage covers
@@ -157,7 +156,7 @@ def take_profile(
     record = {
         "schema": SCHEMA,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "settings": {**structs.asdict(settings), **options},
+        "settings": {**asdict(settings), **options},
         "environment": environment,
         "images": facts,
         "fresh_processes": starts,
