@@ -21,6 +21,7 @@ FORBIDDEN = (
     *("torch", "diffusers", "transformers", "onnx", "onnxscript", "cupy", "tensorrt"),
     *("sklearn", "scipy", "skimage", "threadpoolctl"),
     *("fastapi", "uvicorn", "prometheus_client", "python_multipart", "tritonclient"),
+    *("jinja2", "cachetools", "structlog"),
 )
 
 
@@ -132,8 +133,25 @@ def test_evaluate_says_what_to_install(lean, tmp_path):
     out = tmp_path / "out"
     done = run(lean, "-m", "diffseg", "evaluate", str(tmp_path), "--methods", "colour", "-o", str(out))
     assert done.returncode == 1
-    assert done.stderr == "error: evaluate needs scipy, sklearn, skimage: pip install 'diffseg[eval]'\n"
+    assert done.stderr == "error: evaluate needs scipy, sklearn, skimage, jinja2: pip install 'diffseg[eval]'\n"
     assert not out.exists()
+
+
+def test_an_html_report_says_what_to_install(lean, tmp_path):
+    done = run(lean, "-m", "diffseg", "profile", "tiny", "--html", str(tmp_path / "report.html"))
+    assert done.returncode == 1
+    assert done.stderr == "error: an HTML report needs jinja2: pip install 'diffseg[reports]'\n"
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_templates_are_in_the_wheel(lean):
+    code = """
+from importlib.resources import files
+print(*(file.name for file in files("diffseg.measure.reports").iterdir()))
+"""
+    names = run(lean, "-c", code).stdout.split()
+    templates = {path.name for path in (ROOT / "runtime" / "measure" / "reports").glob("*.html")}
+    assert {"base.html", "evaluation.html", "profile.html"} <= templates <= set(names)
 
 
 def test_serve_says_what_to_install(lean):

@@ -61,6 +61,10 @@ def profile(  # noqa: C901 - one branch an option
     for target in (trace, html):
         if target is not None and not target.parent.is_dir():  # better now than after minutes
             raise typer.BadParameter(f"{target.parent} is not a folder")
+    if html is not None:
+        from diffseg.measure.reports.templates import need_jinja
+
+        need_jinja()
     from diffseg.measure.profile.measure import ProfileSettings, take_profile
 
     def progress(step: str) -> None:

@@ -26,6 +26,7 @@ PACKAGES = {
     "scipy": "extra 'eval', for evaluate only",
     "scikit-learn": "extra 'eval', for evaluate only",
     "scikit-image": "extra 'eval', for evaluate only",
+    "jinja2": "extra 'reports', for HTML reports",
     "huggingface-hub": "extra 'hub', for models by hub id",
     "fastapi": "extra 'serve', for serve only",
     "uvicorn": "extra 'serve', for serve only",

@@ -1,11 +1,11 @@
-"""The report as one HTML page that needs nothing else: no script, no font, no picture from elsewhere."""
+"""The report of an evaluation as one HTML page. Requires the `reports` extra."""
 
 from __future__ import annotations
 
 import base64
 import io
-from html import escape
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from diffseg import draw
@@ -22,6 +22,7 @@ from diffseg.measure.evaluate.report import (
     cell,
     row,
 )
+from diffseg.measure.reports.templates import render
 from PIL import Image
 
 if TYPE_CHECKING:
@@ -32,130 +33,120 @@ if TYPE_CHECKING:
 THUMBNAIL = 300  # pixels, longer side
 JPEG_QUALITY = 80
 MAX_BARS = 40
-"""Classes up to which bars are drawn; with more they say nothing."""
-
+"""Classes up to which bars are drawn. More bars would be too small to compare."""
 COLOURS = ("#2f6fde", "#e2803a", "#3aa66b", "#9a5fc9", "#8a8f98")
-STYLE = """
-:root{color-scheme:light dark;--line:#8884;--dim:#777}
-body{font:15px/1.5 system-ui,sans-serif;max-width:1100px;margin:2rem auto;padding:0 1rem}
-h1{font-size:1.6rem}h2{font-size:1.25rem;margin-top:2.5rem;border-bottom:1px solid var(--line)}h3{font-size:1rem}
-table{border-collapse:collapse;font-variant-numeric:tabular-nums}
-th,td{padding:.2rem .7rem;text-align:right;border-bottom:1px solid var(--line)}
-th:first-child,td:first-child{text-align:left}
-.top{font-weight:700}.dim{color:var(--dim);font-size:.9em}
-.published{border:1px dashed var(--line);padding:.2rem 1rem 1rem;margin-top:1rem}
-.bars{display:grid;grid-template-columns:max-content 1fr;gap:.5rem .8rem;align-items:center;font-size:.85em}
-.bars .pair{display:grid;gap:1px}
-.bar{height:7px;border-radius:2px;min-width:1px}
-.key{display:inline-block;width:.8em;height:.8em;border-radius:2px;margin:0 .3em 0 1em}
-.examples{display:flex;flex-wrap:wrap;gap:1rem}
-figure{margin:0}figure img{display:inline-block;max-width:100%;margin-right:2px}
-figcaption{font-size:.85em;color:var(--dim)}
-.wide{overflow-x:auto}
-"""
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Cells of a table.
+
+    Attributes:
+        head: texts of the first row.
+        rows: texts of the other rows.
+        strong: for each of these rows, the numbers of the cells that stand out.
+    """
+
+    head: list[str]
+    rows: list[list[str]]
+    strong: list[set[int]]
 
 
 def make_page(report: Report, evaluation: Evaluation) -> str:
-    """HTML text of a report. Masks of the images that it shows are made again."""
-    name = report.model.get("name", "no network")
-    parts = [
-        f"<h1>Segmentation quality: {escape(name)}</h1>",
-        f"<p class=dim>diffseg {escape(report.diffseg)}, protocol <b>{escape(report.protocol)}</b>"
-        + (f", provider {escape(report.provider)}" if report.provider else "")
-        + "".join(f"<br>{escape(key)} {escape(value)}" for key, value in report.model.items() if key != "name")
-        + "</p>",
-        _list(report.methods),
-    ]
-    for dataset, source in zip(report.datasets, evaluation.datasets, strict=True):
-        parts += [
-            f"<h2>{escape(dataset.name)}</h2>",
-            f"<p class=dim>{dataset.images - dataset.failed} images"
-            + (f", {dataset.failed} failed" if dataset.failed else "")
-            + f". {escape(dataset.note)}</p>",
-            _scores(report, dataset),
-            _bars(report, dataset) if source.classes else "",  # numbers that may mean nothing across images
-            _examples(report, dataset, source, evaluation),
-        ]
-    parts += [_sweep(report), f"<h2>What is measured</h2>{_list({MEASURES[k]: v for k, v in MEANINGS.items()})}"]
-    parts += [f"<p>{escape(ORDER_NOTE)}</p>", _published(report)]
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>diffseg evaluate: {escape(name)}</title><style>{STYLE}</style></head><body>\n"
-        + "\n".join(part for part in parts if part)
-        + "\n</body></html>\n"
+    """Return the HTML text of a report. The masks of the images that it shows are made again.
+
+    Raises:
+        MissingPackageError: Jinja2 is not installed.
+    """
+    return render(
+        "evaluation.html",
+        report=report,
+        name=report.model.get("name", "no network"),
+        graphs={key: value for key, value in report.model.items() if key != "name"},
+        datasets=[
+            {
+                "name": dataset.name,
+                "images": dataset.images - dataset.failed,
+                "failed": dataset.failed,
+                "note": dataset.note,
+                "scores": _scores(report, dataset),
+                "legend": list(zip(report.columns, COLOURS, strict=False)),
+                # Without class names, one number may mean different things in different images.
+                "bars": _bars(report, dataset) if source.classes else [],
+                "examples": _examples(dataset, source, evaluation),
+            }
+            for dataset, source in zip(report.datasets, evaluation.datasets, strict=True)
+        ],
+        sweep=_sweep(report),
+        measures={MEASURES[key]: meaning for key, meaning in MEANINGS.items()},
+        order_note=ORDER_NOTE,
+        published={
+            "note": PUBLISHED_NOTE,
+            "head": ["method", "ACC %", "mIoU %"],
+            "rows": [[m, "–" if a is None else f"{a:.1f}", f"{i:.1f}"] for m, a, i in report.published],
+        },
     )
 
 
-def _list(items: dict[str, str]) -> str:
-    return "<ul class=dim>" + "".join(f"<li><b>{escape(k)}</b>: {escape(v)}</li>" for k, v in items.items()) + "</ul>"
-
-
-def _table(head: list[str], rows: list[tuple[list[str], set[int]]]) -> str:
-    """Table from texts; the cells whose numbers are in the set are the top ones."""
-    text = "".join(f"<th>{escape(h)}</th>" for h in head)
-    for cells, top in rows:
-        filled = (f"<td{' class=top' if i in top else ''}>{escape(c)}</td>" for i, c in enumerate(cells))
-        text += "</tr><tr>" + "".join(filled)
-    return f"<div class=wide><table><tr>{text}</tr></table></div>"
-
-
-def _scores(report: Report, dataset: DatasetReport) -> str:
+def _scores(report: Report, dataset: DatasetReport) -> Table:
+    """One row per method; the largest value of each measure stands out."""
     scores = [dataset.scores[name] for name in report.columns]
     values = [[getattr(score, measure) for measure in MEASURES] for score in scores]
     tops = [max((v for v in column if v is not None), default=None) for column in zip(*values, strict=True)]
-    rows = []
+    rows, strong = [], []
     for name, score, figures in zip(report.columns, scores, values, strict=True):
-        top = {i + 1 for i, (v, most) in enumerate(zip(figures, tops, strict=True)) if v is not None and v == most}
         error = "–" if score.covering_error is None else f"±{score.covering_error:.3f}"
-        rows.append(([name, *row(score), error], top))
-    return _table(["method", *MEASURES.values(), "mIoU range", "masks", "covering ±"], rows)
+        rows.append([name, *row(score), error])
+        strong.append(
+            {i + 1 for i, (v, top) in enumerate(zip(figures, tops, strict=True)) if v is not None and v == top}
+        )
+    return Table(["method", *MEASURES.values(), "mIoU range", "masks", "covering ±"], rows, strong)
 
 
-def _bars(report: Report, dataset: DatasetReport) -> str:
-    if len(dataset.classes) > MAX_BARS or not report.columns:
-        return ""
-    keys = zip(report.columns, COLOURS, strict=False)
-    legend = "".join(f'<span class=key style="background:{c}"></span>{escape(n)}' for n, c in keys)
+def _bars(report: Report, dataset: DatasetReport) -> list[tuple[str, list[tuple[str, str, float, str]]]]:
+    """Return the bars of each class: method, IoU as text, length in percent, colour."""
+    if len(dataset.classes) > MAX_BARS:
+        return []
     lines = []
     for i, label in enumerate(dataset.classes):
         ious = [dataset.scores[name].class_iou[i] for name in report.columns]
-        if all(iou is None for iou in ious):
-            continue
-        bars = "".join(
-            f'<div class=bar style="width:{100 * (iou or 0):.1f}%;background:{colour}" '
-            f'title="{escape(name)} {cell(iou)}"></div>'
-            for name, iou, colour in zip(report.columns, ious, COLOURS, strict=False)
-        )
-        lines.append(f"<div>{escape(label)}</div><div class=pair>{bars}</div>")
-    return f"<h3>IoU of each class (0 to 1)</h3><p class=dim>{legend}</p><div class=bars>{''.join(lines)}</div>"
+        if any(iou is not None for iou in ious):
+            bars = [
+                (name, cell(iou), 100 * (iou or 0), colour)
+                for name, iou, colour in zip(report.columns, ious, COLOURS, strict=False)
+            ]
+            lines.append((label, bars))
+    return lines
 
 
-def _examples(report: Report, dataset: DatasetReport, source: Dataset, evaluation: Evaluation) -> str:
-    column = evaluation.columns[0]
+def _examples(
+    dataset: DatasetReport, source: Dataset, evaluation: Evaluation
+) -> list[tuple[str, list[dict[str, Any]]]]:
+    """Return groups of images, each with its name and its drawings or the error that prevents them."""
     samples = {sample.name: sample for sample in source.samples}
-    text = ""
+    groups = []
     for group, names in dataset.examples.items():
-        figures = ""
+        examples: list[dict[str, Any]] = []
         for name in names:
             try:
-                example = evaluation.example(source, samples[name], column)
-            except DiffsegError as error:  # it was readable a moment ago
-                figures += f"<p class=dim>{escape(str(error))}</p>"
-                continue
-            figures += f"<figure>{_pictures(example)}<figcaption>{escape(name)}</figcaption></figure>"
-        if figures:
-            text += f"<h3>{group.capitalize()} by covering</h3><div class=examples>{figures}</div>"
-    return f"{text}<p class=dim>Each: image, labels, {escape(report.columns[0])}.</p>" if text else ""
+                example = evaluation.example(source, samples[name], evaluation.columns[0])
+            except DiffsegError as error:  # the file was removed or changed since it was evaluated
+                examples.append({"name": name, "error": str(error)})
+            else:
+                examples.append({"name": name, "error": None, "images": _drawings(example)})
+        if examples:
+            groups.append((group.capitalize(), examples))
+    return groups
 
 
-def _pictures(example: Example) -> str:
+def _drawings(example: Example) -> list[dict[str, Any]]:
+    """Draw an image, its labels and its masks."""
     size = (example.truth.shape[1], example.truth.shape[0])
-    picture = example.picture.resize(size) if example.picture.size != size else example.picture
-    truth = draw.overlay(picture, example.truth.astype(np.uint16), 0.6)
+    image = example.picture.resize(size) if example.picture.size != size else example.picture
+    truth = draw.overlay(image, example.truth.astype(np.uint16), 0.6)
     truth.paste((0, 0, 0), mask=Image.fromarray((example.truth == VOID).astype(np.uint8) * np.uint8(255)))
-    found = draw.overlay(picture, _by_area(example.labels), 0.6)
-    return "".join(_image(image, alt) for image, alt in ((picture, "image"), (truth, "labels"), (found, "masks")))
+    found = draw.overlay(image, _by_area(example.labels), 0.6)
+    return [_thumbnail(drawing, alt) for drawing, alt in ((image, "image"), (truth, "labels"), (found, "masks"))]
 
 
 def _by_area(labels: NDArray[np.integer]) -> NDArray[np.uint16]:
@@ -166,36 +157,32 @@ def _by_area(labels: NDArray[np.integer]) -> NDArray[np.uint16]:
     return np.asarray(rank[inverse.reshape(labels.shape)])
 
 
-def _image(image: Image.Image, alt: str) -> str:
+def _thumbnail(image: Image.Image, alt: str) -> dict[str, Any]:
+    """Return a smaller image as JPEG in base64, its text and its size in pixels."""
     small = image.copy()
     small.thumbnail((THUMBNAIL, THUMBNAIL))
     stream = io.BytesIO()
     small.save(stream, "JPEG", quality=JPEG_QUALITY)
     data = base64.b64encode(stream.getvalue()).decode()
-    return f'<img src="data:image/jpeg;base64,{data}" alt="{alt}" width="{small.width}" height="{small.height}">'
+    return {"data": data, "alt": alt, "width": small.width, "height": small.height}
 
 
-def _sweep(report: Report) -> str:
+def _sweep(report: Report) -> dict[str, Any] | None:
+    """Return the table of the threshold sweep and its note; None without a sweep."""
     if not report.sweep:
-        return ""
+        return None
     best = report.best()
     head = ["threshold"]
     for dataset in report.datasets:
         head += [f"{dataset.name} {measure}" for measure in ("covering", "mIoU", "boundary F", "masks")]
-    rows = []
+    rows, strong = [], []
     for name in report.sweep:
         cells = [name.removeprefix("diffseg ") + (" *" if name == best else "")]
         for dataset in report.datasets:
             score = dataset.scores[name]
             masks = "–" if score.masks is None else f"{score.masks:.1f}"
             cells += [cell(score.covering), cell(score.miou), cell(score.boundary), masks]
-        rows.append((cells, set(range(len(cells))) if name == best else set()))
+        rows.append(cells)
+        strong.append(set(range(len(cells))) if name == best else set[int]())
     note = f"* largest mean covering over the data sets. {SWEEP_NOTE}"
-    return f"<h2>Thresholds</h2>{_table(head, rows)}<p class=dim>{escape(note)}</p>"
-
-
-def _published(report: Report) -> str:
-    rows = [([m, "–" if a is None else f"{a:.1f}", f"{i:.1f}"], set[int]()) for m, a, i in report.published]
-    table = _table(["method", "ACC %", "mIoU %"], rows)
-    note = f"<p><b>{escape(PUBLISHED_NOTE)}</b></p>"
-    return f"<h2>Published on COCO-Stuff-27</h2><div class=published>{note}{table}</div>"
+    return {"head": head, "rows": rows, "strong": strong, "note": note}

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL import Image
 
-NEEDED = ("scipy", "sklearn", "skimage")
+NEEDED = ("scipy", "sklearn", "skimage", "jinja2")
 
 
 @dataclass(frozen=True, slots=True)

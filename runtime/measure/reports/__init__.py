@@ -1,0 +1,1 @@
+"""HTML reports: one base template, and one template per report. Requires the `reports` extra."""
