@@ -83,9 +83,21 @@ def parse_record(text: str, kind: type[T], schema: int, where: str) -> T:
         if any(unicodedata.category(character) in {"Cc", "Zl", "Zp"} for character in string):
             raise RecordError(f"{where}: {_name(keys)} contains a control character, found {_show(string)}")
     try:
+        return convert_record(value, kind)
+    except RecordError as error:
+        raise RecordError(f"{where}: {error}") from None
+
+
+def convert_record(value: object, kind: type[T]) -> T:
+    """Turn parsed JSON into the structure `kind`.
+
+    Raises:
+        RecordError: a field is missing, of the wrong type or out of range, or unknown where the structure forbids it.
+    """
+    try:
         return msgspec.convert(value, kind)
     except msgspec.ValidationError as error:
-        raise RecordError(f"{where}: {_refusal(value, kind, str(error))}") from None
+        raise RecordError(_refusal(value, kind, str(error))) from None
 
 
 def _not_json(error: Exception, text: str) -> str:
