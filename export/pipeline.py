@@ -50,7 +50,7 @@ def export_bundle(
     """
     settings = settings or ExportSettings()
     target = Path(target).expanduser().resolve()
-    name = name or re.sub(r"[^A-Za-z0-9._-]+", "-", target.name)[:64]
+    name = name or default_name(target)
     if not is_plain_name(name):
         raise BundleError(
             f"a bundle's name must be 1 to 64 letters, digits, dots, hyphens and underscores, found {name!r}; "
@@ -70,6 +70,11 @@ def export_bundle(
         progress("hash the files")
         write_manifest(folder, manifest)
     return Bundle.open(target)
+
+
+def default_name(target: Path) -> str:
+    """Return the name of a bundle that is written to a folder: the folder's, with hyphens for other characters."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", target.name)[:64] or "bundle"
 
 
 @contextmanager

@@ -217,6 +217,9 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         image = self.graphs[ENCODER].tensors.inputs
         if len(image) != 1 or image[0].shape(1) != (1, *self.image_size, 3):
             raise BundleError(f"{where}: the input of {ENCODER} is not (batch, *image_size, 3); {FIX}")
+        if len(self.graphs[UNET].tensors.inputs) != 1:
+            found = len(self.graphs[UNET].tensors.inputs)
+            raise BundleError(f"{where}: {UNET} must have one input, found {found}; {FIX}")
 
 
 def is_plain_name(name: str) -> bool:

@@ -15,10 +15,10 @@ TOP = 8
 
 
 def profile_tables(record: ProfileRecord) -> Iterator[Table | str]:
-    """Tables and lines of text, in order."""
+    """Yield tables and lines of text, in order."""
     runs, settings = len(record.runs), record.settings
     title = f"{runs} runs of {settings.batch} image{'s' * (settings.batch > 1)}, milliseconds"
-    yield f"{subject(record)}; {title} a run"
+    yield f"{subject(record)}; {title} per run"
     table = _table("stage", *STATISTICS, "share")
     for stage, row in record.statistics.items():
         table.add_row(stage, *(milliseconds(getattr(row, name)) for name in STATISTICS), f"{row.share:.1%}")
@@ -33,7 +33,7 @@ def profile_tables(record: ProfileRecord) -> Iterator[Table | str]:
         yield table
     if record.operators:
         yield operators_line(record.operators)
-        table = _table("operator", "ms an image", "calls", "share")
+        table = _table("operator", "ms per image", "calls", "share")
         for kind in record.operators.kinds[:TOP]:
             table.add_row(kind.kind, milliseconds(kind.seconds), f"{kind.calls:.0f}", f"{kind.share:.1%}")
         yield table
@@ -42,7 +42,7 @@ def profile_tables(record: ProfileRecord) -> Iterator[Table | str]:
 
 
 def comparison_tables(comparison: Comparison) -> Iterator[Table | str]:
-    """Ratios by stage, in order."""
+    """Yield the ratios by stage, in order, and what they were computed from."""
     table = _table("stage", "a ms", "b ms", "b/a", "95 % interval")
     for stage, (before, after, ratio) in comparison.stages.items():
         interval = "" if ratio.low is None else f"{ratio.low:.3f} to {ratio.high:.3f}"
@@ -54,7 +54,7 @@ def comparison_tables(comparison: Comparison) -> Iterator[Table | str]:
 
 
 def subject(record: ProfileRecord) -> str:
-    """Name the bundle, its provider and the machine."""
+    """Return the bundle, its provider and the machine, in words."""
     environment = record.environment
     bundle, cpu = environment.bundle, environment.cpu
     height, width = bundle.image_size
@@ -65,7 +65,7 @@ def subject(record: ProfileRecord) -> str:
 
 
 def drift_line(drift: Drift) -> str:
-    """Say whether the runs were stationary."""
+    """Return whether the runs got slower or faster, in words."""
     if not drift.judged:
         return "too few runs to tell whether they drift"
     found = f"{drift.change:+.1%} from first to last, p = {drift.probability:.2g}"
@@ -77,14 +77,14 @@ def drift_line(drift: Drift) -> str:
 
 
 def warnings(record: ProfileRecord) -> list[str]:
-    """Say why the figures should not be trusted."""
+    """Return the reasons why the figures should not be trusted; none if they can be."""
     found = [drift_line(record.drift)] if record.drift.drifting else []
     busy = busy_line(record.environment.cpu)
     return found if busy is None else [*found, busy]
 
 
 def start_lines(record: ProfileRecord) -> Iterator[str]:
-    """Describe the first times, each by exactly what it is."""
+    """Yield the times of first use: of fresh processes, and of the first load and run in this process."""
     processes = record.fresh_processes
     if processes:
         steps = ", ".join(f"{name} {milliseconds(best)}" for name, best in processes.steps().items())
@@ -96,7 +96,7 @@ def start_lines(record: ProfileRecord) -> Iterator[str]:
 
 
 def memory_line(record: ProfileRecord) -> str:
-    """Peaks of memory, in megabytes of a million bytes."""
+    """Return the peaks of memory in megabytes (10⁶ bytes), in words."""
     peaks = [
         f"{size / 1e6:.0f} MB {when.replace('_', ' ')}"
         for when, size in record.peak_resident_bytes.items()
@@ -109,7 +109,7 @@ def memory_line(record: ProfileRecord) -> str:
 
 
 def operators_line(operators: OperatorTimes) -> str:
-    """Say where the operators come from."""
+    """Return how the operators were recorded, in words."""
     return (
         f"operators, from {operators.images} images in a pass of its own with the engine's profiler on "
         f"({operators.slowdown:.2f} × the timed runs)"
@@ -117,7 +117,7 @@ def operators_line(operators: OperatorTimes) -> str:
 
 
 def milliseconds(seconds: float) -> str:
-    """Three figures of it."""
+    """Return seconds as milliseconds with three significant digits, at most two of them decimals."""
     value = seconds * 1000
     return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 1 else f"{value:.2f}"  # noqa: PLR2004
 
