@@ -131,11 +131,16 @@ def _strings(value: object, keys: Keys = ()) -> Iterator[tuple[Keys, str]]:
 
 def _refusal(value: Any, kind: type, message: str) -> str:  # noqa: ANN401 - parsed JSON
     """Word an error of msgspec in terms of the file."""
-    reason, _, path = message.partition(" - at `$")
-    keys = _locate(value, kind, path, message)
+    reason, found_path, path = message.rpartition(" - at `$")
+    keys: Keys = ()
     found: Any = value
-    for key in keys:
-        found = found[key]
+    try:
+        keys = _locate(value, kind, path if found_path else "", message)
+        for key in keys:
+            found = found[key]
+    except (LookupError, TypeError):  # no path of msgspec: the name of an unknown field looks like one
+        reason, keys, found = message, (), value
+    reason = reason or message
     field = re.search(r"(missing required|unknown) field `(.*)`", reason, re.DOTALL)
     if field and field[1] == "unknown":
         return f"'{_name((*keys, field[2]))}' is not a field that this version of diffseg knows"

@@ -103,6 +103,8 @@ CHANGES = {
     "'a/../../b' is no path inside": lambda m: m["graphs"]["unet"].update(external_data=["a/../../b"]),
     "is no path inside": lambda m: m["files"].update({"c:\\x": {"sha256": "", "bytes": 1}}),
     "'novelty' is not a field that this version": lambda m: m.update(novelty=1),
+    r"is not a field that this version": lambda m: m.update({"a - at `$.b[...].c[3]": 1}),
+    r"axis \"x - at `\$\.q\"|axis 'x - at": lambda m: axis(m).update(name="x - at `$.q`", min=9),
     "'defaults.smoothing' is not a field": lambda m: m["defaults"].update(smoothing=2),
     "'graphs.unet.oops' is not a field": lambda m: graph(m).update(oops=2),
     "'graphs.unet.opset' is missing": lambda m: graph(m).pop("opset"),
