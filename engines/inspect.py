@@ -1,78 +1,127 @@
-"""Description of a bundle's graphs and plans, read from its records. Nothing is loaded or executed."""
+"""Description of a bundle's graphs and plans, read from its records. Nothing is loaded or executed.
+
+`msgspec.to_builtins` turns a description into what JSON can represent.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from diffseg.engines.bundle.bundle import Bundle
+from diffseg.engines.bundle.manifest import Precision
 from diffseg.engines.bundle.specs import TensorSpec
 from diffseg.engines.errors import PlanError
 from diffseg.engines.tensorrt.lookup import list_plans
-from diffseg.engines.tensorrt.plan import Plan
+from diffseg.engines.tensorrt.plan import Engine, Plan
+from diffseg.engines.tensorrt.precision import Counts
+from msgspec import Struct
 
 
-def inspect_bundle(bundle: Bundle) -> dict[str, Any]:
-    """Describe graphs and plans as a dictionary that JSON can represent.
+class GraphFacts(Struct, frozen=True):
+    """A graph of a bundle."""
 
-    Returns:
-        `graphs`: by name, with `inputs` and `outputs` (name, dtype, axes with min, opt and max), `layers` (kind: number
-        format: count), `parameters`, `weight_bytes`, `flops` and `activation_bytes` at batch 1. `plans`: a list, each
-        with `folder`, `purpose`, and per graph its `bytes`, `seconds` to build, `layers` as the engine reports them,
-        and `activation_bytes` at the largest batch. A plan whose record can't be read has `folder` and `problem` only.
-    """
+    file: str
+    opset: int
+    content: str  # SHA-256 of the ONNX file and its external data
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    parameters: int
+    weight_bytes: int
+    flops: int  # at batch 1
+    activation_bytes: int  # at batch 1; 0: not recorded
+    layers: Counts  # by operator and number format
+
+
+class EngineFacts(Struct, frozen=True):
+    """The engine that was built from one graph."""
+
+    bytes: int
+    seconds: float | None  # to build; None: not recorded
+    layers: Counts  # as the engine reports them
+    activation_bytes: int  # at the largest batch; 0: not reported
+
+
+class PlanFacts(Struct, frozen=True):
+    """A plan of a bundle."""
+
+    folder: str
+    problem: None
+    purpose: str  # what it was built for, in words
+    engine: Engine
+    version: str  # of the builder
+    compute_capabilities: tuple[str, ...]  # none: 8.0 and newer
+    gpu: str | None  # None: any GPU of these compute capabilities
+    graphs: dict[str, EngineFacts]
+
+
+class UnreadablePlan(Struct, frozen=True):
+    """A plan folder whose record can't be read."""
+
+    folder: str
+    problem: str
+
+
+class BundleFacts(Struct, frozen=True):
+    """A bundle with its graphs and plans."""
+
+    name: str
+    folder: str
+    precision: Precision
+    image_size: tuple[int, int]  # height, width in pixels
+    max_batch: int
+    graphs: dict[str, GraphFacts]
+    plans: list[PlanFacts | UnreadablePlan]
+
+
+def inspect_bundle(bundle: Bundle) -> BundleFacts:
+    """Describe a bundle, its graphs, and the plans in its folder and in the cache."""
     manifest = bundle.manifest
-    return {
-        "name": manifest.name,
-        "folder": str(bundle.folder),
-        "precision": manifest.precision,
-        "image_size": list(manifest.image_size),
-        "max_batch": manifest.max_batch,
-        "graphs": {name: _graph(bundle, name) for name in manifest.graphs},
-        "plans": [_plan(folder, plan) for folder, plan in list_plans(bundle)],
-    }
+    return BundleFacts(
+        name=manifest.name,
+        folder=str(bundle.folder),
+        precision=manifest.precision,
+        image_size=manifest.image_size,
+        max_batch=manifest.max_batch,
+        graphs={name: _graph(bundle, name) for name in manifest.graphs},
+        plans=[_plan(folder, plan) for folder, plan in list_plans(bundle)],
+    )
 
 
-def _graph(bundle: Bundle, name: str) -> dict[str, Any]:
+def _graph(bundle: Bundle, name: str) -> GraphFacts:
     graph = bundle.manifest.graphs[name]
-    return {
-        "file": graph.file,
-        "opset": graph.opset,
-        "content": bundle.content_hash(name),
-        "inputs": [_tensor(tensor) for tensor in graph.tensors.inputs],
-        "outputs": [_tensor(tensor) for tensor in graph.tensors.outputs],
-        "parameters": graph.parameters,
-        "weight_bytes": sum(bundle.manifest.files[file].bytes for file in graph.files),
-        "flops": graph.flops,
-        "activation_bytes": graph.activation_bytes,
-        "layers": graph.layers,
-    }
+    return GraphFacts(
+        file=graph.file,
+        opset=graph.opset,
+        content=bundle.content_hash(name),
+        inputs=graph.tensors.inputs,
+        outputs=graph.tensors.outputs,
+        parameters=graph.parameters,
+        weight_bytes=sum(bundle.manifest.files[file].bytes for file in graph.files),
+        flops=graph.flops,
+        activation_bytes=graph.activation_bytes,
+        layers=graph.layers,
+    )
 
 
-def _tensor(tensor: TensorSpec) -> dict[str, Any]:
-    axes = [{"name": a.name, "min": a.min, "opt": a.opt, "max": a.max} for a in tensor.axes]
-    return {"name": tensor.name, "dtype": tensor.dtype, "axes": axes}
-
-
-def _plan(folder: Path, plan: Plan | PlanError) -> dict[str, Any]:
+def _plan(folder: Path, plan: Plan | PlanError) -> PlanFacts | UnreadablePlan:
     if isinstance(plan, PlanError):
-        return {"folder": str(folder), "problem": str(plan)}
+        return UnreadablePlan(str(folder), str(plan))
     record = plan.record
-    return {
-        "folder": str(folder),
-        "problem": None,
-        "purpose": record.spec.purpose,
-        "engine": record.spec.engine,
-        "version": record.spec.version,
-        "compute_capabilities": list(record.spec.target.compute_capabilities),
-        "gpu": record.spec.target.gpu,
-        "graphs": {
-            name: {
-                "bytes": file.bytes,
-                "seconds": record.seconds.get(name),
-                "layers": record.layers[name].counts if name in record.layers else {},
-                "activation_bytes": record.layers[name].activation_bytes if name in record.layers else 0,
-            }
+    return PlanFacts(
+        folder=str(folder),
+        problem=None,
+        purpose=record.spec.purpose,
+        engine=record.spec.engine,
+        version=record.spec.version,
+        compute_capabilities=record.spec.target.compute_capabilities,
+        gpu=record.spec.target.gpu,
+        graphs={
+            name: EngineFacts(
+                bytes=file.bytes,
+                seconds=record.seconds.get(name),
+                layers=record.layers[name].counts if name in record.layers else {},
+                activation_bytes=record.layers[name].activation_bytes if name in record.layers else 0,
+            )
             for name, file in record.files.items()
         },
-    }
+    )

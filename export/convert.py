@@ -5,7 +5,6 @@ from __future__ import annotations
 import platform
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -19,6 +18,7 @@ from diffseg.export.locate import CheckpointFiles
 from diffseg.export.settings import ExportSettings
 from diffseg.export.trace import trace
 from diffusers import UNet2DConditionModel
+from msgspec.structs import replace
 from torch.utils.flop_counter import FlopCounterMode
 
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}

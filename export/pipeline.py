@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
 from diffseg.engines.bundle.bundle import Bundle, new_bundle, write_manifest
+from diffseg.engines.bundle.manifest import is_plain_name
 from diffseg.engines.errors import BundleError, MissingPackageError
 from diffseg.engines.packages import install_command
 from diffseg.export.locate import find_checkpoint
@@ -35,7 +37,7 @@ def export_bundle(
         checkpoint: folder or hub id of a diffusers checkpoint.
         target: folder to write; it appears only when everything in it is verified.
         settings: image size, precision, timestep, largest batch, default thresholds.
-        name: the bundle's name; None takes the target's.
+        name: the bundle's name; None takes the target's, with hyphens for what a name can't contain.
         vae: another autoencoder for the same latents (TAESD), folder or hub id.
         overwrite: replace a bundle that is there already.
         progress: is told each step, as one line of text.
@@ -44,10 +46,16 @@ def export_bundle(
         MissingPackageError: the extra `export` is not installed.
         CheckpointError: the checkpoint can't be read or is not supported.
         ParityError: a graph disagrees with torch by more than its precision allows.
-        BundleError: `target` exists, or can't be written.
+        BundleError: `target` exists or can't be written, or `name` has another character than A-Z a-z 0-9 . _ -
     """
     settings = settings or ExportSettings()
     target = Path(target).expanduser().resolve()
+    name = name or default_name(target)
+    if not is_plain_name(name):
+        raise BundleError(
+            f"a bundle's name must be 1 to 64 letters, digits, dots, hyphens and underscores, found {name!r}; "
+            "choose another name"
+        )
     missing = [package for package in PACKAGES if find_spec(package) is None]
     if missing:
         raise _missing(", ".join(missing))
@@ -58,10 +66,15 @@ def export_bundle(
             from diffseg.export.convert import convert
         except ImportError as error:  # installed, but broken
             raise _missing(str(error.name or error)) from error
-        manifest = convert(files, folder, settings, name or target.name, progress)
+        manifest = convert(files, folder, settings, name, progress)
         progress("hash the files")
         write_manifest(folder, manifest)
     return Bundle.open(target)
+
+
+def default_name(target: Path) -> str:
+    """Return the name of a bundle that is written to a folder: the folder's, with hyphens for other characters."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", target.name)[:64] or "bundle"
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from diffseg.engines.bundle.manifest import MergeSettings, Refine, Threshold
 from diffseg.engines.files import atomic_file
 from diffseg.image import Segment
 from diffseg.stages import stage
+from msgspec import structs
 from PIL import Image
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ class Segmentation:
             "width": width,
             "height": height,
             "segments": [asdict(segment) for segment in self.segments],
-            "settings": asdict(self.settings),
+            "settings": structs.asdict(self.settings),
             "timings": self.timings,
         }
 

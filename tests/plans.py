@@ -1,13 +1,11 @@
 """Plan folders whose engines are bytes of no meaning."""
 
-import dataclasses
 import hashlib
-import json
-from dataclasses import replace
 
 from diffseg.engines.bundle.manifest import File
 from diffseg.engines.tensorrt.plan import RECORD, BuildOptions, PlanRecord, PlanSpec, Target
 from diffseg.engines.tensorrt.precision import EngineLayers
+from msgspec.structs import replace
 
 
 def put(spec, root):
@@ -20,7 +18,7 @@ def put(spec, root):
         files[graph] = File(hashlib.sha256(data).hexdigest(), len(data))
     layers = {graph: EngineLayers({"matmul": {"float32": 3}}, 100) for graph in spec.content}
     record = PlanRecord(spec, files, layers, dict.fromkeys(spec.content, 1.5))
-    (folder / RECORD).write_text(json.dumps(dataclasses.asdict(record)))
+    (folder / RECORD).write_text(record.to_json())
     return folder
 
 

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Literal, TypeAlias, get_args
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Literal, TypeAlias, get_args
 
+import msgspec
 import numpy as np
 from diffseg.engines.bundle.specs import AttentionOutput, GraphTensors
 from diffseg.engines.errors import BundleError
 from diffseg.engines.files import sha256
-from diffseg.engines.strict_json import DecodeError, is_safe_name, parse_json, read_json
+from diffseg.engines.records import Count, RecordError, Size, parse_record, read_record
+from msgspec import field
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
@@ -26,10 +27,11 @@ Precision = Literal["fp32", "fp16", "bf16"]
 Refine = Literal["none", "kmeans", "colour"]
 Threshold: TypeAlias = "float | Sequence[float]"
 REFINEMENTS: tuple[str, ...] = get_args(Refine)
+MAX_ROUNDS = 64
+"""Largest number of thresholds, one per round of merging."""
 
 
-@dataclass(frozen=True, slots=True)
-class Source:
+class Source(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The checkpoint that the weights come from."""
 
     checkpoint: str
@@ -37,20 +39,19 @@ class Source:
     licence: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Graph:
+class Graph(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One ONNX file: its tensors, its size, and what tracing removed."""
 
     file: str
     external_data: tuple[str, ...]
     tensors: GraphTensors
-    opset: int
-    parameters: int
-    flops: int  # at batch 1; a multiplication and an addition count as two
-    parameters_dropped: int = 0
-    flops_dropped: int = 0  # counted for the UNet only
-    layers: dict[str, dict[str, int]] = field(default_factory=dict)  # operator: number format: number of nodes
-    activation_bytes: int = 0  # peak size of the intermediate results at batch 1; 0: not recorded
+    opset: Size
+    parameters: Count
+    flops: Count  # at batch 1; a multiplication and an addition count as two
+    parameters_dropped: Count = 0
+    flops_dropped: Count = 0  # counted for the UNet only
+    layers: dict[str, dict[str, Count]] = field(default_factory=dict)  # operator: number format: number of nodes
+    activation_bytes: Count = 0  # peak size of the intermediate results at batch 1; 0: not recorded
     cpu_file: str | None = (
         None  # the same graph in float32 for CPUs; casts the shared half-precision weights when it uses them
     )
@@ -61,8 +62,7 @@ class Graph:
         return (self.file, *self.external_data)
 
 
-@dataclass(frozen=True, slots=True)
-class MergeSettings:
+class MergeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How attention becomes masks; a bundle's defaults are used where the caller does not say.
 
     Attributes:
@@ -82,6 +82,10 @@ class MergeSettings:
         if not self.thresholds or not all(t >= 0 for t in self.thresholds):
             found = list(self.thresholds)
             raise ValueError(f"threshold must be a number of at least 0, or one per round, found {found}")
+        if len(self.thresholds) > MAX_ROUNDS:
+            raise ValueError(
+                f"at most {MAX_ROUNDS} thresholds are possible, one per round, found {len(self.thresholds)}"
+            )
         if self.anchors < 1:
             raise ValueError(f"anchors must be at least 1 per side, found {self.anchors}")
         if self.refine not in REFINEMENTS:
@@ -100,12 +104,11 @@ class MergeSettings:
         return MergeSettings(thresholds, self.anchors if anchors is None else anchors, refine or self.refine)
 
 
-@dataclass(frozen=True, slots=True)
-class File:
+class File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Size and hash of one file of a bundle or plan."""
 
     sha256: str
-    bytes: int
+    bytes: Count
 
     @classmethod
     def of(cls, path: Path) -> File:
@@ -131,15 +134,14 @@ class File:
         return None if digest == self.sha256 else f"sha256 {digest[:12]}…, expected {self.sha256[:12]}…"
 
 
-@dataclass(frozen=True, slots=True)
-class Manifest:
+class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Everything that is known about a bundle without opening its graphs."""
 
     name: str
     source: Source
-    image_size: tuple[int, int]  # height, width in pixels
-    latent_scale: float
-    timestep: int
+    image_size: tuple[Size, Size]  # height, width in pixels
+    latent_scale: Annotated[float, msgspec.Meta(gt=0)]
+    timestep: Count
     precision: Precision
     graphs: dict[str, Graph]
     attention: tuple[AttentionOutput, ...]  # in the order of the UNet's outputs, finest first
@@ -156,18 +158,18 @@ class Manifest:
 
     def to_json(self) -> str:
         """Return the manifest as JSON text."""
-        return json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False) + "\n"
+        return json.dumps(msgspec.to_builtins(self), indent=1, ensure_ascii=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str, where: str = MANIFEST) -> Manifest:
         """Read a manifest.
 
         Raises:
-            BundleError: the text is not JSON or has an unknown schema, or a field is missing, mistyped or unsafe.
+            BundleError: the text is not JSON or of another schema, or a field is unknown, missing, mistyped or unsafe.
         """
         try:
-            manifest = parse_json(text, cls, SCHEMA, where)
-        except DecodeError as error:
+            manifest = parse_record(text, cls, SCHEMA, where)
+        except RecordError as error:
             raise BundleError(f"{error}; {FIX}") from None
         manifest.check(where)
         return manifest
@@ -178,8 +180,18 @@ class Manifest:
         Raises:
             BundleError: they are inconsistent, or a file name points outside the bundle.
         """
+        if not is_plain_name(self.name):
+            raise BundleError(
+                f"{where}: name must be 1 to 64 letters, digits, dots, hyphens and underscores, "
+                f"found {self.name[:65]!r}; {FIX} under such a name"
+            )
         if set(self.graphs) != {ENCODER, UNET}:
             raise BundleError(f"{where}: graphs must be {ENCODER} and {UNET}, found {sorted(self.graphs)}")
+        self._check_files(where)
+        self._check_tensors(where)
+
+    def _check_files(self, where: str) -> None:
+        """Check that every file is named safely, and that those of the graphs have a size and a hash."""
         graphs = self.graphs.values()
         names = [*self.files, *(name for graph in graphs for name in (*graph.files, graph.cpu_file) if name)]
         for name in names:
@@ -187,6 +199,14 @@ class Manifest:
                 raise BundleError(f"{where}: {name!r} is no path inside the bundle; do not use this bundle")
             if name not in self.files:
                 raise BundleError(f"{where}: {name} has no size and hash under 'files'; {FIX}")
+        for name, file in self.files.items():
+            if not re.fullmatch("[0-9a-f]{64}", file.sha256):
+                raise BundleError(
+                    f"{where}: the sha256 of {name} must be 64 hexadecimal digits, found {file.sha256[:65]!r}; {FIX}"
+                )
+
+    def _check_tensors(self, where: str) -> None:
+        """Check that the graphs' tensors match the image size and the attention."""
         outputs = self.graphs[UNET].tensors.outputs
         if not outputs or [a.name for a in self.attention] != [o.name for o in outputs]:
             raise BundleError(f"{where}: 'attention' and the outputs of {UNET} differ; {FIX}")
@@ -197,18 +217,38 @@ class Manifest:
         image = self.graphs[ENCODER].tensors.inputs
         if len(image) != 1 or image[0].shape(1) != (1, *self.image_size, 3):
             raise BundleError(f"{where}: the input of {ENCODER} is not (batch, *image_size, 3); {FIX}")
+        if len(self.graphs[UNET].tensors.inputs) != 1:
+            found = len(self.graphs[UNET].tensors.inputs)
+            raise BundleError(f"{where}: {UNET} must have one input, found {found}; {FIX}")
+
+
+def is_plain_name(name: str) -> bool:
+    """Whether `name` can name a bundle: it is also the name of folders, and stands in addresses and messages."""
+    return re.fullmatch(r"[A-Za-z0-9._-]{1,64}", name) is not None and name.strip(".") != ""
+
+
+def is_safe_name(name: str) -> bool:
+    """Whether `name` is a plain relative path that stays inside its folder, on any system."""
+    path = PurePosixPath(name)
+    return (
+        bool(path.parts)
+        and str(path) == name
+        and not path.is_absolute()
+        and ".." not in path.parts
+        and not set(name) & set('\\:*?"<>|\0')
+    )
 
 
 def read_manifest(folder: Path) -> Manifest:
     """Read `folder/manifest.json`.
 
     Raises:
-        BundleError: the file is missing, larger than 1 MiB or not a manifest.
+        BundleError: the file is missing, not a regular file, larger than 1 MiB or not a manifest.
     """
     path = folder / MANIFEST
     try:
-        manifest = read_json(path, Manifest, SCHEMA)
-    except DecodeError as error:
+        manifest = read_record(path, Manifest, SCHEMA)
+    except RecordError as error:
         raise BundleError(f"{error}; {FIX}") from None
     manifest.check(str(path))
     return manifest

@@ -6,26 +6,31 @@ module writes the name or the shape of a tensor.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+import math
+from typing import Annotated, Literal
 
+import msgspec
 import numpy as np
+from diffseg.engines.records import Size
 
 DType = Literal["uint8", "float16", "float32"]
-Profile = dict[str, dict[str, tuple[int, ...]]]
+Profile = dict[str, dict[str, tuple[Size, ...]]]
 """Smallest, optimal and largest shape of each input: {tensor: {"min" | "opt" | "max": shape}}."""
+GridSide = Annotated[int, msgspec.Meta(ge=1, le=1024)]
+"""Rows or columns of an attention map: one per latent cell at most."""
+MAX_ELEMENTS = 1 << 48
+"""Limit for the elements of a tensor, so that sizes in bytes fit 64 bits."""
 LATENT_FACTOR = 8
 """Image pixels per latent cell, along each axis."""
 
 
-@dataclass(frozen=True, slots=True)
-class Axis:
+class Axis(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One axis of a tensor. Fixed if `min == max`; otherwise an engine profile spans `min` to `max`."""
 
     name: str
-    min: int
-    opt: int
-    max: int
+    min: Size
+    opt: Size
+    max: Size
 
     def __post_init__(self) -> None:
         if not 1 <= self.min <= self.opt <= self.max:
@@ -42,13 +47,16 @@ class Axis:
         return cls(name, size, size, size)
 
 
-@dataclass(frozen=True, slots=True)
-class TensorSpec:
+class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """An input or output of a graph."""
 
     name: str
     dtype: DType
     axes: tuple[Axis, ...]
+
+    def __post_init__(self) -> None:
+        if math.prod(axis.max for axis in self.axes) > MAX_ELEMENTS:
+            raise ValueError(f"tensor {self.name!r} has more than {MAX_ELEMENTS} elements")
 
     def shape(self, batch: int) -> tuple[int, ...]:
         """Return the concrete shape at a batch size."""
@@ -63,14 +71,13 @@ class TensorSpec:
         return int(np.prod(self.shape(batch), dtype=np.int64)) * np.dtype(self.dtype).itemsize
 
 
-@dataclass(frozen=True, slots=True)
-class AttentionOutput:
+class AttentionOutput(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One attention output of the UNet: its grid, and how many layers and heads were averaged."""
 
     name: str
-    grid: tuple[int, int]  # rows, columns
-    layers: int
-    heads: int
+    grid: tuple[GridSide, GridSide]  # rows, columns
+    layers: Size
+    heads: Size
 
     @property
     def queries(self) -> int:
@@ -78,8 +85,7 @@ class AttentionOutput:
         return self.grid[0] * self.grid[1]
 
 
-@dataclass(frozen=True, slots=True)
-class GraphTensors:
+class GraphTensors(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Inputs and outputs of one graph, in the graph's own order."""
 
     inputs: tuple[TensorSpec, ...]

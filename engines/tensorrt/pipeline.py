@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import logging
 import shutil
 import tempfile
@@ -103,7 +101,7 @@ def _locked_build(
         temporary = Path(tempfile.mkdtemp(prefix=f".{spec.key}.", suffix=".part", dir=root))
         try:
             record = _build(module, bundle, spec, temporary, report)
-            write_synced(temporary / RECORD, (json.dumps(dataclasses.asdict(record), indent=1) + "\n").encode())
+            write_synced(temporary / RECORD, record.to_json().encode())
             temporary.chmod(0o755)
             if folder.exists():
                 shutil.rmtree(folder)

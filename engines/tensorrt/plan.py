@@ -7,18 +7,19 @@ is given to TensorRT, and the plan is compared with its hash before it is deseri
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
+import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
+import msgspec
 from diffseg.engines.bundle.manifest import ENCODER, UNET, File, Precision
 from diffseg.engines.bundle.specs import Profile
 from diffseg.engines.errors import PlanError
-from diffseg.engines.strict_json import DecodeError, read_json
+from diffseg.engines.records import RecordError, read_record
 from diffseg.engines.tensorrt.precision import EngineLayers
 
 Engine = Literal["tensorrt", "tensorrt-rtx"]
@@ -28,11 +29,10 @@ SCHEMA = 1
 RECORD = "plan.json"
 
 
-@dataclass(frozen=True, slots=True)
-class BuildOptions:
+class BuildOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Options of the builder."""
 
-    optimization_level: int = 3  # 0: fastest build, 5: fastest engine
+    optimization_level: Annotated[int, msgspec.Meta(ge=0, le=5)] = 3  # 0: fastest build, 5: fastest engine
     version_compatible: bool = False  # TensorRT: later versions of the same major version may run the plan
     hardware_compatibility: HardwareCompatibility = "none"  # TensorRT: which other GPUs may run the plan
     strip_weights: bool = False  # leave the weights out: they are taken from the ONNX file when the plan is loaded
@@ -44,15 +44,14 @@ class BuildOptions:
     def arguments(self) -> list[str]:
         """The options that are not at their default, for `diffseg build`."""
         default, words = BuildOptions(), []
-        for item in dataclasses.fields(self):
-            value, flag = getattr(self, item.name), f"--{item.name.replace('_', '-')}"
-            if value != getattr(default, item.name):
+        for name in self.__struct_fields__:
+            value, flag = getattr(self, name), f"--{name.replace('_', '-')}"
+            if value != getattr(default, name):
                 words += [flag] if value is True else [flag, str(value)]
         return words
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
+class Target(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The machine that a plan was built for."""
 
     compute_capabilities: tuple[str, ...]  # none: 8.0 and newer (TensorRT-RTX)
@@ -61,9 +60,13 @@ class Target:
     system: str  # linux, windows
     machine: str  # x86_64, aarch64
 
+    def __post_init__(self) -> None:
+        for capability in self.compute_capabilities:
+            if not re.fullmatch(r"[0-9]{1,3}\.[0-9]{1,2}", capability):
+                raise ValueError(f"a compute capability must be like 8.9, found {capability!r}")
 
-@dataclass(frozen=True, slots=True)
-class PlanSpec:
+
+class PlanSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Everything that determines a plan; its hash is the plan's key."""
 
     engine: Engine
@@ -74,10 +77,19 @@ class PlanSpec:
     content: dict[str, str]  # graph: SHA-256 of the ONNX file and its external data
     profiles: dict[str, Profile]  # by graph
 
+    def __post_init__(self) -> None:
+        profiles = [profile for graph in self.profiles.values() for profile in graph.values()]
+        for profile in profiles:
+            lengths = {len(shape) for shape in profile.values()}
+            if set(profile) != {"min", "opt", "max"} or len(lengths) != 1 or 0 in lengths:
+                raise ValueError("a profile must have one shape for each of min, opt and max, of the same length")
+        if not profiles:
+            raise ValueError("profiles must have the shapes of at least one input")
+
     @property
     def key(self) -> str:
         """Name of the plan's folder: readable, and different for every difference."""
-        text = json.dumps(dataclasses.asdict(self), sort_keys=True)
+        text = json.dumps(msgspec.to_builtins(self), sort_keys=True)
         where = "+".join(f"sm{c.replace('.', '')}" for c in self.target.compute_capabilities) or "portable"
         return f"{self.engine}-{self.version}-{where}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
@@ -97,15 +109,20 @@ class PlanSpec:
         return ", ".join(words)
 
 
-@dataclass(frozen=True, slots=True)
-class PlanRecord:
+class PlanRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`plan.json`: what the plan was built from and for, and what came out."""
 
     spec: PlanSpec
     files: dict[str, File]  # by graph
-    layers: dict[str, EngineLayers] = field(default_factory=dict)  # by graph, where the engine could be read
-    seconds: dict[str, float] = field(default_factory=dict)  # building time by graph
+    layers: dict[str, EngineLayers] = msgspec.field(default_factory=dict)  # by graph, where the engine could be read
+    seconds: dict[str, Annotated[float, msgspec.Meta(ge=0)]] = msgspec.field(
+        default_factory=dict
+    )  # building time by graph
     schema: int = SCHEMA
+
+    def to_json(self) -> str:
+        """Return the record as JSON text."""
+        return json.dumps(msgspec.to_builtins(self), indent=1) + "\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,8 +141,8 @@ class Plan:
             PlanError: it has no record, one that this version can't read, or one that was altered.
         """
         try:
-            record = read_json(folder / RECORD, PlanRecord, SCHEMA)
-        except DecodeError as error:
+            record = read_record(folder / RECORD, PlanRecord, SCHEMA)
+        except RecordError as error:
             raise PlanError(f"{error}; delete {folder} and build the plan again") from None
         if record.spec.key != folder.name or set(record.files) != {ENCODER, UNET}:
             raise PlanError(f"{folder} holds the record of another plan; delete it and build the plan again")

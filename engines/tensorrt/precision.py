@@ -11,10 +11,12 @@ import json
 import mmap
 import re
 from collections import Counter
-from dataclasses import dataclass, field
 from typing import Any
 
-Counts = dict[str, dict[str, int]]
+import msgspec
+from diffseg.engines.records import Count
+
+Counts = dict[str, dict[str, Count]]
 """kind: number format: how many layers"""
 
 PROGRAM = b"NLYM"  # then 4 bytes of checksum, 8 of length, and the text
@@ -48,12 +50,11 @@ _INSPECTED = (
 _FORMAT = re.compile(r"\b(FP32|FP16|BF16|TF32|Half|Float|BFloat16)\b", re.IGNORECASE)
 
 
-@dataclass(frozen=True, slots=True)
-class EngineLayers:
+class EngineLayers(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The convolutions and matrix products of one engine."""
 
-    counts: Counts = field(default_factory=dict)  # by the number format of the operands
-    activation_bytes: int = 0  # device memory for intermediate results at the largest batch; 0: not told
+    counts: Counts = msgspec.field(default_factory=dict)  # by the number format of the operands
+    activation_bytes: Count = 0  # device memory for intermediate results at the largest batch; 0: not told
 
     def wrong_precision(self, precision: str, graph: Counts | None = None) -> dict[str, int]:
         """Layers that compute in another number format than they should, by format.

@@ -73,10 +73,11 @@ def inspect(
     """Show what a bundle's graphs and plans consist of."""
     from diffseg.engines.bundle.bundle import open_bundle
     from diffseg.engines.inspect import inspect_bundle
+    from msgspec import to_builtins
 
     facts = inspect_bundle(open_bundle(bundle))
     if as_json:
-        typer.echo(json.dumps(facts, indent=1))
+        typer.echo(json.dumps(to_builtins(facts), indent=1))
         return
     from diffseg.cli.tables import bundle_tables
 

@@ -15,10 +15,11 @@ def info(
 ) -> None:
     """Show what this machine can run, and what is missing."""
     from diffseg.measure.capabilities import capabilities
+    from msgspec import to_builtins
 
     facts = capabilities(bundle)
     if as_json:
-        typer.echo(json.dumps(facts, indent=1))
+        typer.echo(json.dumps(to_builtins(facts), indent=1))
         return
     from diffseg.cli.tables import machine_tables
 

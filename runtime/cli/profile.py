@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from diffseg.cli.terminal import FAILED, WRONG_USAGE, consoles, fail
@@ -14,6 +14,7 @@ from diffseg.engines.files import atomic_file
 from diffseg.engines.providers.select import Provider
 
 if TYPE_CHECKING:
+    from diffseg.measure.profile.record import ProfileRecord
     from rich.console import Console
 
 
@@ -65,7 +66,8 @@ def profile(  # noqa: C901 - one branch an option
         from diffseg.measure.reports.templates import need_jinja
 
         need_jinja()
-    from diffseg.measure.profile.measure import ProfileSettings, take_profile
+    from diffseg.measure.profile.record import ProfileSettings
+    from diffseg.measure.profile.session import take_profile
 
     def progress(step: str) -> None:
         if errors.is_terminal:
@@ -74,10 +76,10 @@ def profile(  # noqa: C901 - one branch an option
     console, errors = consoles()
     paths = _paths(images)
     try:
-        settings = ProfileSettings(runs, warmup, batch, starts, _numbers(concurrency), operators)
-        record, spans = take_profile(
-            bundle, paths, settings, provider=provider.value, threads=threads, progress=progress
+        settings = ProfileSettings(
+            runs, warmup, batch, starts, _numbers(concurrency), operators, provider.value, threads
         )
+        record, spans = take_profile(bundle, paths, settings, progress=progress)
     except DiffsegError:
         raise
     except ValueError as error:
@@ -93,11 +95,11 @@ def profile(  # noqa: C901 - one branch an option
         _write(html, render_report(record))
 
 
-def _show(record: dict[str, Any], console: Console, errors: Console, *, as_json: bool) -> None:
+def _show(record: ProfileRecord, console: Console, errors: Console, *, as_json: bool) -> None:
     from diffseg.measure.profile.table import profile_tables, warnings
 
     if as_json:
-        typer.echo(json.dumps(record, indent=1))
+        typer.echo(record.to_json())
     else:
         for item in profile_tables(record):
             console.print(item)
@@ -106,12 +108,13 @@ def _show(record: dict[str, Any], console: Console, errors: Console, *, as_json:
 
 
 def _compare(a: Path, b: Path, fail_above: float | None) -> None:
-    from diffseg.measure.profile.pairs import compare_records, read_record
+    from diffseg.measure.profile.pairs import compare_profiles
+    from diffseg.measure.profile.record import read_profile
     from diffseg.measure.profile.statistics import LEAST_PAIRS
     from diffseg.measure.profile.table import comparison_tables
 
     console, errors = consoles()
-    comparison = compare_records(read_record(a), read_record(b))
+    comparison = compare_profiles(read_profile(a), read_profile(b))
     for item in comparison_tables(comparison):
         console.print(item)
     for warning in comparison.warnings:

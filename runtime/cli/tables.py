@@ -3,67 +3,73 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from diffseg.engines.bundle.specs import Axis
+    from diffseg.engines.inspect import BundleFacts
+    from diffseg.measure.capabilities import Capabilities
     from diffseg.measure.compare import Comparison
     from rich.table import Table
 
 
-def bundle_tables(facts: dict[str, Any]) -> Iterator[Table | str]:
+def bundle_tables(facts: BundleFacts) -> Iterator[Table | str]:
     """Lay out what `inspect_bundle` found."""
-    size = "×".join(map(str, facts["image_size"]))
-    yield f"{facts['name']}: {facts['precision']}, {size} pixels, batch 1 to {facts['max_batch']}  {facts['folder']}\n"
-    for name, graph in facts["graphs"].items():
+    size = "×".join(map(str, facts.image_size))
+    yield f"{facts.name}: {facts.precision}, {size} pixels, batch 1 to {facts.max_batch}  {facts.folder}\n"
+    for name, graph in facts.graphs.items():
         yield (
-            f"{name}: {si(graph['parameters'])} parameters, {si(graph['weight_bytes'])}B, {si(graph['flops'])}FLOP and "
-            f"{_activations(graph['activation_bytes'])} an image, opset {graph['opset']}"
+            f"{name}: {si(graph.parameters)} parameters, {si(graph.weight_bytes)}B, {si(graph.flops)}FLOP and "
+            f"{_activations(graph.activation_bytes)} an image, opset {graph.opset}"
         )
         tensors = _table("tensor", "dtype", "axes")
-        for way in ("inputs", "outputs"):
-            for tensor in graph[way]:
-                axes = ", ".join(_axis(axis) for axis in tensor["axes"])
-                tensors.add_row(f"{'→' if way == 'inputs' else '←'} {tensor['name']}", tensor["dtype"], axes)
+        for arrow, specs in (("→", graph.inputs), ("←", graph.outputs)):
+            for tensor in specs:
+                tensors.add_row(f"{arrow} {tensor.name}", tensor.dtype, ", ".join(_axis(axis) for axis in tensor.axes))
         yield tensors
-        yield f"layers: {formats(graph['layers']) or 'not recorded; export the bundle again'}\n"
-    if not facts["plans"]:
+        yield f"layers: {formats(graph.layers) or 'not recorded; export the bundle again'}\n"
+    if not facts.plans:
         yield "no plans; `diffseg build` makes them"
-    for plan in facts["plans"]:
-        yield plan["folder"]
-        if plan["problem"]:
-            yield f"  {plan['problem']}"
+    for plan in facts.plans:
+        yield plan.folder
+        if plan.problem is not None:
+            yield f"  {plan.problem}"
             continue
-        yield f"  for {plan['purpose']}"
+        yield f"  for {plan.purpose}"
         table = _table("  graph", "plan", "activations", "heavy layers", "built in")
-        for name, graph in plan["graphs"].items():
-            seconds = "" if graph["seconds"] is None else f"{graph['seconds']:.1f} s"
-            layers = formats(graph["layers"]) or "cannot be read"
-            memory = f"{si(graph['activation_bytes'])}B" if graph["activation_bytes"] else "unknown"
-            table.add_row(f"  {name}", f"{si(graph['bytes'])}B", memory, layers, seconds)
+        for name, engine in plan.graphs.items():
+            seconds = "" if engine.seconds is None else f"{engine.seconds:.1f} s"
+            layers = formats(engine.layers) or "cannot be read"
+            memory = f"{si(engine.activation_bytes)}B" if engine.activation_bytes else "unknown"
+            table.add_row(f"  {name}", f"{si(engine.bytes)}B", memory, layers, seconds)
         yield table
 
 
-def machine_tables(facts: dict[str, Any]) -> Iterator[Table | str]:
+def machine_tables(facts: Capabilities) -> Iterator[Table | str]:
     """Lay out what `capabilities` found."""
-    yield f"diffseg {facts['version']}, Python {facts['python']}, {facts['platform']}, {facts['cores']} CPU cores"
-    for gpu in facts["gpus"]:
+    yield f"diffseg {facts.version}, Python {facts.python}, {facts.platform}, {facts.cores} CPU cores"
+    for gpu in facts.gpus:
         yield (
-            f"{gpu['name']}, compute capability {gpu['compute_capability']}, {si(gpu['memory'])}B, "
-            f"{gpu['multiprocessors']} multiprocessors, driver for CUDA {gpu['driver']}"
+            f"{gpu.name}, compute capability {gpu.compute_capability}, {si(gpu.memory)}B, "
+            f"{gpu.multiprocessors} multiprocessors, driver for CUDA {gpu.driver}"
         )
-    if not facts["gpus"]:
-        yield f"no GPU: {facts['no_gpu']}"
-    for title, heading in (("providers", "runs here"), ("builders", "version"), ("packages", "version")):
+    if not facts.gpus:
+        yield f"no GPU: {facts.no_gpu}"
+    for title, heading, states in (
+        ("providers", "runs here", facts.providers),
+        ("builders", "version", facts.builders),
+        ("packages", "version", facts.packages),
+    ):
         table = _table(title, heading, "note")
-        for name, (state, note) in facts[title].items():
+        for name, (state, note) in states.items():
             table.add_row(name, state, note)
         yield table
-    yield f"to install an extra: {facts['install_extra']}"
-    yield f"embedded models: {', '.join(facts['models'])}"
-    for plan in facts["plans"]:
-        yield f"plan {plan['folder']}\n  for {plan['purpose']}\n  {plan['here']}"
-    if facts["bundle"] and not facts["plans"]:
-        yield f"{facts['bundle']} has no plans; `diffseg build` makes them"
+    yield f"to install an extra: {facts.install_extra}"
+    yield f"embedded models: {', '.join(facts.models)}"
+    for plan in facts.plans:
+        yield f"plan {plan.folder}\n  for {plan.purpose}\n  {plan.here}"
+    if facts.bundle and not facts.plans:
+        yield f"{facts.bundle} has no plans; `diffseg build` makes them"
 
 
 def comparison_tables(comparison: Comparison) -> Iterator[Table | str]:
@@ -92,9 +98,8 @@ def si(value: float) -> str:
     return f"{value:.0f} "
 
 
-def _axis(axis: dict[str, Any]) -> str:
-    size = str(axis["opt"]) if axis["min"] == axis["max"] else f"{axis['min']}…{axis['max']}"
-    return f"{axis['name']} {size}"
+def _axis(axis: Axis) -> str:
+    return f"{axis.name} {f'{axis.min}…{axis.max}' if axis.dynamic else axis.opt}"
 
 
 def _activations(value: int) -> str:

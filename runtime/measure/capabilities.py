@@ -1,20 +1,21 @@
-"""What this machine can run, and what is missing."""
+"""What this machine can run, and what is not installed."""
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import platform
-from typing import Any
+from typing import NamedTuple
 
 from diffseg.engines.bundle.bundle import embedded_models, open_bundle
 from diffseg.engines.errors import MissingPackageError, PlanError
-from diffseg.engines.machine import Gpus, find_gpus
+from diffseg.engines.machine import Gpu, Gpus, find_gpus
 from diffseg.engines.packages import install_command, installed_version
 from diffseg.engines.providers.cuda import import_cupy
 from diffseg.engines.providers.select import Provider
 from diffseg.engines.tensorrt.build import BUILD_EXTRAS, EXTRAS, engine_version
 from diffseg.engines.tensorrt.lookup import Machine, list_plans, mismatches
+from diffseg.engines.tensorrt.plan import Engine
+from msgspec import Struct
 
 PACKAGES = {
     "numpy": "",
@@ -39,82 +40,117 @@ PACKAGES = {
 NO_CUPY = "without CuPy the attention (90 MB per image at 512 px) is copied to the host and merged there"
 
 
-def capabilities(bundle: str | None = None) -> dict[str, Any]:
-    """Facts for `diffseg info`: `(state, note)` for each package, builder and provider; the plans of a bundle.
+class State(NamedTuple):
+    """The state of a package, builder or provider."""
+
+    state: str  # a version or `missing`; of a provider `yes` or `no`
+    note: str  # what it needs or lacks; empty: nothing
+
+
+class PlanFit(Struct, frozen=True):
+    """A plan, and whether this machine can run it."""
+
+    folder: str
+    purpose: str  # what it was built for, in words
+    here: str  # that it fits this machine, or why it can't run here
+
+
+class Capabilities(Struct, frozen=True):
+    """Facts for `diffseg info`; `msgspec.to_builtins` turns them into what JSON can represent."""
+
+    version: str | None  # of diffseg; None: not installed
+    python: str
+    platform: str
+    cores: int | None
+    gpus: tuple[Gpu, ...]
+    no_gpu: str | None  # why there is none
+    packages: dict[str, State]
+    install_extra: str  # command that installs an extra
+    builders: dict[str, State]
+    providers: dict[str, State]
+    models: list[str]  # names of the embedded bundles
+    bundle: str | None
+    plans: list[PlanFit]  # of the bundle
+
+
+def capabilities(bundle: str | None = None) -> Capabilities:
+    """Describe the packages, builders and providers of this machine, and the plans of a bundle.
 
     Raises:
-        BundleError: `bundle` is none, or damaged.
+        BundleNotFoundError: `bundle` is neither an embedded name nor a bundle folder nor a hub id.
+        BundleError: `bundle` is damaged.
     """
     packages = {
-        name: (found, "") if (found := installed_version(name)) else ("missing", note)
+        name: State(found, "") if (found := installed_version(name)) else State("missing", note)
         for name, note in PACKAGES.items()
     }
-    versions = {engine: engine_version(engine) for engine in EXTRAS}
+    versions: dict[Engine, str | None] = {engine: engine_version(engine) for engine in EXTRAS}
     gpus = find_gpus()
-    return {
-        "version": installed_version("diffseg"),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "cores": os.cpu_count(),
-        "gpus": [dataclasses.asdict(gpu) for gpu in gpus.gpus],
-        "no_gpu": gpus.reason,
-        "packages": packages,
-        "install_extra": install_command("EXTRA"),
-        "builders": {
-            engine: (found, _builder_note(engine, gpus)) if found else ("missing", f"extra '{BUILD_EXTRAS[engine]}'")
+    return Capabilities(
+        version=installed_version("diffseg"),
+        python=platform.python_version(),
+        platform=platform.platform(),
+        cores=os.cpu_count(),
+        gpus=gpus.gpus,
+        no_gpu=gpus.reason,
+        packages=packages,
+        install_extra=install_command("EXTRA"),
+        builders={
+            engine: State(found, _builder_note(engine, gpus))
+            if found
+            else State("missing", f"extra '{BUILD_EXTRAS[engine]}'")
             for engine, found in versions.items()
         },
-        "providers": {
+        providers={
             provider.value: _provider(provider, packages, gpus)
             for provider in Provider
             if provider is not Provider.AUTO
         },
-        "models": embedded_models(),
-        "bundle": bundle,
-        "plans": [] if bundle is None else _plans(bundle, versions, gpus),
-    }
+        models=embedded_models(),
+        bundle=bundle,
+        plans=[] if bundle is None else _plans(bundle, versions, gpus),
+    )
 
 
-def _plans(bundle: str, versions: dict[Any, str | None], gpus: Gpus) -> list[dict[str, str]]:
+def _plans(bundle: str, versions: dict[Engine, str | None], gpus: Gpus) -> list[PlanFit]:
     opened, found = open_bundle(bundle), []
     for folder, plan in list_plans(opened):
         if isinstance(plan, PlanError):
-            found.append({"folder": str(folder), "purpose": "unknown", "here": f"cannot run here: {plan}"})
+            found.append(PlanFit(str(folder), "unknown", f"cannot run here: {plan}"))
             continue
         spec = plan.record.spec
         problems = list(mismatches(spec, opened, Machine(versions[spec.engine] or "no version", gpus.first)))
         here = f"cannot run here: it {'; it '.join(problems)}" if problems else "fits this machine"
-        found.append({"folder": str(folder), "purpose": spec.purpose, "here": here})
+        found.append(PlanFit(str(folder), spec.purpose, here))
     return found
 
 
-def _builder_note(engine: str, gpus: Gpus) -> str:
+def _builder_note(engine: Engine, gpus: Gpus) -> str:
     if engine == "tensorrt" and gpus.first is None:
         return "cannot build here: it needs the GPU"
     return "" if gpus.first else "builds ahead of time, without a GPU"
 
 
-def _provider(provider: Provider, packages: dict[str, tuple[str, str]], gpus: Gpus) -> tuple[str, str]:
-    """Whether a provider can run here, or what it misses; a plan that fits is the bundle's affair."""
+def _provider(provider: Provider, packages: dict[str, State], gpus: Gpus) -> State:
+    """Say whether a provider can run here, or what it lacks; whether a plan fits depends on the bundle."""
     of_any = {
         Provider.CPU: (("onnxruntime", "onnxruntime-gpu"), "needs onnxruntime: extra 'cpu'"),
         Provider.OPENVINO: (("openvino",), "needs openvino: extra 'openvino'"),
     }
     if provider in of_any:
         names, note = of_any[provider]
-        return ("yes", "") if any(packages[name][0] != "missing" for name in names) else ("no", note)
+        return State("yes", "") if any(packages[name].state != "missing" for name in names) else State("no", note)
     if gpus.first is None:
-        return "no", "needs an NVIDIA GPU"
+        return State("no", "needs an NVIDIA GPU")
     if provider in (Provider.CUDA, Provider.ORT_TENSORRT):
-        if packages["onnxruntime-gpu"][0] == "missing":
-            return "no", "needs onnxruntime-gpu: extra 'gpu'"
-        return "yes", "" if _has_cupy() else NO_CUPY
-    engine = "tensorrt" if provider is Provider.TENSORRT else "tensorrt-rtx"
-    if engine_version(engine) is None:  # type: ignore[arg-type]
-        return "no", f"needs {engine}: extra '{EXTRAS[engine]}'"  # type: ignore[index]
-    return (
-        ("yes", "with a plan: diffseg build") if _has_cupy() else ("no", "needs CuPy: pip install 'cupy-cuda13x[ctk]'")
-    )
+        if packages["onnxruntime-gpu"].state == "missing":
+            return State("no", "needs onnxruntime-gpu: extra 'gpu'")
+        return State("yes", "" if _has_cupy() else NO_CUPY)
+    engine: Engine = "tensorrt" if provider is Provider.TENSORRT else "tensorrt-rtx"
+    if engine_version(engine) is None:
+        return State("no", f"needs {engine}: extra '{EXTRAS[engine]}'")
+    cupy = "needs CuPy: pip install 'cupy-cuda13x[ctk]'"
+    return State("yes", "with a plan: diffseg build") if _has_cupy() else State("no", cupy)
 
 
 def _has_cupy() -> bool:

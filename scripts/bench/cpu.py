@@ -32,7 +32,7 @@ import numpy as np
 from diffseg import Segmenter
 from diffseg.engines import Bundle, example_images
 from diffseg.measure.profile.environment import processor
-from diffseg.measure.profile.startup import STEPS, measure_starts
+from diffseg.measure.profile.startup import measure_starts
 from full_size import DIFFSEG, run, segment
 from merge import aggregate_whole, merge_whole
 from packaging.requirements import Requirement
@@ -218,12 +218,12 @@ def memory(work: Path) -> dict[str, Any]:
 
 def start() -> dict[str, Any]:
     """The embedded model."""
-    found = measure_starts("tiny", example_images()[0], 5, {"provider": "cpu", "threads": None})
+    found = measure_starts("tiny", example_images()[0], 5, "cpu", None)
     return {
-        "first_masks_s": round(min(found["first_masks"]), 3),
-        "import_s": round(min(found["import"]), 3),
-        "command_s": round(min(found["command"]), 3),
-        "steps_s": {name: round(min(found[name]), 3) for name in STEPS},
+        "first_masks_s": round(min(found.first_masks), 3),
+        "import_s": round(min(found.importing), 3),
+        "command_s": round(min(found.command), 3),
+        "steps_s": {name: round(best, 3) for name, best in found.steps().items()},
         "lean_packages_mb": round(sum(installed_bytes(name) for name in needed("diffseg", "cpu")) / 1e6),
     }
 

@@ -25,6 +25,7 @@ from diffseg.engines.bundle.manifest import UNET
 from diffseg.engines.inspect import inspect_bundle
 from diffseg.engines.tensorrt.plan import RECORD
 from diffseg.measure.profile.environment import processor
+from msgspec import to_builtins
 
 DIFFSEG = [sys.executable, "-m", "diffseg"]
 
@@ -61,9 +62,11 @@ def describe(folder: Path) -> dict[str, Any]:
 
 def newest_plan(bundle: Path) -> dict[str, Any]:
     """What the plan that was built last says of itself, and what its files weigh."""
-    plans = inspect_bundle(Bundle.open(bundle))["plans"]
-    plan = max(plans, key=lambda plan: Path(plan["folder"], RECORD).stat().st_mtime)
-    return {"purpose": plan["purpose"], "graphs": plan["graphs"]}
+    plans = inspect_bundle(Bundle.open(bundle)).plans
+    plan = max(plans, key=lambda plan: Path(plan.folder, RECORD).stat().st_mtime)
+    if plan.problem is not None:
+        raise SystemExit(plan.problem)
+    return {"purpose": plan.purpose, "graphs": to_builtins(plan.graphs)}
 
 
 def segment(bundle: Path, *options: str, images: int = 1) -> dict[str, Any]:

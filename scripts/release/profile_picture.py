@@ -15,8 +15,8 @@ from pathlib import Path
 
 from diffseg.engines import example_images
 from diffseg.measure.profile.html import render_report
-from diffseg.measure.profile.measure import ProfileSettings, take_profile
-from diffseg.measure.profile.pairs import read_record
+from diffseg.measure.profile.record import ProfileSettings, read_profile
+from diffseg.measure.profile.session import take_profile
 from PIL import Image
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
@@ -33,7 +33,7 @@ def main() -> None:
     if browser is None:
         parser.error(f"needs one of {', '.join(BROWSERS)}")
     if arguments.record:
-        record = read_record(arguments.record)
+        record = read_profile(arguments.record)
     else:
         record, _ = take_profile("tiny", example_images(), ProfileSettings())
     target = Path(__file__).parents[2] / "docs" / "profile.png"

@@ -104,10 +104,10 @@ def test_info_says_once_how_to_install_an_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
     monkeypatch.setattr(info, "installed_version", lambda _: None)
     facts = info.capabilities()
-    assert facts["install_extra"] == install_command("EXTRA")
-    assert facts["builders"]["tensorrt-rtx"] == ("missing", "extra 'rtx-build'")
-    assert facts["providers"]["cpu"] == ("no", "needs onnxruntime: extra 'cpu'")
-    assert facts["packages"]["torch"] == ("missing", "extra 'export', for export only")
+    assert facts.install_extra == install_command("EXTRA")
+    assert facts.builders["tensorrt-rtx"] == ("missing", "extra 'rtx-build'")
+    assert facts.providers["cpu"] == ("no", "needs onnxruntime: extra 'cpu'")
+    assert facts.packages["torch"] == ("missing", "extra 'export', for export only")
     assert f"to install an extra: {install_command('EXTRA')}" in list(machine_tables(facts))
 
 

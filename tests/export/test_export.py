@@ -2,15 +2,17 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from diffseg.engines.bundle.manifest import MergeSettings
-from diffseg.engines.errors import CheckpointError, ParityError
+from diffseg.engines.errors import BundleError, CheckpointError, ParityError
 from diffseg.engines.providers.onnxruntime import import_onnxruntime
 from diffseg.export import ExportSettings, export_bundle, parity, parse_size
 from diffseg.export.checkpoint import load_checkpoint
+from diffseg.export.pipeline import default_name
 
 SMALL = ExportSettings((64, 64), max_batch=1)
 
@@ -73,6 +75,17 @@ def test_a_checkpoint_that_is_not_there(tmp_path):
     (tmp_path / "model.safetensors").touch()
     with pytest.raises(CheckpointError, match="single-file"):
         load_checkpoint(tmp_path / "model.safetensors")
+
+
+@pytest.mark.parametrize("name", ["../x", "a b", "x" * 65, "a\nb", "."])
+def test_a_name_that_no_bundle_can_have_is_refused_before_the_work(tmp_path, name):
+    with pytest.raises(BundleError, match="a bundle's name must be 1 to 64 letters"):
+        export_bundle(tmp_path / "nowhere", tmp_path / "bundle", SMALL, name=name)
+
+
+def test_a_bundle_is_named_after_its_folder():
+    names = ("sd15-fp32", "my models v1.5", "modèle", "x" * 80)
+    assert [default_name(Path("some", n)) for n in names] == ["sd15-fp32", "my-models-v1.5", "mod-le", "x" * 64]
 
 
 def test_an_inpainting_unet_is_refused(damaged):

@@ -6,11 +6,12 @@ import hashlib
 import json
 import math
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from msgspec import structs
 
 if TYPE_CHECKING:
     from diffseg.engines.bundle.manifest import MergeSettings
@@ -139,7 +140,7 @@ def columns_of(
         variants = dict.fromkeys([settings, *(settings.updated(threshold) for threshold in thresholds)])
         for variant in variants:
             name = f"{method.value} {_shown(variant.thresholds)}"
-            fingerprint = _fingerprint({**described, "settings": asdict(variant)})
+            fingerprint = _fingerprint({**described, "settings": structs.asdict(variant)})
             columns.append(Column(name, method, variant, fingerprint, variant == settings))
     return columns
 

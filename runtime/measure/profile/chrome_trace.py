@@ -9,21 +9,24 @@ from collections.abc import Iterable
 from typing import Any
 
 from diffseg.engines.providers.operators import Operator
-from diffseg.measure.profile.measure import Run, Spans
+from diffseg.measure.profile.record import ProfileRecord
 from diffseg.measure.profile.recorder import Span
+from diffseg.measure.profile.runs import Run, Spans
+from msgspec import to_builtins
 
 TIMED, OPERATORS, CONCURRENT = 1, 2, 100  # process numbers; with n threads at once: 100 + n
 
 
-def trace_events(record: dict[str, Any], spans: Spans) -> dict[str, Any]:
-    """Chrome's trace format: one process a pass, one track a thread, complete (`X`) events in microseconds.
+def trace_events(record: ProfileRecord, spans: Spans) -> dict[str, Any]:
+    """Return a trace in Chrome's format: one process per pass, one track per thread, times in microseconds.
 
-    In the pass with operators these lie inside `encode` and `attend`, and the stages inside their run.
+    Each span is a complete (`X`) event. In the pass with operators, these lie inside `encode` and `attend`, and all
+    stages inside their run.
     """
     concurrent = [span for level in spans.concurrent.values() for span in level]
     everything = [run.span for run in (*spans.runs, *spans.operator_runs)] + concurrent
     origin = min(span.start for span in everything)
-    names = [image["name"] for image in record["images"]]
+    names = [image.name for image in record.images]
     events = [_process(TIMED, "timed runs"), *_runs(TIMED, spans.runs, names, origin)]
     if spans.operator_runs:
         events += [
@@ -36,7 +39,7 @@ def trace_events(record: dict[str, Any], spans: Spans) -> dict[str, Any]:
         tracks = {thread: i + 1 for i, thread in enumerate(sorted({span.thread for span in level_spans}))}
         events.append(_process(process, f"{level} at once"))
         events += [_complete(process, tracks[span.thread], span, origin, "stage") for span in level_spans]
-    metadata = {key: record[key] for key in ("date", "settings", "environment")}
+    metadata = to_builtins({"date": record.date, "settings": record.settings, "environment": record.environment})
     ordered = sorted(events, key=lambda event: (event.get("ts", -1.0), -event.get("dur", 0.0)))  # outer ones first
     return {"traceEvents": ordered, "displayTimeUnit": "ms", "otherData": metadata}
 

@@ -1,4 +1,4 @@
-"""Where a profile was taken: what a figure depends on."""
+"""The machine that a profile was taken on."""
 
 from __future__ import annotations
 
@@ -6,63 +6,58 @@ import os
 import platform
 import re
 import sys
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from diffseg.engines.machine import find_gpus
 from diffseg.engines.packages import installed_version
+from diffseg.measure.profile.record import Environment, Memory, Processor, ProfiledBundle
 
 if TYPE_CHECKING:
     from diffseg.engines.bundle.bundle import Bundle
 
 PACKAGES = ("diffseg", "numpy", "pillow", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-rtx")
-BUSY = 0.75  # of the cores
+BUSY = 0.75  # load average, as a fraction of the cores, from which a machine counts as busy
 CGROUPS = (Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/cpu"), Path("/sys/fs/cgroup/memory"))
 
 
-def environment_record(bundle: Bundle) -> dict[str, Any]:
-    """Machine, versions and bundle; what the system doesn't tell is None."""
+def describe_environment(bundle: Bundle, provider: str) -> Environment:
+    """Describe this machine, the installed versions and a bundle."""
     manifest = bundle.manifest
-    return {
-        "cpu": {
-            "model": processor(),
-            "logical_cores": os.cpu_count(),
-            "usable_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
-            "cgroup_cores": cgroup_cores(CGROUPS),
-            "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
-        },
-        "memory": {"bytes": memory_bytes(), "cgroup_bytes": cgroup_bytes(CGROUPS)},
-        "gpu": gpu(),
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        "packages": {name: found for name in PACKAGES if (found := installed_version(name)) is not None},
-        "bundle": {
-            "name": manifest.name,
-            "precision": manifest.precision,
-            "image_size": list(manifest.image_size),
-            "bytes": sum(file.bytes for file in manifest.files.values()),
-            "content_hash": {graph: bundle.content_hash(graph) for graph in manifest.graphs},
-        },
-    }
+    return Environment(
+        cpu=Processor(
+            model=processor(),
+            logical_cores=os.cpu_count(),
+            usable_cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
+            cgroup_cores=cgroup_cores(CGROUPS),
+            load_average=os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        ),
+        memory=Memory(memory_bytes(), cgroup_bytes(CGROUPS)),
+        gpu=find_gpus().first,
+        system=platform.platform(),
+        python=platform.python_version(),
+        packages={name: found for name in PACKAGES if (found := installed_version(name)) is not None},
+        bundle=ProfiledBundle(
+            name=manifest.name,
+            precision=manifest.precision,
+            image_size=manifest.image_size,
+            bytes=sum(file.bytes for file in manifest.files.values()),
+            content_hash={graph: bundle.content_hash(graph) for graph in manifest.graphs},
+        ),
+        provider=provider,
+    )
 
 
-def gpu() -> dict[str, Any] | None:
-    """Return what the driver says of the GPU that everything here uses."""
-    first = find_gpus().first
-    return None if first is None else asdict(first)
-
-
-def busy_line(cpu: dict[str, Any]) -> str | None:
-    """Say that other programs took part of the cores when a profile began, so that its times are too long."""
-    load, cores = cpu["load_average"], cpu["usable_cores"] or cpu["logical_cores"]
+def busy_line(cpu: Processor) -> str | None:
+    """Return a warning if other programs were using the cores when a profile began, which makes its times too long."""
+    load, cores = cpu.load_average, cpu.usable_cores or cpu.logical_cores
     if load is None or not cores or load <= BUSY * cores:
         return None
     return f"the machine was busy before this began: load average {load:.1f} on {cores} cores"
 
 
 def processor() -> str:
-    """Name of the CPU, as its maker writes it where the system tells."""
+    """Return the CPU's name: the maker's, or where the system does not report it, the architecture."""
     if sys.platform == "linux":
         found = re.search(r"^model name\s*:\s*(.+)$", _read(Path("/proc/cpuinfo")) or "", re.MULTILINE)
         if found:
@@ -71,14 +66,14 @@ def processor() -> str:
 
 
 def memory_bytes() -> int | None:
-    """Memory of the machine."""
+    """Return the machine's memory in bytes; None if the system does not report it."""
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return None
 
 
 def cgroup_cores(folders: tuple[Path, ...]) -> float | None:
-    """CPU cores that the container may use, by version 2 or 1 of control groups; None: no limit."""
+    """Return the CPU cores that the container may use, from version 2 or 1 of control groups; None: no limit."""
     for folder in folders:
         quota, _, period = (_read(folder / "cpu.max") or "").partition(" ")
         if quota.isdecimal():
@@ -90,7 +85,7 @@ def cgroup_cores(folders: tuple[Path, ...]) -> float | None:
 
 
 def cgroup_bytes(folders: tuple[Path, ...]) -> int | None:
-    """Memory that the container may use; None: no limit."""
+    """Return the bytes of memory that the container may use; None: no limit."""
     for folder in folders:
         for name in ("memory.max", "memory.limit_in_bytes"):
             text = _read(folder / name) or ""

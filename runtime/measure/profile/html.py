@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from diffseg.measure.profile.charts import Chart, bars, histogram, sequence, stage_bar
+from diffseg.measure.profile.record import ProfileRecord
 from diffseg.measure.profile.startup import STEPS
 from diffseg.measure.profile.table import (
     STATISTICS,
@@ -18,6 +19,7 @@ from diffseg.measure.profile.table import (
     warnings,
 )
 from diffseg.measure.reports.templates import render
+from msgspec import to_builtins
 
 TOP_KINDS, TOP_NODES = 12, 15
 COLOURS = {
@@ -34,12 +36,13 @@ COLOURS = {
 }
 
 
-def render_report(record: dict[str, Any]) -> str:
+def render_report(profile: ProfileRecord) -> str:
     """Draw the record of a profile; see `take_profile`.
 
     Raises:
         MissingPackageError: Jinja2 is not installed.
     """
+    record = to_builtins(profile)  # the template takes plain data, as in the JSON file
     operators = record["operators"]
     return render(
         "profile.html",
@@ -47,18 +50,18 @@ def render_report(record: dict[str, Any]) -> str:
         colours=COLOURS,
         columns=STATISTICS,
         milliseconds=milliseconds,
-        subject=subject(record),
+        subject=subject(profile),
         tiles=_tiles(record),
-        warnings=warnings(record),
+        warnings=warnings(profile),
         charts=_charts(record),
-        drift=drift_line(record["drift"]),
-        operators_line=operators and operators_line(operators),
+        drift=drift_line(profile.drift),
+        operators_line=profile.operators and operators_line(profile.operators),
         nodes=[
             (row["name"], row["kind"], row["graph"], milliseconds(row["seconds"]), f"{row['share']:.1%}")
             for row in (operators["nodes"][:TOP_NODES] if operators else ())
         ],
-        starts=list(start_lines(record)),
-        memory=memory_line(record),
+        starts=list(start_lines(profile)),
+        memory=memory_line(profile),
         facts=list(_flat(record["environment"])),
         images=[image["name"] for image in record["images"]],
     )
@@ -114,4 +117,4 @@ def _flat(facts: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:
         if isinstance(value, dict):
             yield from _flat(value, f"{name}, ")
         elif value is not None:
-            yield name, " × ".join(map(str, value)) if isinstance(value, list) else str(value)
+            yield name, " × ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

@@ -21,7 +21,7 @@ class Span:
 
     @property
     def seconds(self) -> float:
-        """How long it took."""
+        """Return its duration."""
         return (self.end - self.start) / 1e9
 
 
@@ -33,18 +33,18 @@ class Recorder:
         self._spans: list[Span] = []  # appending is atomic
 
     def enter(self, stage: str) -> None:
-        """Open an NVTX range of this thread."""
+        """Open an NVTX range in this thread."""
         if self._nvtx is not None:
             self._nvtx.push_range(stage, domain="diffseg")
 
     def leave(self, stage: str, start: int, end: int) -> None:
-        """Close it, and keep the span."""
+        """Close the NVTX range and keep the span."""
         if self._nvtx is not None:
             self._nvtx.pop_range(domain="diffseg")
         self._spans.append(Span(stage, start, end, threading.get_ident()))
 
     def take(self) -> list[Span]:
-        """Return what was kept since the last time, and forget it; no stage may be under way."""
+        """Return the spans since the last call, and forget them. No stage may be running."""
         spans, self._spans = self._spans, []
         return spans
 
@@ -58,7 +58,7 @@ def _nvtx() -> Any:  # noqa: ANN401 - untyped upstream
 
 
 def watching_seconds(repeats: int = 1000) -> float:
-    """Measure the seconds that recording one stage adds, NVTX included, to what `timings` costs anyway."""
+    """Measure the seconds that recording adds to one stage, NVTX included, beyond the cost of `timings`."""
 
     def loop() -> float:
         timings: dict[str, float] = {}

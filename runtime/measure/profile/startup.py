@@ -1,4 +1,4 @@
-"""What a user with one photograph waits for: fresh processes, from their start to the masks."""
+"""Times of fresh processes, from their start to the masks of one image."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 from diffseg.engines.errors import ProfileError
+from diffseg.measure.profile.record import FreshProcesses
 
 # The clock of perf_counter is one for all processes of the system, so the child's marks count from the parent's start.
 CHILD = """
@@ -32,41 +32,48 @@ print(json.dumps({"start": int(start), "marks": marks, "peak": peak_resident()})
 STEPS = ("interpreter", "import", "load", "segment", "write")
 
 
-def measure_starts(model: str, image: Path, count: int, options: dict[str, Any]) -> dict[str, Any]:
+def measure_starts(model: str, image: Path, count: int, provider: str, threads: int | None) -> FreshProcesses:
     """Time fresh processes; the files that they read are in the system's cache after the first.
 
     Args:
         model: as `Segmenter.load` takes it.
         image: what each process segments.
         count: how many processes of each kind.
-        options: provider and threads of `Segmenter.load`.
-
-    Returns:
-        Seconds, a list each: `interpreter` (process start to the first line of Python), `import` (diffseg),
-        `load`, `segment` (the first image), `write`; `first_masks` (process start to masks in memory); `command`
-        (the whole `diffseg segment IMAGE`, from start to exit). `peak_bytes` is the largest resident set of each.
+        provider: as for `Segmenter.load`.
+        threads: as for `Segmenter.load`.
 
     Raises:
         ProfileError: a process failed.
     """
-    record: dict[str, Any] = {name: [] for name in (*STEPS, "first_masks", "command", "peak_bytes")}
+    seconds: dict[str, list[float]] = {name: [] for name in STEPS}
+    first_masks, whole, peaks = list[float](), list[float](), list[int | None]()
+    options = json.dumps({"provider": provider, "threads": threads})
     with tempfile.TemporaryDirectory(prefix="diffseg-") as folder:
-        flags = ["--provider", options["provider"]]
-        if options["threads"] is not None:
-            flags += ["--threads", str(options["threads"])]
+        flags = ["--provider", provider]
+        if threads is not None:
+            flags += ["--threads", str(threads)]
         command = ["-m", "diffseg", "segment", str(image), "--output", folder, "--model", model, *flags]
         for _ in range(count):
             start = time.perf_counter_ns()
-            child = json.loads(_python("-c", CHILD, str(start), model, str(image), folder, json.dumps(options)))
+            child = json.loads(_python("-c", CHILD, str(start), model, str(image), folder, options))
             marks = [child["start"], *(child["marks"][name] for name in (*STEPS[1:], "end"))]
             for name, begin, end in zip(STEPS, marks, marks[1:], strict=False):
-                record[name].append((end - begin) / 1e9)
-            record["first_masks"].append((child["marks"]["write"] - start) / 1e9)
-            record["peak_bytes"].append(child["peak"])
+                seconds[name].append((end - begin) / 1e9)
+            first_masks.append((child["marks"]["write"] - start) / 1e9)
+            peaks.append(child["peak"])
             start = time.perf_counter_ns()
             _python(*command)
-            record["command"].append((time.perf_counter_ns() - start) / 1e9)
-    return record
+            whole.append((time.perf_counter_ns() - start) / 1e9)
+    return FreshProcesses(
+        interpreter=seconds["interpreter"],
+        importing=seconds["import"],
+        load=seconds["load"],
+        segment=seconds["segment"],
+        write=seconds["write"],
+        first_masks=first_masks,
+        command=whole,
+        peak_bytes=peaks,
+    )
 
 
 def _python(*arguments: str) -> str:

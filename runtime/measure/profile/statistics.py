@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from msgspec import Struct
 
 SIGNIFICANCE = (
     0.05  # two-sided; at 1 % a quarter slower from the middle on is seen in 20 runs no more than every other time
@@ -19,9 +20,8 @@ LEAST_PAIRS = 6
 """Pairs below which a ratio has no interval of 95 %; see `paired_ratio`."""
 
 
-@dataclass(frozen=True, slots=True)
-class Summary:
-    """Of the seconds of one stage over the runs."""
+class Summary(Struct, frozen=True):
+    """Summary of the seconds of one stage over the runs."""
 
     min: float
     mean: float
@@ -40,18 +40,13 @@ class Summary:
         return cls(float(values.min()), mean, median, p90, p95, p99, mean / total if total else 0.0)
 
 
-@dataclass(frozen=True, slots=True)
-class Drift:
+class Drift(Struct, frozen=True):
     """Whether runs got slower or faster from first to last."""
 
     change: float  # of the median run, from the first run to the last; + is slower
     probability: float  # of a trend at least this strong in runs without one
-    judged: bool  # False: so few runs that not even a steady rise would be significant
-
-    @property
-    def drifting(self) -> bool:
-        """Whether the figures should not be trusted."""
-        return self.judged and self.probability < SIGNIFICANCE and abs(self.change) >= SMALLEST_DRIFT
+    judged: bool  # False: too few runs for even a steady rise to be significant
+    drifting: bool  # whether the figures should not be trusted
 
 
 def drift(seconds: Sequence[float], groups: Sequence[int]) -> Drift:
@@ -84,7 +79,9 @@ def drift(seconds: Sequence[float], groups: Sequence[int]) -> Drift:
         pairs += len(steps)
         slopes.append(steps / (places[second] - places[first]) / np.median(x))
     change = float(np.median(np.concatenate(slopes))) * (len(values) - 1) if pairs else 0.0
-    return Drift(change, _two_sided(score, variance), judged=_two_sided(pairs, untied) < SIGNIFICANCE)
+    probability, judged = _two_sided(score, variance), _two_sided(pairs, untied) < SIGNIFICANCE
+    drifting = judged and probability < SIGNIFICANCE and abs(change) >= SMALLEST_DRIFT
+    return Drift(change, probability, judged, drifting)
 
 
 def _two_sided(score: float, variance: float) -> float:

@@ -3,46 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from diffseg.measure.profile.environment import busy_line
 from diffseg.measure.profile.pairs import Comparison
-from diffseg.measure.profile.statistics import LEAST_PAIRS, SIGNIFICANCE
+from diffseg.measure.profile.record import OperatorTimes, ProfileRecord
+from diffseg.measure.profile.statistics import LEAST_PAIRS, SIGNIFICANCE, Drift
 from rich.table import Table
 
 STATISTICS = ("min", "mean", "median", "p90", "p95", "p99")
 TOP = 8
 
 
-def profile_tables(record: dict[str, Any]) -> Iterator[Table | str]:
-    """Tables and lines of text, in order."""
-    runs, settings = len(record["runs"]), record["settings"]
-    title = f"{runs} runs of {settings['batch']} image{'s' * (settings['batch'] > 1)}, milliseconds"
-    yield f"{subject(record)}; {title} a run"
+def profile_tables(record: ProfileRecord) -> Iterator[Table | str]:
+    """Yield tables and lines of text, in order."""
+    runs, settings = len(record.runs), record.settings
+    title = f"{runs} runs of {settings.batch} image{'s' * (settings.batch > 1)}, milliseconds"
+    yield f"{subject(record)}; {title} per run"
     table = _table("stage", *STATISTICS, "share")
-    for stage, row in record["statistics"].items():
-        table.add_row(stage, *(milliseconds(row[name]) for name in STATISTICS), f"{row['share']:.1%}")
+    for stage, row in record.statistics.items():
+        table.add_row(stage, *(milliseconds(getattr(row, name)) for name in STATISTICS), f"{row.share:.1%}")
     yield table
-    yield f"{record['images_per_second']:.2f} images/s; {drift_line(record['drift'])}"
+    yield f"{record.images_per_second:.2f} images/s; {drift_line(record.drift)}"
     yield from start_lines(record)
     yield memory_line(record)
-    if record["concurrency"]:
+    if record.concurrency:
         table = _table("threads", "images/s", "relative")
-        for row in record["concurrency"]:
-            table.add_row(str(row["threads"]), f"{row['images_per_second']:.2f}", f"{row['relative']:.2f}")
+        for rate in record.concurrency:
+            table.add_row(str(rate.threads), f"{rate.images_per_second:.2f}", f"{rate.relative:.2f}")
         yield table
-    if record["operators"]:
-        yield operators_line(record["operators"])
-        table = _table("operator", "ms an image", "calls", "share")
-        for row in record["operators"]["kinds"][:TOP]:
-            table.add_row(row["kind"], milliseconds(row["seconds"]), f"{row['calls']:.0f}", f"{row['share']:.1%}")
+    if record.operators:
+        yield operators_line(record.operators)
+        table = _table("operator", "ms per image", "calls", "share")
+        for kind in record.operators.kinds[:TOP]:
+            table.add_row(kind.kind, milliseconds(kind.seconds), f"{kind.calls:.0f}", f"{kind.share:.1%}")
         yield table
     else:
-        yield f"operators: {record['operators_note']}"
+        yield f"operators: {record.operators_note}"
 
 
 def comparison_tables(comparison: Comparison) -> Iterator[Table | str]:
-    """Ratios by stage, in order."""
+    """Yield the ratios by stage, in order, and what they were computed from."""
     table = _table("stage", "a ms", "b ms", "b/a", "95 % interval")
     for stage, (before, after, ratio) in comparison.stages.items():
         interval = "" if ratio.low is None else f"{ratio.low:.3f} to {ratio.high:.3f}"
@@ -53,75 +53,71 @@ def comparison_tables(comparison: Comparison) -> Iterator[Table | str]:
         yield f"no intervals: they need {LEAST_PAIRS} pairs"
 
 
-def subject(record: dict[str, Any]) -> str:
-    """Name the bundle, its provider and the machine."""
-    environment = record["environment"]
-    bundle, cpu = environment["bundle"], environment["cpu"]
-    height, width = bundle["image_size"]
+def subject(record: ProfileRecord) -> str:
+    """Return the bundle, its provider and the machine, in words."""
+    environment = record.environment
+    bundle, cpu = environment.bundle, environment.cpu
+    height, width = bundle.image_size
     return (
-        f"{bundle['name']} ({bundle['precision']}, {width} × {height}), provider {environment['provider']}, "
-        f"{cpu['model']}, {cpu['cgroup_cores'] or cpu['usable_cores'] or cpu['logical_cores']:g} cores"
+        f"{bundle.name} ({bundle.precision}, {width} × {height}), provider {environment.provider}, "
+        f"{cpu.model}, {cpu.cgroup_cores or cpu.usable_cores or cpu.logical_cores:g} cores"
     )
 
 
-def drift_line(drift: dict[str, Any]) -> str:
-    """Say whether the runs were stationary."""
-    if not drift["judged"]:
+def drift_line(drift: Drift) -> str:
+    """Return whether the runs got slower or faster, in words."""
+    if not drift.judged:
         return "too few runs to tell whether they drift"
-    found = f"{drift['change']:+.1%} from first to last, p = {drift['probability']:.2g}"
-    if drift["drifting"]:
+    found = f"{drift.change:+.1%} from first to last, p = {drift.probability:.2g}"
+    if drift.drifting:
         return f"the runs drift ({found}): close other programs, or take more --warmup"
-    if drift["probability"] >= SIGNIFICANCE:
-        return f"no trend beyond chance from first to last (p = {drift['probability']:.2g})"
+    if drift.probability >= SIGNIFICANCE:
+        return f"no trend beyond chance from first to last (p = {drift.probability:.2g})"
     return f"a trend too small to matter ({found})"
 
 
-def warnings(record: dict[str, Any]) -> list[str]:
-    """Say why the figures should not be trusted."""
-    found = [drift_line(record["drift"])] if record["drift"]["drifting"] else []
-    busy = busy_line(record["environment"]["cpu"])
+def warnings(record: ProfileRecord) -> list[str]:
+    """Return the reasons why the figures should not be trusted; none if they can be."""
+    found = [drift_line(record.drift)] if record.drift.drifting else []
+    busy = busy_line(record.environment.cpu)
     return found if busy is None else [*found, busy]
 
 
-def start_lines(record: dict[str, Any]) -> Iterator[str]:
-    """Describe the first times, each by exactly what it is."""
-    processes = record["fresh_processes"]
+def start_lines(record: ProfileRecord) -> Iterator[str]:
+    """Yield the times of first use: of fresh processes, and of the first load and run in this process."""
+    processes = record.fresh_processes
     if processes:
-        steps = ", ".join(
-            f"{name} {milliseconds(min(processes[name]))}"
-            for name in ("interpreter", "import", "load", "segment", "write")
-        )
+        steps = ", ".join(f"{name} {milliseconds(best)}" for name, best in processes.steps().items())
         yield (
-            f"fresh process, best of {len(processes['command'])}: {min(processes['first_masks']):.2f} s from its start "
-            f"to the first masks (ms: {steps}); whole `diffseg segment` {min(processes['command']):.2f} s"
+            f"fresh process, best of {len(processes.command)}: {min(processes.first_masks):.2f} s from its start "
+            f"to the first masks (ms: {steps}); whole `diffseg segment` {min(processes.command):.2f} s"
         )
-    yield f"this process: load {record['load_seconds']:.2f} s, first run {record['first_run']['total']:.2f} s"
+    yield f"this process: load {record.load_seconds:.2f} s, first run {record.first_run['total']:.2f} s"
 
 
-def memory_line(record: dict[str, Any]) -> str:
-    """Peaks of memory, in megabytes of a million bytes."""
+def memory_line(record: ProfileRecord) -> str:
+    """Return the peaks of memory in megabytes (10⁶ bytes), in words."""
     peaks = [
         f"{size / 1e6:.0f} MB {when.replace('_', ' ')}"
-        for when, size in record["peak_resident_bytes"].items()
+        for when, size in record.peak_resident_bytes.items()
         if size is not None
     ]
-    if record["fresh_processes"] and None not in record["fresh_processes"]["peak_bytes"]:
-        peaks.insert(
-            0, f"{max(record['fresh_processes']['peak_bytes']) / 1e6:.0f} MB in a fresh process with one image"
-        )
+    fresh = [size for size in (record.fresh_processes.peak_bytes if record.fresh_processes else ()) if size is not None]
+    if fresh:
+        peaks.insert(0, f"{max(fresh) / 1e6:.0f} MB in a fresh process with one image")
     return f"peak resident memory: {', '.join(peaks) or 'this system does not tell'}"
 
 
-def operators_line(operators: dict[str, Any]) -> str:
-    """Say where the operators come from."""
+def operators_line(operators: OperatorTimes) -> str:
+    """Return how the operators were recorded, in words."""
     return (
-        f"operators, from {operators['images']} images in a pass of its own with the engine's profiler on "
-        f"({operators['slowdown']:.2f} × the timed runs)"
+        f"operators, from {operators.images} images in a pass of its own with the engine's profiler on "
+        f"({operators.slowdown:.2f} × the timed runs)"
     )
 
 
 def milliseconds(seconds: float) -> str:
-    """Three figures of it."""
+    """Return seconds as milliseconds with three significant digits, at most two of them decimals."""
     value = seconds * 1000
     return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 1 else f"{value:.2f}"  # noqa: PLR2004
 

@@ -1,6 +1,8 @@
 """The bundle: read, written, verified; what is wrong with it is said."""
 
 import json
+import os
+import time
 from pathlib import Path
 
 import pytest
@@ -12,9 +14,9 @@ from diffseg.engines.bundle.bundle import (
     open_bundle,
     write_manifest,
 )
-from diffseg.engines.bundle.manifest import MANIFEST, Manifest, read_manifest
+from diffseg.engines.bundle.manifest import MANIFEST, MAX_ROUNDS, Manifest, is_safe_name, read_manifest
 from diffseg.engines.errors import BundleError, BundleNotFoundError, DiffsegError
-from diffseg.engines.strict_json import MAX_BYTES, is_safe_name
+from diffseg.engines.records import MAX_BYTES
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -28,11 +30,6 @@ def edit(bundle, change):
 
 def test_a_manifest_survives_the_round_trip(fake_bundle):
     assert Manifest.from_json(fake_bundle.manifest.to_json()) == fake_bundle.manifest
-
-
-def test_fields_of_newer_versions_are_passed_over(fake_bundle):
-    edit(fake_bundle, lambda m: m.update(novelty=1) or m["defaults"].update(smoothing=2))
-    assert Bundle.open(fake_bundle.folder).manifest == fake_bundle.manifest
 
 
 def test_content_hash_covers_external_data_and_nothing_else(fake_bundle):
@@ -72,13 +69,21 @@ def test_opening_checks_names_and_sizes(fake_bundle):
         Bundle.open(fake_bundle.folder)
 
 
+def graph(manifest):
+    return manifest["graphs"]["unet"]
+
+
+def axis(manifest):
+    return graph(manifest)["tensors"]["inputs"][0]["axes"][1]
+
+
 CHANGES = {
     "schema 2, this version of diffseg reads 1": lambda m: m.update(schema=2),
-    "schema None": lambda m: m.pop("schema"),
-    "'timestep' is missing": lambda m: m.pop("timestep"),
-    "timestep must be int, found '300'": lambda m: m.update(timestep="300"),
-    "timestep must be int, found True": lambda m: m.update(timestep=True),
-    "latent_scale must be float, found nan": lambda m: m.update(latent_scale=float("nan")),
+    "schema null": lambda m: m.pop("schema"),
+    "manifest.json: 'timestep' is missing": lambda m: m.pop("timestep"),
+    'timestep must be a whole number, found "300"': lambda m: m.update(timestep="300"),
+    "timestep must be a whole number, found true": lambda m: m.update(timestep=True),
+    "not JSON: invalid character in line 1, column": lambda m: m.update(latent_scale=float("nan")),
     "precision must be one of fp32, fp16, bf16": lambda m: m.update(precision="fp8"),
     "image_size must be a list of 2": lambda m: m.update(image_size=[64]),
     "source must be an object": lambda m: m.update(source=[]),
@@ -87,6 +92,7 @@ CHANGES = {
     "the outputs of unet differ": lambda m: m["attention"].pop(),
     "not \\(batch, n², n²\\)": lambda m: m["attention"][0].update(grid=[8, 9]),
     "input of vae_encoder": lambda m: m.update(image_size=[64, 128]),
+    "unet must have one input, found 0": lambda m: graph(m)["tensors"].update(inputs=[]),
     "finest grid first": lambda m: (
         [m[k].reverse() for k in ("attention",)] and m["graphs"]["unet"]["tensors"]["outputs"].reverse()
     ),
@@ -96,6 +102,57 @@ CHANGES = {
     "'/etc/passwd' is no path inside": lambda m: m["files"].update({"/etc/passwd": {"sha256": "", "bytes": 1}}),
     "'a/../../b' is no path inside": lambda m: m["graphs"]["unet"].update(external_data=["a/../../b"]),
     "is no path inside": lambda m: m["files"].update({"c:\\x": {"sha256": "", "bytes": 1}}),
+    "'novelty' is not a field that this version": lambda m: m.update(novelty=1),
+    r"is not a field that this version": lambda m: m.update({"a - at `$.b[...].c[3]": 1}),
+    r"axis \"x - at `\$\.q\"|axis 'x - at": lambda m: axis(m).update(name="x - at `$.q`", min=9),
+    "'defaults.smoothing' is not a field": lambda m: m["defaults"].update(smoothing=2),
+    "'graphs.unet.oops' is not a field": lambda m: graph(m).update(oops=2),
+    "'graphs.unet.opset' is missing": lambda m: graph(m).pop("opset"),
+    'graphs.unet.opset must be a whole number, found "18"': lambda m: graph(m).update(opset="18"),
+    "graphs.unet.opset must be a whole number, found 18.0": lambda m: graph(m).update(opset=18.0),
+    "graphs.unet.opset must be a whole number of at least 1, found 0": lambda m: graph(m).update(opset=0),
+    "graphs.unet.file must be text, found 3": lambda m: graph(m).update(file=3),
+    'graphs.unet.external_data must be a list, found "x"': lambda m: graph(m).update(external_data="x"),
+    "graphs.unet.flops must be a whole number of at least 0, found -1": lambda m: graph(m).update(flops=-1),
+    r"graphs.unet.flops must be a whole number of at most \d+, found 1000": lambda m: graph(m).update(flops=10**30),
+    "graphs.unet.layers.Add.float16 must be a whole number": lambda m: graph(m).update(
+        layers={"Mul": {"float16": 1}, "Add": {"float32": 1, "float16": None}}
+    ),
+    r"graphs.unet.tensors.inputs\[0\].axes\[1\].name must be text, found null": lambda m: axis(m).update(name=None),
+    r"axes\[1\].max must be a whole number of at most": lambda m: axis(m).update(max=2**40),
+    r"inputs\[0\]: tensor 'latent' has more than": lambda m: [
+        a.update(max=2**31 - 1) for a in graph(m)["tensors"]["inputs"][0]["axes"]
+    ],
+    "dtype must be one of uint8, float16, float32, found": lambda m: graph(m)["tensors"]["inputs"][0].update(dtype="f"),
+    "source.licence must be text or null, found false": lambda m: m["source"].update(licence=False),
+    "latent_scale must be a number above 0, found 0": lambda m: m.update(latent_scale=0),
+    "latent_scale must be a number, found 1000": lambda m: m.update(latent_scale=10**400),
+    "timestep must be a whole number of at least 0, found -1": lambda m: m.update(timestep=-1),
+    r"image_size\[1\] must be a whole number of at least 1": lambda m: m.update(image_size=[64, -64]),
+    r"attention\[0\].grid\[0\] must be a whole number of at least 1": lambda m: m["attention"][0].update(grid=[-8, -8]),
+    r"attention\[0\].grid\[1\] must be a whole number of at most 1024": lambda m: m["attention"][0].update(
+        grid=[8, 10**9]
+    ),
+    "at most 64 thresholds are possible, one per round, found 65": lambda m: m["defaults"].update(
+        thresholds=[1.0] * (MAX_ROUNDS + 1)
+    ),
+    "defaults: threshold must be a number of at least 0": lambda m: m["defaults"].update(thresholds=[-1.0]),
+    "defaults.refine must be one of none, kmeans, colour, found": lambda m: m["defaults"].update(refine="x"),
+    r'parity\["latent x"\].worst must be a number, found "0"': lambda m: m.update(parity={"latent x": {"worst": "0"}}),
+    r'files\["unet.onnx"\].bytes must be a whole number of at least 0': lambda m: m["files"]["unet.onnx"].update(
+        bytes=-1
+    ),
+    "the sha256 of unet.onnx must be 64 hexadecimal digits": lambda m: m["files"]["unet.onnx"].update(sha256="0"),
+    r'name contains a control character, found "a\\nb"': lambda m: m.update(name="a\nb"),
+    r'source.licence contains a control character, found "\\u001b\[2J"': lambda m: m["source"].update(
+        licence="\x1b[2J"
+    ),
+    r'versions contains a control character, found "\\u2028"': lambda m: m["versions"].update({"\u2028": "1"}),
+    "not JSON: .*surrogate": lambda m: m["source"].update(licence="\ud800 and more text"),
+    "name must be 1 to 64 letters, digits, dots, hyphens and underscores, found ''": lambda m: m.update(name=""),
+    r"name must be 1 to 64 .* found '\.\./x'": lambda m: m.update(name="../x"),
+    r"name must be 1 to 64 .* found '\.\.'": lambda m: m.update(name=".."),
+    "name must be 1 to 64 .* found 'x{65}'": lambda m: m.update(name="x" * 100),
 }
 
 
@@ -111,16 +168,49 @@ def test_a_wrong_manifest_is_refused(fake_bundle, message):
     ("data", "message"),
     [
         (b"{", "not JSON"),
-        (b"[1]", "schema None"),
+        (b"[1]", "schema null"),
         (b"\xff\xfe", "not UTF-8"),
         (b" " * (MAX_BYTES + 1), "larger than"),
         (b"[" * 100_000, "not JSON"),
+        (b'{"schema": 1, "latent_scale": 1e999}', "contains a number that is out of range"),
+        (b'{"schema": 1, "timestep": ' + b"9" * 5000 + b"}", "contains a number that is out of range"),
+        (b'{\n "schema": 1,\n "name": \'x\'}', "invalid character in line 3, column 10;"),
     ],
 )
 def test_what_is_no_manifest_is_refused(tmp_path, data, message):
     (tmp_path / MANIFEST).write_bytes(data)
-    with pytest.raises(BundleError, match=message):
+    with pytest.raises(BundleError, match=message) as caught:
         read_manifest(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo])
+def test_only_a_regular_file_is_read(tmp_path, make):
+    make(tmp_path / MANIFEST)
+    with pytest.raises(BundleError, match="is not a regular file; export the bundle again"):
+        read_manifest(tmp_path)
+
+
+def test_a_wrong_field_among_many_is_found_quickly(fake_bundle):
+    versions = {f"package {i}": "1" for i in range(20_000)} | {"bad": 1} | {f"more {i}": "1" for i in range(10_000)}
+    edit(fake_bundle, lambda m: m.update(versions=versions))
+    start = time.perf_counter()
+    with pytest.raises(BundleError, match="versions.bad must be text, found 1;"):
+        read_manifest(fake_bundle.folder)
+    assert time.perf_counter() - start < 5  # a search entry by entry takes minutes
+
+
+def test_bundles_of_earlier_exports_still_open():
+    """Every field that a later version added to schema 1 has a default."""
+    value = json.loads((find_bundle("tiny") / MANIFEST).read_text())
+    for added in ("parameters_dropped", "flops_dropped", "layers", "activation_bytes"):
+        for graph in value["graphs"].values():
+            graph.pop(added)
+    for added in ("defaults", "versions", "parity"):
+        value.pop(added)
+    manifest = Manifest.from_json(json.dumps(value))
+    assert manifest.graphs["unet"].layers == {}
+    assert manifest.defaults.thresholds == (1.0, 1.0, 1.0)
 
 
 @given(

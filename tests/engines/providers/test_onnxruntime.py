@@ -5,7 +5,6 @@ import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,6 +15,7 @@ from diffseg.engines.errors import BundleError, ProviderError
 from diffseg.engines.examples import example_images
 from diffseg.engines.providers.onnxruntime import OrtNetwork
 from diffseg.engines.providers.select import load_network
+from msgspec.structs import replace
 
 from tests.pictures import pixels
 

@@ -3,7 +3,6 @@
 import logging
 import re
 import sys
-from dataclasses import replace
 
 import pytest
 from diffseg.engines.bundle.bundle import open_bundle
@@ -16,6 +15,7 @@ from diffseg.engines.providers.cuda import device_errors, import_cupy
 from diffseg.engines.providers.onnxruntime_gpu import OrtGpuNetwork
 from diffseg.engines.providers.select import Provider, load_network
 from diffseg.engines.tensorrt.execute import chained_tensors
+from msgspec.structs import replace
 
 L4 = Gpu("NVIDIA L4", "8.9", 24 << 30, 58, "13.0")
 ERRORS = {

@@ -1,7 +1,7 @@
 """Plans without a builder: keys, records, where they lie, and every reason to refuse one."""
 
-import dataclasses
 import json
+import os
 import shlex
 import shutil
 import subprocess
@@ -26,6 +26,7 @@ from diffseg.engines.tensorrt.lookup import (
 )
 from diffseg.engines.tensorrt.plan import RECORD, BuildOptions, Plan, PlanSpec, Target
 from diffseg.engines.tensorrt.precision import EngineLayers
+from msgspec import structs
 
 from tests.plans import put
 
@@ -65,19 +66,19 @@ def test_a_record_comes_back_as_it_was_written(spec, tmp_path):
 def test_every_difference_gives_another_key(spec):
     target, options = spec.target, spec.options
     others = [
-        replace(spec, engine="tensorrt"),
-        replace(spec, version="1.7.1.117"),
-        replace(spec, precision="fp16"),
-        replace(spec, content=spec.content | {"unet": "0" * 64}),
-        replace(spec, profiles=spec.profiles | {"unet": {"latent": {"min": (1,), "opt": (1,), "max": (9,)}}}),
-        *(replace(spec, target=replace(target, **{k: v})) for k, v in TARGETS.items()),
-        *(replace(spec, options=replace(options, **{k: v})) for k, v in OPTIONS.items()),
+        structs.replace(spec, engine="tensorrt"),
+        structs.replace(spec, version="1.7.1.117"),
+        structs.replace(spec, precision="fp16"),
+        structs.replace(spec, content=spec.content | {"unet": "0" * 64}),
+        structs.replace(spec, profiles=spec.profiles | {"unet": {"latent": {"min": (1,), "opt": (1,), "max": (9,)}}}),
+        *(structs.replace(spec, target=structs.replace(target, **{k: v})) for k, v in TARGETS.items()),
+        *(structs.replace(spec, options=structs.replace(options, **{k: v})) for k, v in OPTIONS.items()),
     ]
-    assert {f.name for f in dataclasses.fields(Target)} == set(TARGETS)  # a new field needs a line here
-    assert {f.name for f in dataclasses.fields(BuildOptions)} == set(OPTIONS)
+    assert set(Target.__struct_fields__) == set(TARGETS)  # a new field needs a line here
+    assert set(BuildOptions.__struct_fields__) == set(OPTIONS)
     assert len({spec.key, *(other.key for other in others)}) == len(others) + 1
     assert spec.key.startswith("tensorrt-rtx-1.7.1.116-sm86+sm89-")
-    assert replace(spec).key == spec.key
+    assert structs.replace(spec).key == spec.key
 
 
 TARGETS = {
@@ -98,7 +99,12 @@ OPTIONS = {
 def native(spec, **options):
     """The plan that TensorRT would have built on the L4."""
     target = Target(("8.9",), "NVIDIA L4", "12.8", "linux", "x86_64")
-    return replace(spec, engine="tensorrt", version="11.3.0.5", target=target, options=BuildOptions(**options))
+    return structs.replace(spec, engine="tensorrt", version="11.3.0.5", target=target, options=BuildOptions(**options))
+
+
+def for_capabilities(spec, *capabilities):
+    """The plan for other compute capabilities."""
+    return structs.replace(spec, target=structs.replace(spec.target, compute_capabilities=capabilities))
 
 
 NATIVE = replace(HERE, version="11.3.0.5")
@@ -108,7 +114,10 @@ T4 = replace(L4, name="Tesla T4", compute_capability="7.5")
 FITS = {
     "listed capability": (lambda s: s, HERE),
     "another GPU of a listed capability": (lambda s: s, replace(HERE, gpu=A10)),
-    "built for none in particular": (lambda s: replace(s, target=replace(s.target, compute_capabilities=())), HERE),
+    "built for none in particular": (
+        for_capabilities,
+        HERE,
+    ),
     "rtx on another system": (lambda s: s, replace(HERE, system="windows")),
     "same GPU, newer driver": (native, NATIVE),
     "ampere-plus": (lambda s: native(s, hardware_compatibility="ampere-plus"), replace(NATIVE, gpu=A10)),
@@ -121,7 +130,7 @@ FITS = {
 REFUSED = {
     "was built for compute capability 8.6, 8.9, found Tesla T4 (7.5)": (lambda s: s, replace(HERE, gpu=T4)),
     "was built for compute capability 8.0 and newer, found Tesla T4 (7.5)": (
-        lambda s: replace(s, target=replace(s.target, compute_capabilities=())),
+        for_capabilities,
         replace(HERE, gpu=T4),
     ),
     "was built by tensorrt-rtx 1.7.1.116, found 1.8.0.2": (lambda s: s, replace(HERE, version="1.8.0.2")),
@@ -144,11 +153,13 @@ REFUSED = {
         replace(NATIVE, version="11.2.0.1"),
     ),
     "was built from other graphs than the bundle has now": (
-        lambda s: replace(s, content=s.content | {"unet": "0" * 64}),
+        lambda s: structs.replace(s, content=s.content | {"unet": "0" * 64}),
         HERE,
     ),
     "was built for other batch sizes than the manifest declares": (
-        lambda s: replace(s, profiles=s.profiles | {"unet": {"latent": {"min": (1,), "opt": (1,), "max": (9,)}}}),
+        lambda s: structs.replace(
+            s, profiles=s.profiles | {"unet": {"latent": {"min": (1,), "opt": (1,), "max": (9,)}}}
+        ),
         HERE,
     ),
 }
@@ -178,20 +189,22 @@ def test_a_plan_that_does_not_fit_is_refused(fake_bundle, spec, reason):
 def test_among_many_plans_the_one_that_fits_is_found(fake_bundle, spec):
     for capability in ("7.5", "8.0", "8.6", "12.0"):
         put(
-            replace(spec, target=replace(spec.target, compute_capabilities=(capability,))), fake_bundle.folder / "plans"
+            for_capabilities(spec, capability),
+            fake_bundle.folder / "plans",
         )
     with pytest.raises(PlanError, match="and 1 more"):
         find_plan(fake_bundle, "tensorrt-rtx", HERE)
     wanted = put(
-        replace(spec, target=replace(spec.target, compute_capabilities=("8.9",))), fake_bundle.folder / "plans"
+        for_capabilities(spec, "8.9"),
+        fake_bundle.folder / "plans",
     )
     assert find_plan(fake_bundle, "tensorrt-rtx", HERE).folder == wanted
 
 
 def test_of_several_plans_that_fit_the_most_specific_is_taken(fake_bundle, spec):
     def put_one(capabilities, level=3):
-        target, options = replace(spec.target, compute_capabilities=capabilities), BuildOptions(level)
-        return put(replace(spec, target=target, options=options), fake_bundle.folder / "plans")
+        target, options = structs.replace(spec.target, compute_capabilities=capabilities), BuildOptions(level)
+        return put(structs.replace(spec, target=target, options=options), fake_bundle.folder / "plans")
 
     order = [
         put_one(()),
@@ -250,6 +263,63 @@ def test_an_unreadable_record_is_refused(fake_bundle, spec, message):
     assert [message in str(problem) for _, problem in verify_plans(fake_bundle)] == [True]
 
 
+VALUES = {
+    "'spec.novelty' is not a field": lambda r: r["spec"].update(novelty=1),
+    'files.unet.bytes must be a whole number, found "1"': lambda r: r["files"]["unet"].update(bytes="1"),
+    "seconds.unet must be a number of at least 0, found -1.5": lambda r: r["seconds"].update(unet=-1.5),
+    "spec.options.optimization_level must be a whole number of at most 5": lambda r: r["spec"]["options"].update(
+        optimization_level=6
+    ),
+    "spec.options.strip_weights must be true or false, found 1": lambda r: r["spec"]["options"].update(strip_weights=1),
+    r"spec.profiles.unet.latent.max\[0\] must be a whole number of at least 1": lambda r: r["spec"]["profiles"]["unet"][
+        "latent"
+    ].update(max=[-4]),
+    "spec: a profile must have one shape for each of min, opt and max": lambda r: r["spec"]["profiles"]["unet"][
+        "latent"
+    ].pop("max"),
+    "spec: profiles must have the shapes of at least one input": lambda r: r["spec"].update(profiles={}),
+    "spec.target: a compute capability must be like 8.9, found '8'": lambda r: r["spec"]["target"].update(
+        compute_capabilities=["8"]
+    ),
+    "spec.target.gpu contains a control character": lambda r: r["spec"]["target"].update(gpu="L4\r"),
+    "holds the record of another plan": lambda r: r["spec"].update(version="../1"),
+}
+
+
+@pytest.mark.parametrize("message", VALUES)
+def test_a_wrong_value_in_a_record_is_refused(fake_bundle, spec, message):
+    folder = put(spec, fake_bundle.folder / "plans")
+    value = json.loads((folder / RECORD).read_text())
+    VALUES[message](value)
+    (folder / RECORD).write_text(json.dumps(value))
+    with pytest.raises(PlanError, match=message) as caught:
+        Plan.open(folder)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo])
+def test_a_record_is_a_regular_file(spec, tmp_path, make):
+    folder = put(spec, tmp_path)
+    (folder / RECORD).unlink()
+    make(folder / RECORD)
+    with pytest.raises(PlanError, match="is not a regular file; delete"):
+        Plan.open(folder)
+
+
+def test_the_key_of_a_plan_does_not_change_between_versions():
+    """Plans that earlier versions built would not be found."""
+    spec = PlanSpec(
+        engine="tensorrt",
+        version="10.13.3.9",
+        target=Target(("8.9",), "NVIDIA L4", "13.0", "linux", "x86_64"),
+        options=BuildOptions(),
+        precision="fp16",
+        content={"unet": "0" * 64},
+        profiles={"unet": {"latent": {"min": (1, 4, 8, 8), "opt": (1, 4, 8, 8), "max": (4, 4, 8, 8)}}},
+    )
+    assert spec.key == "tensorrt-10.13.3.9-sm89-2c2a2ee8a437"
+
+
 def test_a_record_that_was_altered_is_refused(fake_bundle, spec):
     """It would let a plan be used that was built for another GPU."""
     folder = put(spec, fake_bundle.folder / "plans")
@@ -289,7 +359,7 @@ def test_plans_of_a_bundle_that_cannot_be_written_lie_in_the_cache(fake_bundle, 
     (fake_bundle.folder / "plans").write_text("in the way, as a read-only disk would be")
     assert plans_folder(fake_bundle) == cache / "plans"
     folder = put(spec, cache / "plans")
-    put(replace(spec, content=spec.content | {"unet": "0" * 64}), cache / "plans")  # another bundle's
+    put(structs.replace(spec, content=spec.content | {"unet": "0" * 64}), cache / "plans")  # another bundle's
     (cache / "plans" / "broken").mkdir()
     assert [f for f, _ in list_plans(fake_bundle)] == [folder]
     assert find_plan(fake_bundle, "tensorrt-rtx", HERE).folder == folder

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 from diffseg.engines.examples import example_images
+from diffseg.measure.profile.record import parse_profile
 
 from tests.commands import diffseg
 
@@ -24,6 +25,7 @@ def profiled(tmp_path_factory):
     return SimpleNamespace(
         folder=folder,
         record=json.loads(done.stdout),
+        profile=parse_profile(done.stdout, "a.json"),
         trace=json.loads((folder / "trace.json").read_text()),
         html=(folder / "report.html").read_text(encoding="utf-8"),
     )

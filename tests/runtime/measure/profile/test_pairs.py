@@ -2,10 +2,12 @@
 
 import copy
 import json
+from pathlib import Path
 
 import pytest
 from diffseg.engines.errors import ProfileError
-from diffseg.measure.profile.pairs import compare_records, read_record
+from diffseg.measure.profile.pairs import compare_profiles
+from diffseg.measure.profile.record import parse_profile, read_profile
 from diffseg.measure.profile.statistics import LEAST_PAIRS, paired_ratio
 
 from tests.commands import diffseg
@@ -21,10 +23,15 @@ def scaled(record, factor, runs):
     return other
 
 
+def compare_records(a, b):
+    return compare_profiles(parse_profile(json.dumps(a), "a.json"), parse_profile(json.dumps(b), "b.json"))
+
+
 def test_a_record_read_back_equals_itself(profiled):
-    record = read_record(profiled.folder / "a.json")
-    assert record == profiled.record
-    comparison = compare_records(record, record)
+    profile = read_profile(profiled.folder / "a.json")
+    assert json.loads(profile.to_json()) == profiled.record
+    record = profiled.record
+    comparison = compare_profiles(profile, profile)
     assert all("busy" in warning for warning in comparison.warnings)
     assert comparison.pairs == 2
     for stage, (before, after, ratio) in comparison.stages.items():
@@ -102,7 +109,44 @@ def test_files_that_are_no_profiles(tmp_path, text, message):
     if text is not None:
         path.write_text(text)
     with pytest.raises(ProfileError, match=message):
-        read_record(path)
+        read_profile(path)
+
+
+def test_a_record_of_an_earlier_version_is_read_whole():
+    """The file was written before the records had types; nothing of it is lost or renamed."""
+    path = Path(__file__).with_name("earlier.json")
+    profile = read_profile(path)
+    written = json.loads(profile.to_json())
+    assert written == json.loads(path.read_text())
+    assert list(written) == list(json.loads(path.read_text()))
+    assert compare_profiles(profile, profile).warnings == []
+
+
+DAMAGED = {
+    "b.json is damaged: environment must be an object, found null": lambda r: r.update(environment=None),
+    "environment.cpu.model must be text, found 3": lambda r: r["environment"]["cpu"].update(model=3),
+    r"seconds.encode\[0\] must be a number, found \"x\"": lambda r: r["seconds"].update(encode=["x"]),
+    "settings: runs must be at least 1, found 0": lambda r: r["settings"].update(runs=0),
+    "'statistics.total.p99' is missing": lambda r: r["statistics"]["total"].pop("p99"),
+    "'fresh_processes.import' is missing": lambda r: r["fresh_processes"].pop("import"),
+    "a record is damaged: its stages and runs do not match": lambda r: r["statistics"].pop("merge"),
+}
+
+
+@pytest.mark.parametrize("message", DAMAGED)
+def test_what_is_damaged_is_said(message):
+    good = json.loads(Path(__file__).with_name("earlier.json").read_text())
+    bad = copy.deepcopy(good)
+    DAMAGED[message](bad)
+    with pytest.raises(ProfileError, match=message) as caught:
+        compare_records(good, bad)
+    assert "\n" not in str(caught.value)
+
+
+def test_fields_of_later_versions_are_ignored():
+    value = json.loads(Path(__file__).with_name("earlier.json").read_text())
+    more = value | {"novelty": 1, "environment": value["environment"] | {"weather": "fair"}}
+    assert parse_profile(json.dumps(more), "x") == parse_profile(json.dumps(value), "x")
 
 
 def test_the_command(profiled, tmp_path):

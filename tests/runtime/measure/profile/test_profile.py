@@ -14,10 +14,13 @@ from diffseg.engines.bundle.manifest import ENCODER, UNET
 from diffseg.engines.examples import example_images
 from diffseg.measure.profile.chrome_trace import trace_events
 from diffseg.measure.profile.html import render_report
-from diffseg.measure.profile.measure import ProfileSettings, Run, Spans, take_profile
+from diffseg.measure.profile.record import ProfileSettings, parse_profile
 from diffseg.measure.profile.recorder import Span
+from diffseg.measure.profile.runs import Run, Spans
+from diffseg.measure.profile.session import take_profile
 from diffseg.measure.profile.table import profile_tables, warnings
 from diffseg.segmenter import Segmenter
+from msgspec import structs
 from rich.console import Console
 
 from tests.commands import diffseg
@@ -169,7 +172,7 @@ def test_the_report_of_a_bare_profile_and_of_odd_names(profiled):
     record["environment"]["bundle"]["name"] = "<b>&bold"
     record["images"][0]["name"] = '"><script>'
     record["peak_resident_bytes"] = dict.fromkeys(record["peak_resident_bytes"])
-    html = render_report(record)
+    html = render_report(parse_profile(json.dumps(record), "x"))
     Checker().feed(html)
     assert "<script" not in html
     assert "&lt;b&gt;&amp;bold" in html
@@ -179,7 +182,7 @@ def test_the_report_of_a_bare_profile_and_of_odd_names(profiled):
 
 def test_the_tables(profiled):
     console = Console(width=200, record=True, file=io.StringIO())
-    for item in profile_tables(profiled.record):
+    for item in profile_tables(profiled.profile):
         console.print(item)
     text = console.export_text()
     for words in (
@@ -197,23 +200,26 @@ def test_the_tables(profiled):
 def test_warnings(profiled):
     record = json.loads(json.dumps(profiled.record))
     record["environment"]["cpu"] |= {"load_average": 0.1, "usable_cores": 4}
-    assert warnings(record) == []
-    assert 'class="warning"' not in render_report(record)
+    quiet = parse_profile(json.dumps(record), "x")
+    assert warnings(quiet) == []
+    assert 'class="warning"' not in render_report(quiet)
     record["drift"] = {"change": 0.3, "probability": 1e-4, "judged": True, "drifting": True}
     record["environment"]["cpu"]["load_average"] = 3.5
-    drifting, busy = warnings(record)
+    loud = parse_profile(json.dumps(record), "x")
+    drifting, busy = warnings(loud)
     assert drifting.startswith("the runs drift (+30.0% from first to last, p = 0.0001)")
     assert busy == "the machine was busy before this began: load average 3.5 on 4 cores"
-    assert render_report(record).count('class="warning"') == 2
+    assert render_report(loud).count('class="warning"') == 2
 
 
-def test_stages_that_overlap_are_no_idle_time():
+def test_stages_that_overlap_are_no_idle_time(profiled):
     spans = (Span("decode", 10, 30, 1), Span("attend", 20, 60, 2), Span("write", 25, 40, 3), Span("decode", 70, 80, 1))
     seconds = Run((0,), Span("run", 0, 100, 1), spans).seconds()
     expected = {"decode": 30e-9, "attend": 40e-9, "write": 15e-9, "other": 40e-9, "total": 100e-9}
     assert seconds == pytest.approx(expected)
     run = Run((0,), Span("run", 0, 100, 1), spans)
-    record = {"images": [{"name": "x"}], "date": "", "settings": {}, "environment": {}}
+    image = structs.replace(profiled.profile.images[0], name="x")
+    record = structs.replace(profiled.profile, images=[image])
     events = [e for e in trace_events(record, Spans([run], {}, [], []))["traceEvents"] if e["ph"] == "X"]
     assert {e["name"]: e["tid"] for e in events} == {"x": 1, "decode": 1, "attend": 2, "write": 3}
 
@@ -236,8 +242,8 @@ def test_a_network_that_records_no_operators_is_profiled_without_them(segmenter,
     record, spans = take_profile(
         "tiny", example_images()[:1], ProfileSettings(runs=1, warmup=0, starts=0), progress=steps.append
     )
-    assert record["operators_note"] == "provider plain does not record operators"
-    assert record["operators"] is None
+    assert record.operators_note == "provider plain does not record operators"
+    assert record.operators is None
     assert len(spans.runs) == 1
     assert len(trace_events(record, spans)["traceEvents"]) == 1 + 1 + len(STAGES) - 2
     assert steps[0] == "loading"

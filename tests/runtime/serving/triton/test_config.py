@@ -1,7 +1,5 @@
 """Configurations, held by the official proto against the manifest that they are derived from."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 from diffseg.engines.bundle import specs
@@ -11,6 +9,7 @@ from diffseg.serving.protocol.tensors import INPUTS, OUTPUTS
 from diffseg.serving.triton.config import Options, model_configs
 from diffseg.serving.triton.pbtxt import to_text
 from diffseg.serving.triton.platforms import Device, Platform
+from msgspec.structs import replace
 
 json_format = pytest.importorskip("google.protobuf.json_format", reason="needs tritonclient[grpc]")
 text_format = pytest.importorskip("google.protobuf.text_format", reason="needs tritonclient[grpc]")

@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import sys
-from dataclasses import replace
 
 import pytest
 from diffseg.cli import app as cli
@@ -16,6 +15,7 @@ from diffseg.serving.triton.config import NETWORK, Options
 from diffseg.serving.triton.models import BUNDLE
 from diffseg.serving.triton.platforms import Device, Platform
 from diffseg.serving.triton.repository import write_repository
+from msgspec.structs import replace
 
 from tests.plans import plan_of
 

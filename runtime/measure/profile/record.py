@@ -1,0 +1,216 @@
+"""The record of a profile: what `diffseg profile --json` prints and `--compare` reads.
+
+Fields that are unknown are ignored, so that records of later versions with the same schema can be read.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import msgspec
+from diffseg.engines.errors import ProfileError
+from diffseg.engines.machine import Gpu
+from diffseg.engines.records import RecordError, convert_record
+from diffseg.measure.profile.statistics import Drift, Summary
+
+SCHEMA = 1
+OTHER = "other"
+"""Name of the time within a run that no stage covers."""
+TOTAL = "total"
+"""Name of the time of a whole run."""
+
+
+class ProfileSettings(msgspec.Struct, frozen=True):
+    """How much is measured, and with what.
+
+    Raises:
+        ValueError: a number is out of range.
+    """
+
+    runs: int = 20
+    warmup: int = 3  # runs that do not count
+    batch: int = 1  # images per run
+    starts: int = 3  # fresh processes
+    concurrency: tuple[int, ...] = ()  # numbers of threads; 1 is always measured with them
+    operators: bool = True
+    provider: str = "auto"  # as for `Segmenter.load`
+    threads: int | None = None  # as for `Segmenter.load`
+
+    def __post_init__(self) -> None:
+        for name, least in (("runs", 1), ("warmup", 0), ("batch", 1), ("starts", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, found {getattr(self, name)}")
+        if any(threads < 1 for threads in self.concurrency):
+            raise ValueError(f"concurrency must be numbers of at least 1, found {list(self.concurrency)}")
+
+
+class Processor(msgspec.Struct, frozen=True):
+    """The CPU; what the system does not report is None."""
+
+    model: str
+    logical_cores: int | None
+    usable_cores: int | None  # by this process
+    cgroup_cores: float | None  # None: no limit of a container
+    load_average: float | None  # over one minute, before the profile began
+
+
+class Memory(msgspec.Struct, frozen=True):
+    """Main memory in bytes."""
+
+    bytes: int | None
+    cgroup_bytes: int | None  # None: no limit of a container
+
+
+class ProfiledBundle(msgspec.Struct, frozen=True):
+    """The bundle that was profiled."""
+
+    name: str
+    precision: str
+    image_size: tuple[int, int]  # height, width in pixels
+    bytes: int
+    content_hash: dict[str, str]  # by graph
+
+
+class Environment(msgspec.Struct, frozen=True):
+    """What the figures depend on: machine, versions, bundle and provider."""
+
+    cpu: Processor
+    memory: Memory
+    gpu: Gpu | None
+    system: str
+    python: str
+    packages: dict[str, str]  # versions of those that are installed
+    bundle: ProfiledBundle
+    provider: str
+
+
+class ProfiledImage(msgspec.Struct, frozen=True):
+    """An image file."""
+
+    name: str
+    sha256: str
+    bytes: int
+    width: int
+    height: int
+
+
+class FreshProcesses(msgspec.Struct, frozen=True):
+    """Times of fresh processes in seconds, one value per process."""
+
+    interpreter: list[float]  # process start to the first line of Python
+    importing: list[float] = msgspec.field(name="import")  # of diffseg
+    load: list[float]
+    segment: list[float]  # the first image
+    write: list[float]
+    first_masks: list[float]  # process start to masks in memory
+    command: list[float]  # the whole `diffseg segment IMAGE`, from start to exit
+    peak_bytes: list[int | None]  # largest resident set of each
+
+    def steps(self) -> dict[str, float]:
+        """Best time of each step from the start of a process to the written masks, in order."""
+        return {
+            "interpreter": min(self.interpreter),
+            "import": min(self.importing),
+            "load": min(self.load),
+            "segment": min(self.segment),
+            "write": min(self.write),
+        }
+
+
+class ThreadRate(msgspec.Struct, frozen=True):
+    """Throughput with a number of threads that share one Segmenter."""
+
+    threads: int
+    images: int
+    seconds: float
+    images_per_second: float
+    relative: float  # to one thread
+
+
+class OperatorKind(msgspec.Struct, frozen=True):
+    """All operators of one kind."""
+
+    kind: str
+    seconds: float  # per image
+    calls: float  # per image
+    share: float  # of the time of all operators
+
+
+class OperatorNode(msgspec.Struct, frozen=True):
+    """One operator of a graph."""
+
+    kind: str
+    graph: str
+    name: str
+    seconds: float  # per image
+    calls: float  # per image
+    share: float  # of the time of all operators
+
+
+class OperatorTimes(msgspec.Struct, frozen=True):
+    """Times of the engine's operators, from runs of their own, the longest first."""
+
+    images: int
+    slowdown: float  # runs that recorded operators, compared with the timed runs of the same images
+    kinds: list[OperatorKind]
+    nodes: list[OperatorNode]
+
+
+class ProfileRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """The figures of a profile. All times are in seconds."""
+
+    schema: int = SCHEMA
+    date: str  # ISO 8601, UTC
+    settings: ProfileSettings
+    environment: Environment
+    images: list[ProfiledImage]
+    fresh_processes: FreshProcesses | None  # None: not measured
+    load_seconds: float
+    first_run: dict[str, float]  # by stage
+    runs: list[list[int]]  # numbers of the images of each run
+    seconds: dict[str, list[float]]  # by stage, one value per run
+    statistics: dict[str, Summary]  # by stage
+    images_per_second: float
+    drift: Drift
+    peak_resident_bytes: dict[str, int | None]  # by moment; None: not measured or not reported by the system
+    peak_gpu_bytes: int | None
+    concurrency: list[ThreadRate]
+    operators: OperatorTimes | None
+    operators_note: str | None  # why there are no operators
+    watching_seconds: float  # what recording adds to one stage
+
+    def to_json(self, indent: int | None = 1) -> str:
+        """Return the record as JSON text."""
+        return json.dumps(msgspec.to_builtins(self), indent=indent)
+
+
+def read_profile(path: Path) -> ProfileRecord:
+    """Read what `diffseg profile --json` printed.
+
+    Raises:
+        ProfileError: the file can't be read, or is no profile of this schema.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ProfileError(f"cannot read {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ProfileError(f"{path} is not UTF-8 text; `diffseg profile --json` makes a record") from None
+    return parse_profile(text, str(path))
+
+
+def parse_profile(text: str, where: str) -> ProfileRecord:
+    """Decode JSON text as `read_profile` does; `where` names the text in messages."""
+    try:
+        value = msgspec.json.decode(text)
+    except (ValueError, RecursionError):
+        raise ProfileError(f"{where} is not JSON; `diffseg profile --json` makes a record") from None
+    if not isinstance(value, dict) or "schema" not in value or "seconds" not in value:
+        raise ProfileError(f"{where} is no profile; `diffseg profile --json` makes a record")
+    if value["schema"] != SCHEMA:
+        raise ProfileError(f"{where} has schema {value['schema']!r}, expected {SCHEMA}; take the profile again")
+    try:
+        return convert_record(value, ProfileRecord)
+    except RecordError as error:
+        raise ProfileError(f"{where} is damaged: {error}; take the profile again") from None
