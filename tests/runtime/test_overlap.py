@@ -93,8 +93,8 @@ def test_a_batch_that_does_not_fit_is_halved_once_and_for_all(fake_bundle, caplo
         found = segmenter(images, threshold=0.5)
     assert network.passes == [4, 2] + [1] * 8
     assert [record.getMessage() for record in caplog.records] == [
-        "no room for a batch of 4; going on with 2 at once",
-        "no room for a batch of 2; going on with 1 at once",
+        "no room for a batch of 4; continuing with a batch size of 2",
+        "no room for a batch of 2; continuing with a batch size of 1",
     ]
     assert same(found, Segmenter(fake_bundle, LendingNetwork(device="cpu"))(images, threshold=0.5))
 
