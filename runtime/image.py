@@ -130,7 +130,7 @@ class Placement:
     width: float
 
     def indices(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return the nearest row of the network's input for each row of the image, and the nearest column for each column."""
+        """Return, for each row and each column of the image, the nearest row or column of the network's input."""
         rows = np.floor((np.arange(self.picture[0]) + 0.5 - self.top) * (self.size[0] / self.height))
         columns = np.floor((np.arange(self.picture[1]) + 0.5 - self.left) * (self.size[1] / self.width))
         return (
