@@ -1,4 +1,4 @@
-"""What the Segmenter does with a network that lends its memory and works beside the host, as a GPU's does."""
+"""The Segmenter with a network that reuses its memory and runs in parallel with the host, as on a GPU."""
 
 import logging
 import threading
@@ -16,7 +16,7 @@ PATIENCE = 20  # seconds: only a test that fails waits for so long
 
 
 def pictures(count):
-    """Different pictures of four plain quarters, uint8 (64, 64, 3)."""
+    """Different images of four plain quarters, uint8 (64, 64, 3)."""
     rng = np.random.default_rng(0)
     return [np.kron(rng.integers(0, 256, (2, 2, 3), np.uint8), np.ones((32, 32, 1), np.uint8)) for _ in range(count)]
 
@@ -56,7 +56,7 @@ def test_a_stream_that_is_used_between_its_results_is_not_disturbed(fake_bundle)
 
 
 def test_decoding_and_writing_go_on_while_the_network_works(fake_bundle):
-    """Each waits for what can only happen beside it; one after the other, they would wait for ever."""
+    """Each step waits for one that can only run in parallel; in sequence they would wait for ever."""
     taken, working = threading.Semaphore(0), threading.Semaphore(0)
 
     def images():

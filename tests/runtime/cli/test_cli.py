@@ -1,4 +1,4 @@
-"""The command line: what it writes, what it says, how it ends."""
+"""The command line: files, output and exit codes."""
 
 import json
 import os
@@ -158,7 +158,7 @@ def test_an_output_folder_is_checked_before_the_work(pictures, tmp_path, output,
 
 @pytest.mark.parametrize("output", ["", "new", "new/below"])
 def test_a_folder_without_permission(tmp_path, output, monkeypatch):
-    """The tests may run as root, whom no permission stops: the system's answer is replaced."""
+    """The tests may run as root, which ignores permissions, so the system's answer is replaced."""
     (tmp_path / "photo.jpg").touch()
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path or not mode & os.W_OK)
     done = CliRunner().invoke(app, ["segment", str(tmp_path / "photo.jpg"), "-o", str(tmp_path / output)])

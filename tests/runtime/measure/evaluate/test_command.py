@@ -1,4 +1,4 @@
-"""`diffseg evaluate`, as it is typed."""
+"""The command `diffseg evaluate`."""
 
 import json
 import signal

@@ -1,4 +1,4 @@
-"""Configurations, held by the official proto against the manifest that they are derived from."""
+"""Configurations, parsed with the official proto and compared with the manifest that they are derived from."""
 
 from dataclasses import replace
 

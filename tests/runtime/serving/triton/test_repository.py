@@ -1,4 +1,4 @@
-"""Repositories on the disk: what is in them, and what is refused."""
+"""Model repositories on disk: their contents, and the options that are rejected."""
 
 import errno
 import json
