@@ -1,4 +1,4 @@
-"""Measures compared with brute force, and with scikit-learn where it has them."""
+"""Measures against brute force, and against scikit-learn where it has them."""
 
 import itertools
 
