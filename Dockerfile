@@ -1,12 +1,12 @@
-# Images of diffseg. Targets: cpu, gpu, tensorrt (servers), export (checkpoint to bundle to plans); docs/containers.md.
+# Images of diffseg. Targets: cpu, gpu and tensorrt (servers), and export (bundles and plans). See docs/containers.md.
 #
 #   docker build --target cpu --tag diffseg:cpu .
 #
-# Behind a mirror, or a proxy with a certificate of its own, lend the build two files, which stay out of the image:
-#   --secret id=pip,src=pip.conf --secret id=ca,src=ca.crt    and pip.conf says: cert = /run/secrets/ca
+# Behind a mirror, or a proxy with its own certificate, pass two files to the build. They are not kept in the image:
+#   --secret id=pip,src=pip.conf --secret id=ca,src=ca.crt    with this line in pip.conf: cert = /run/secrets/ca
 ARG BASE=python:3.13-slim-trixie
 
-# An empty virtual environment, to be filled and copied whole; and beside it what builds wheels, which stays behind.
+# An empty virtual environment, which is filled and then copied as a whole. The tools that build wheels are outside it.
 FROM ${BASE} AS environment
 ENV PATH=/opt/diffseg/bin:${PATH} \
     PIP_CONFIG_FILE=/run/secrets/pip \
@@ -20,7 +20,7 @@ RUN --mount=type=secret,id=pip --mount=type=secret,id=ca \
     python3 -m venv /opt/diffseg && \
     pip install --target /opt/tools -r /locks/build.lock
 
-# The program itself, under a root of its own: a change of code makes one small layer, and installs nothing again.
+# The program itself, in a separate root. A change of the code then replaces one small layer and reinstalls nothing.
 FROM environment AS program
 COPY . /source
 RUN PIP_REQUIRE_HASHES=0 PYTHONPATH=/opt/tools pip wheel --no-build-isolation --wheel-dir /wheels /source && \
@@ -42,7 +42,7 @@ RUN --mount=type=secret,id=pip --mount=type=secret,id=ca \
     pip check && \
     pip uninstall --yes pip
 
-# Two packages have no wheels: a few lines of Python around NVIDIA's libraries, built here.
+# Two packages have no wheels and are built here. They are a few lines of Python that wrap NVIDIA's libraries.
 FROM environment AS tensorrt-packages
 ARG NVIDIA_INDEX=https://pypi.nvidia.com
 COPY containers/nvidia.lock containers/tensorrt.lock /locks/
@@ -54,7 +54,7 @@ RUN --mount=type=secret,id=pip --mount=type=secret,id=ca \
     pip check && \
     pip uninstall --yes pip
 
-# Here what builds wheels goes into the environment: PyTorch needs setuptools, too.
+# The build tools are installed into this environment, because PyTorch needs setuptools as well.
 FROM environment AS export-packages
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 COPY containers/torch.lock containers/export.lock /locks/
@@ -66,7 +66,7 @@ RUN --mount=type=secret,id=pip --mount=type=secret,id=ca \
     pip check && \
     pip uninstall --yes pip
 
-# What all images share. All that is ever written lies under /cache: plans, and what GPU libraries keep in the home.
+# The base of all images. Only /cache is written to: it holds plans, and the files that GPU libraries write to $HOME.
 FROM ${BASE} AS base
 ARG BASE
 LABEL org.opencontainers.image.title="diffseg" \
@@ -78,7 +78,7 @@ ENV PATH=/opt/diffseg/bin:${PATH} \
     HOME=/cache \
     DIFFSEG_CACHE=/cache \
     PYTHONUNBUFFERED=1
-# The official Python images come without compiled modules, and nobody could write them later: 2 s at every start.
+# The official Python images have no compiled modules, and none can be written later. Without them, a start takes 2 s more.
 RUN python3 -m compileall -q -x '/(test|lib2to3|dist-packages|site-packages)/' \
     "$(python3 -c 'import sysconfig; print(sysconfig.get_path("stdlib"))')"
 RUN install --directory --owner 10001 --group 10001 /cache
@@ -87,7 +87,7 @@ USER 10001:10001
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["diffseg"]
 
-# 0.0.0.0 is the container's own; the server refuses it without a token, unless it is told --no-token.
+# 0.0.0.0 is the address of the container. On it, the server does not start without a token, except with --no-token.
 FROM base AS server
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=5s --start-period=120s --retries=3 \
@@ -112,7 +112,7 @@ COPY --from=export-packages /opt/diffseg /opt/diffseg
 COPY --from=program /program /
 CMD ["--help"]
 
-# The last one is what a build without --target makes.
+# A build without --target builds the last stage.
 FROM server AS cpu
 COPY --from=cpu-packages /opt/diffseg /opt/diffseg
 COPY --from=program /program /

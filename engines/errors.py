@@ -1,4 +1,4 @@
-"""The exceptions that diffseg raises on purpose, as one tree.
+"""The exceptions that diffseg raises on purpose. All are derived from `DiffsegError`.
 
     DiffsegError
     ├── BundleError (ValueError)            a bundle is damaged, altered or of an unknown schema
@@ -7,7 +7,7 @@
     ├── DatasetError (ValueError)           a folder does not have the layout of its data set
     ├── ImageError (ValueError)             an image can't be read; other images are not affected
     ├── MissingPackageError (ImportError)   an extra is not installed
-    ├── ParityError (RuntimeError)          an exported graph disagrees with its checkpoint
+    ├── ParityError (RuntimeError)          an exported graph differs from its checkpoint
     ├── PlanError (RuntimeError)            a plan can't be built, is damaged or does not fit this machine
     ├── ProfileError (ValueError)           a profile can't be taken, read or compared
     └── ProviderError (RuntimeError)        the requested provider can't run on this machine

@@ -1,6 +1,6 @@
-"""Checkpoint → bundle (extra `export`: torch, diffusers, transformers, onnx). The runtime needs none of it.
+"""Export of checkpoints to bundles. It needs the extra `export` (torch, diffusers, transformers, onnx).
 
-Importing this package imports none of them either: `export_bundle` does, once its arguments are checked.
+Importing this package does not import these libraries; `export_bundle` does, after it has checked its arguments.
 """
 
 from diffseg.export.pipeline import export_bundle

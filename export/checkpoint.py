@@ -1,4 +1,4 @@
-"""Reading a diffusers checkpoint: the parts that segmentation needs, in float32."""
+"""Load the parts of a diffusers checkpoint that segmentation needs, in float32."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ ENCODERS = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """What is left of a text-to-image checkpoint when no text and no image is to be made."""
+    """The parts of a text-to-image checkpoint that segmentation needs."""
 
     unet: UNet2DConditionModel
     vae: AutoencoderKL | AutoencoderTiny
     prompt: torch.Tensor  # (1, tokens, width): the embedding of the empty prompt
     source: Source
-    card: Path | None  # its README.md, which states origin and licence
+    card: Path | None  # the README.md of the checkpoint, which states its origin and licence
 
 
 def load_checkpoint(checkpoint: str | Path, *, vae: str | Path | None = None) -> Checkpoint:
@@ -35,10 +35,10 @@ def load_checkpoint(checkpoint: str | Path, *, vae: str | Path | None = None) ->
 
     Args:
         checkpoint: folder with `unet/`, `vae/`, `text_encoder/` and `tokenizer/`, or a hub id.
-        vae: folder or hub id of another autoencoder, TAESD for example, that knows the same latents.
+        vae: folder or hub id of another autoencoder for the same latents, such as TAESD.
 
     Raises:
-        CheckpointError: not found, parts missing or unreadable, or an architecture that is not supported.
+        CheckpointError: the checkpoint is not found, has missing or unreadable parts, or is not supported.
     """
     return load_files(find_checkpoint(checkpoint, vae=vae))
 
@@ -47,7 +47,7 @@ def load_files(files: CheckpointFiles) -> Checkpoint:
     """Load what `find_checkpoint` found.
 
     Raises:
-        CheckpointError: unreadable weights, or parts that don't belong together.
+        CheckpointError: weights cannot be read, or the parts do not belong to one checkpoint.
     """
     transformers_logging.disable_progress_bar()
     diffusers_logging.disable_progress_bar()
@@ -58,13 +58,13 @@ def load_files(files: CheckpointFiles) -> Checkpoint:
         raise CheckpointError(
             f"the UNet of {folder} takes {unet.config.in_channels} channels "
             f"and its VAE gives {encoder.config.latent_channels}; "
-            f"inpainting, depth and image-editing checkpoints can't be used, {SUPPORTED}"
+            f"inpainting, depth and image-editing checkpoints are not supported; {SUPPORTED}"
         )
     prompt = _embed_empty_prompt(folder)
     if prompt.shape[-1] != unet.config.cross_attention_dim:
         raise CheckpointError(
             f"the text encoder of {folder} gives {prompt.shape[-1]} features "
-            f"and the UNet wants {unet.config.cross_attention_dim}; the parts are not of one checkpoint"
+            f"and the UNet expects {unet.config.cross_attention_dim}; use parts of one checkpoint"
         )
     card = folder / "README.md"
     source = Source(files.name, files.revision, _licence(card))
@@ -72,7 +72,7 @@ def load_files(files: CheckpointFiles) -> Checkpoint:
 
 
 def _load(kind: Any, folder: Path, **options: Any) -> Any:  # noqa: ANN401 - any model class of diffusers or transformers
-    """`from_pretrained` with whatever variant of the weights there is, and one line when it fails."""
+    """Load a model from the available variant of its weights. A failure is reported in one line."""
     names = [path.name for path in folder.glob("*.safetensors")] or [path.name for path in folder.glob("*.bin")]
     if not names:
         raise CheckpointError(f"{folder} holds no weights (*.safetensors or *.bin); download the checkpoint again")
@@ -80,7 +80,7 @@ def _load(kind: Any, folder: Path, **options: Any) -> Any:  # noqa: ANN401 - any
         options["variant"] = "fp16"
     try:
         model = kind.from_pretrained(folder, local_files_only=True, **options)
-    except Exception as error:  # each library under it raises its own  # noqa: BLE001
+    except Exception as error:  # each library raises its own exceptions  # noqa: BLE001
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(f"cannot load {folder}: {reason}; download the checkpoint again") from None
     return model.float().eval().requires_grad_(requires_grad=False)
@@ -112,14 +112,14 @@ def _embed_empty_prompt(folder: Path) -> torch.Tensor:
         tokens = tokenizer(
             "", padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt"
         )
-    except Exception as error:  # each library under it raises its own  # noqa: BLE001
+    except Exception as error:  # each library raises its own exceptions  # noqa: BLE001
         raise CheckpointError(f"cannot load {folder / 'tokenizer'}: {error}; download the checkpoint again") from None
     embedding: torch.Tensor = encoder(tokens.input_ids)[0]
     return embedding
 
 
 def _licence(card: Path) -> str | None:
-    """The licence that a hub model card states in its front matter."""
+    """Return the licence in the front matter of a model card; None if there is none."""
     if not card.is_file():
         return None
     lines = card.read_text(encoding="utf-8", errors="replace").splitlines()[:50]

@@ -1,4 +1,4 @@
-"""The heavy half of an export: checkpoint files → verified graphs and their manifest, by PyTorch."""
+"""Convert checkpoint files to ONNX graphs and their manifest, and verify the graphs. This module imports PyTorch."""
 
 from __future__ import annotations
 
@@ -33,25 +33,25 @@ def convert(
     name: str,
     progress: Callable[[str], None],
 ) -> Manifest:
-    """Write a checkpoint's graphs to `folder`, and compare them with torch.
+    """Write a checkpoint's graphs to `folder` and compare their outputs with PyTorch.
 
     Args:
-        files: what `find_checkpoint` found.
+        files: the result of `find_checkpoint`.
         folder: an empty folder.
-        settings: image size, precision, timestep, largest batch, default thresholds.
+        settings: image size, precision, timestep, maximum batch size and default merge settings.
         name: the bundle's name.
-        progress: is told each step, as one line of text.
+        progress: called at the beginning of each step, with one line of text.
 
     Returns:
-        The manifest, which has no hashes of files yet.
+        The manifest, without the hashes of the files.
 
     Raises:
-        CheckpointError: the checkpoint can't be read or is not supported.
-        ParityError: a graph disagrees with torch by more than its precision allows.
+        CheckpointError: the checkpoint cannot be read or is not supported.
+        ParityError: the outputs of a graph differ from PyTorch's by more than its precision allows.
     """
     loaded = load_files(files)
     if loaded.card is not None:
-        shutil.copyfile(loaded.card, folder / loaded.card.name)  # the licence goes where the weights go
+        shutil.copyfile(loaded.card, folder / loaded.card.name)  # states the licence of the weights
     size, precision, max_batch = settings.size, settings.precision, settings.max_batch
     dtype = DTYPES[precision]
     unet_parameters, unet_flops = _parameters(loaded.unet), _flops(loaded.unet, size, loaded.prompt)
@@ -60,7 +60,7 @@ def convert(
     encoder, unet = Encoder(loaded.vae), AttentionUNet(loaded.unet, loaded.prompt, settings.timestep, size)
     channels = encoder.channels
 
-    progress("run it in torch")
+    progress("run the checkpoint in PyTorch")
     images = parity.sample_images(size)
     latent = parity.reference(encoder, images)[0]
     attention = parity.reference(unet, latent)
@@ -72,9 +72,9 @@ def convert(
     traced_encoder = trace(encoder.to(dtype), encoder_tensors, folder / f"{ENCODER}.onnx")
     progress(f"trace the UNet in {precision}")
     traced_unet = trace(unet.to(dtype), unet_tensors, folder / f"{UNET}.onnx")
-    del loaded, encoder, unet  # the only references: ONNX Runtime needs the room
+    del loaded, encoder, unet  # the only references; ONNX Runtime needs the memory
 
-    progress("compare with torch")
+    progress("compare the graphs with PyTorch")
     figures: dict[str, dict[str, float]] = {}
     for suffix, encoder_file, unet_file in (
         ("", traced_encoder.file, traced_unet.file),
@@ -116,7 +116,7 @@ def _parameters(module: torch.nn.Module) -> int:
 
 
 def _flops(unet: UNet2DConditionModel, size: tuple[int, int], prompt: torch.Tensor) -> int:
-    """FLOPs of the whole UNet for one image, counted on shapes alone."""
+    """Return the FLOPs of the whole UNet per image. Only shapes are computed, on the `meta` device."""
     with torch.device("meta"):
         twin = UNet2DConditionModel.from_config(unet.config)
         rows, columns = (n // specs.LATENT_FACTOR for n in size)

@@ -1,4 +1,4 @@
-"""Where a checkpoint's files lie, and whether they are of a kind that can be exported; nothing here needs PyTorch."""
+"""Find the files of a checkpoint and check that it can be exported. This module does not need PyTorch."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ from diffseg.engines.bundle.hub import is_hub_id, snapshot
 from diffseg.engines.errors import BundleNotFoundError, CheckpointError
 
 PARTS = ("unet", "vae", "text_encoder", "tokenizer")
-SUPPORTED = "supported are UNets of Stable Diffusion's shape: SD 1.x, SD 2.x, BK-SDM and alike"
+SUPPORTED = "supported are checkpoints with Stable Diffusion's UNet: SD 1.x, SD 2.x, BK-SDM and similar"
 VAES = ("AutoencoderKL", "AutoencoderTiny")
 
 
 @dataclass(frozen=True, slots=True)
 class CheckpointFiles:
-    """A checkpoint whose configurations are supported and whose weights were not read."""
+    """A checkpoint with a supported configuration. Its weights have not been read."""
 
     name: str  # hub id, or the folder's name
-    revision: str | None  # of the hub; None for a folder
+    revision: str | None  # on the hub; None for a folder
     folder: Path
     vae: Path  # folder of the VAE, which may be another checkpoint's
     vae_kind: str  # its class, one of VAES
 
 
 def find_checkpoint(checkpoint: str | Path, *, vae: str | Path | None = None) -> CheckpointFiles:
-    """Find a diffusers checkpoint, a folder or on the hub (`owner/name[@revision]`), and read its configurations.
+    """Find a diffusers checkpoint, in a folder or on the hub (`owner/name[@revision]`), and check its configuration.
 
     Args:
         checkpoint: folder with `unet/`, `vae/`, `text_encoder/` and `tokenizer/`, or a hub id.
-        vae: folder or hub id of another autoencoder, TAESD for example, that knows the same latents.
+        vae: folder or hub id of another autoencoder for the same latents, such as TAESD.
 
     Raises:
-        CheckpointError: not found, parts missing or unreadable, or an architecture that is not supported.
+        CheckpointError: the checkpoint is not found, has missing or unreadable parts, or is not supported.
     """
     folder, revision = _resolve(checkpoint)
     _check_index(folder)
@@ -49,7 +49,7 @@ def find_checkpoint(checkpoint: str | Path, *, vae: str | Path | None = None) ->
     kind = _config(vae_folder, "config.json").get("_class_name")
     if kind not in VAES:
         raise CheckpointError(f"{vae_folder} is a {kind}, expected {' or '.join(VAES)}")
-    # A folder is recorded by name: the path on the machine that exported it tells a user of the bundle nothing.
+    # Record only the name of a folder, because its path means nothing on another machine.
     name = str(checkpoint).partition("@")[0] if revision else folder.resolve().name
     return CheckpointFiles(name, revision, folder, vae_folder, kind)
 
@@ -81,7 +81,7 @@ def _resolve_vae(vae: str | Path) -> Path:
 
 
 def _check_index(folder: Path) -> None:
-    """Refuse pipelines that are known to be something else before gigabytes of them are read."""
+    """Reject pipelines of other architectures before gigabytes of weights are read."""
     index = _config(folder, "model_index.json", optional=True)
     name = str(index.get("_class_name", ""))
     if re.search(r"XL|StableDiffusion3|Flux|PixArt|Kandinsky|Cascade|Video|Inpaint|Upscale", name):
@@ -122,5 +122,5 @@ def _config(folder: Path, name: str, *, optional: bool = False) -> dict[str, Any
     except (OSError, ValueError) as error:
         raise CheckpointError(f"cannot read {path} ({error}); download the checkpoint again") from None
     if not isinstance(value, dict):
-        raise CheckpointError(f"{path} is no configuration; download the checkpoint again")
+        raise CheckpointError(f"{path} is not a configuration file; download the checkpoint again")
     return value

@@ -1,4 +1,4 @@
-"""Checkpoint → bundle, in one call. PyTorch is imported once everything that can be checked without it was."""
+"""Export a checkpoint to a bundle. Everything that does not need PyTorch is checked before PyTorch is imported."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from diffseg.export.locate import find_checkpoint
 from diffseg.export.settings import ExportSettings
 
 PACKAGES = ("torch", "diffusers", "transformers", "onnx", "onnxscript")
-"""What the extra `export` brings and `convert` imports."""
+"""Packages of the extra `export` that `convert` imports."""
 
 
 def export_bundle(
@@ -29,24 +29,24 @@ def export_bundle(
     overwrite: bool = False,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Bundle:
-    """Export a diffusers checkpoint to a bundle of ONNX graphs, and verify it against torch.
+    """Export a diffusers checkpoint to a bundle of ONNX graphs and compare their outputs with PyTorch.
 
-    The target and the checkpoint's files are checked before PyTorch is imported, which takes many seconds.
+    The target and the checkpoint's files are checked before PyTorch is imported, which takes several seconds.
 
     Args:
         checkpoint: folder or hub id of a diffusers checkpoint.
-        target: folder to write; it appears only when everything in it is verified.
-        settings: image size, precision, timestep, largest batch, default thresholds.
-        name: the bundle's name; None takes the target's, with hyphens for what a name can't contain.
-        vae: another autoencoder for the same latents (TAESD), folder or hub id.
-        overwrite: replace a bundle that is there already.
-        progress: is told each step, as one line of text.
+        target: folder of the bundle. It is created only after the graphs have been verified.
+        settings: image size, precision, timestep, maximum batch size and default merge settings.
+        name: the bundle's name; None uses the name of the target folder, with hyphens for what a name cannot contain.
+        vae: folder or hub id of another autoencoder for the same latents, such as TAESD.
+        overwrite: replace an existing bundle.
+        progress: called at the beginning of each step, with one line of text.
 
     Raises:
         MissingPackageError: the extra `export` is not installed.
-        CheckpointError: the checkpoint can't be read or is not supported.
-        ParityError: a graph disagrees with torch by more than its precision allows.
-        BundleError: `target` exists or can't be written, or `name` has another character than A-Z a-z 0-9 . _ -
+        CheckpointError: the checkpoint cannot be read or is not supported.
+        ParityError: the outputs of a graph differ from PyTorch's by more than its precision allows.
+        BundleError: `target` exists or cannot be written, or `name` has another character than A-Z a-z 0-9 . _ -
     """
     settings = settings or ExportSettings()
     target = Path(target).expanduser().resolve()
@@ -79,7 +79,7 @@ def default_name(target: Path) -> str:
 
 @contextmanager
 def _writable(target: Path, *, overwrite: bool) -> Iterator[Path]:
-    """Open `new_bundle`, with one clear line if no folder can be made there."""
+    """Enter `new_bundle` and report in one line if the folder cannot be created."""
     blocked = next((parent for parent in target.parents if parent.exists() and not parent.is_dir()), None)
     if blocked:
         raise BundleError(f"cannot write {target}: {blocked} is not a folder; choose another folder with -o")

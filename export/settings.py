@@ -1,4 +1,4 @@
-"""What a bundle is made for. Nothing here needs PyTorch, so that a bad setting is refused before it is imported."""
+"""The settings of an export. This module does not need PyTorch, so invalid settings are rejected early."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ TIMESTEPS = 1000
 
 @dataclass(frozen=True, slots=True)
 class ExportSettings:
-    """What a bundle is made for.
+    """The settings of an export.
 
     Raises:
-        ValueError: a setting that no UNet takes.
+        ValueError: a setting is out of range.
     """
 
     size: tuple[int, int] = (512, 512)  # height, width in pixels
@@ -29,7 +29,7 @@ class ExportSettings:
 
     def __post_init__(self) -> None:
         if any(n < SIZE_STEP or n % SIZE_STEP for n in self.size):
-            raise ValueError(f"size must be multiples of {SIZE_STEP} pixels, found {self.size[0]}x{self.size[1]}")
+            raise ValueError(f"size must be in multiples of {SIZE_STEP} pixels, found {self.size[0]}x{self.size[1]}")
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, found {self.precision!r}")
         if not 0 <= self.timestep < TIMESTEPS:
@@ -44,7 +44,7 @@ def parse_size(text: str) -> tuple[int, int]:
     """Read `512` or `512x768` (height x width).
 
     Raises:
-        ValueError: it is neither.
+        ValueError: the text has another form.
     """
     parts = text.lower().split("x")
     if len(parts) > 2 or not all(part.isdecimal() for part in parts):  # noqa: PLR2004

@@ -1,4 +1,4 @@
-"""A graph of half precision for CPUs, which compute in float32: the weights stay as they are."""
+"""Derive a graph for CPUs, which computes in float32, from a half-precision graph. The weights are shared."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ import onnx_ir as ir
 WIDE = ir.DataType.FLOAT
 NARROW = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 SMALL = 4096
-"""Weights of up to so many numbers are stored wide, the others shared with the narrow graph."""
+"""Weights of at most this many elements are stored in float32. Larger ones are shared with the half-precision graph."""
 
 
 def widen(source: Path, target: Path) -> None:
     """Write an ONNX graph that computes in float32 what `source` computes in float16 or bfloat16.
 
-    It shares the external data of `source`, beside which it must lie. Each large weight is cast before its use, so
-    that one at a time lives in float32, as long as the runtime does not fold the casts when it loads the graph.
+    The new graph shares the external data of `source`, so it must be in the same folder. Each large weight is cast to
+    float32 directly before its first use. Only one weight at a time is then held in float32, provided that the runtime
+    does not fold the casts when it loads the graph.
 
     Args:
-        source: an .onnx file whose large weights are external.
+        source: an .onnx file with its large weights in external data.
         target: the .onnx file to write, in the same folder.
     """
     model = ir.load(source)
@@ -39,7 +40,7 @@ def widen(source: Path, target: Path) -> None:
         cast = ir.node("Cast", [value], {"to": WIDE}, outputs=[output])
         for user, index in users:
             user.replace_input_with(index, output)
-        # Graphs are executed in the order of the file: not before it is needed.
+        # Nodes are executed in the order of the file, so place the cast directly before the first use.
         graph.insert_before(min((user for user, _ in users), key=places.__getitem__), cast)
     for node in graph:
         _widen_node(node)
@@ -52,10 +53,10 @@ def widen(source: Path, target: Path) -> None:
 
 
 def _copies(node: Any) -> bool:  # noqa: ANN401 - onnx_ir has no types
-    """Whether a node of the wide graph casts to the type that its input has."""
+    """Return whether a node of the float32 graph casts its input to the type that the input already has."""
     if node.op_type == "Cast":
         return bool(node.inputs[0].dtype == node.attributes["to"].as_int() == WIDE)
-    # Beside floats alone, in the exporter's normalisations; types of intermediate results may be unknown.
+    # The exporter puts CastLike only into normalisations, between floats; types of intermediate results may be unknown.
     return node.op_type == "CastLike" and bool(node.inputs[0].dtype == WIDE) and node.inputs[1].dtype in (WIDE, None)
 
 

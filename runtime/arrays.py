@@ -24,7 +24,7 @@ Attention of 64 × 64 is one block.
 """
 
 
-def namespace(*arrays: Array) -> Any:  # noqa: ANN401 - a module, typed by nobody
+def namespace(*arrays: Array) -> Any:  # noqa: ANN401 - a module, which has no common type
     """Return the array-API namespace of `arrays`, which has the standard's names on NumPy 1.26 too."""
     return array_api_compat.array_namespace(*arrays)
 

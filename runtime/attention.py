@@ -1,4 +1,4 @@
-"""The aggregated attention of one image, and the masks that are made of it."""
+"""The aggregated attention of one image, and the masks derived from it."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True, eq=False)
 class _Memo:
-    """The anchor distances that were computed last: replaced as a whole, so that threads may share them."""
+    """The anchor distances computed last. The tuple is replaced as a whole, so threads can share the memo."""
 
     last: tuple[int, AnchorDistances] | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class AggregatedAttention:
-    """The aggregated attention of one image, with all that masks are made of. Threads may share it.
+    """The aggregated attention of one image, with everything that is needed to make masks. Threads can share it.
 
-    It remembers the distances of its maps from the anchors that were used last, so that new thresholds cost a third
-    of the first merging.
+    It remembers the distances of its maps from the anchors that were used last. Merging with the same anchors and new
+    thresholds therefore takes a third of the time of the first merging.
 
     Attributes:
-        values: (n, n, n, n) float32, queries then keys; every map sums to 1. NumPy's or CuPy's array.
-        pixels: (h, w, 3) uint8, the image as the network saw it.
-        placement: where these pixels lie in the image.
+        values: (n, n, n, n) float32, queries then keys; every map sums to 1. A NumPy or CuPy array.
+        pixels: (h, w, 3) uint8, the image at the network's input size.
+        placement: which part of the image these pixels show.
     """
 
     values: Array
@@ -46,21 +46,21 @@ class AggregatedAttention:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the attention and of the remembered distances."""
+        """Size of the attention and the remembered distances, in bytes."""
         last = self._memo.last
         return int(self.values.nbytes) + (0 if last is None else int(last[1].values.nbytes))
 
     def copy(self) -> AggregatedAttention:
-        """Copy the values, within their own library: those of a network are overwritten by its next pass."""
+        """Return a copy whose values the network cannot overwrite. They stay in the same array library and device."""
         values = namespace(self.values).asarray(self.values, copy=True)
         return AggregatedAttention(values, self.pixels, self.placement, _Memo(self._memo.last))
 
     def placed(self, placement: Placement) -> AggregatedAttention:
-        """Return the same attention, with its memory shared, for masks of another size."""
+        """Return the same attention for masks of another size. The arrays are shared, not copied."""
         return AggregatedAttention(self.values, self.pixels, placement, self._memo)
 
     def proposals(self, settings: MergeSettings) -> Array:
-        """Merge the attention maps → (k, n, n) float32 proposals, see `merge_attention`; without any refinement."""
+        """Merge the attention maps into (k, n, n) float32 proposals, without refinement; see `merge_attention`."""
         last = self._memo.last
         if last is None or last[0] != settings.anchors:
             last = settings.anchors, anchor_distances(self.values, settings.anchors)
@@ -70,15 +70,15 @@ class AggregatedAttention:
     def masks(
         self, settings: MergeSettings, timings: dict[str, float]
     ) -> tuple[NDArray[np.uint16], tuple[Segment, ...]]:
-        """Make masks.
+        """Merge the attention into masks.
 
         Args:
             settings: thresholds, anchors and refinement.
-            timings: the seconds of each stage are added here.
+            timings: the duration of each stage, in seconds, is added to this dict.
 
         Returns:
-            (H, W) uint16 labels from 0 to k-1 without gaps, at the size of the image, and their segments, largest
-            first.
+            (H, W) uint16 labels from 0 to k-1 without gaps, at the size of the image, and one segment per label,
+            largest first.
         """
         with stage(timings, "merge"):
             proposals = self.proposals(settings)

@@ -1,4 +1,4 @@
-"""Pictures in, of any kind and size; label maps back out at that size."""
+"""Read images of any kind and size, fit them to the network, and bring label maps back to their size."""
 
 from __future__ import annotations
 
@@ -18,26 +18,27 @@ if TYPE_CHECKING:
 ImageSource: TypeAlias = "str | Path | Image.Image | NDArray[np.uint8]"
 Fit = Literal["stretch", "crop", "pad"]
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
-"""Decoders that strangers may reach: no EPS, which starts Ghostscript, and none of the formats of the eighties."""
+"""Formats that are decoded from untrusted sources. EPS, which starts Ghostscript, and rarely used formats are not."""
 PAD_GREY = (127, 127, 127)
 BYTE = 255
 SUFFIXES = frozenset({".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
-"""Endings that a folder is searched for; a file that is named itself may have any."""
+"""Suffixes of the images in a folder. A file given by its own path may have any suffix."""
 
-_warnings_lock = threading.Lock()  # the list of filters is one for all threads
+_warnings_lock = threading.Lock()  # all threads share one list of warning filters
 
 
 def read_image(source: ImageSource) -> Image.Image:
-    """Decode a picture to RGB, upright.
+    """Decode an image to RGB, upright.
 
-    EXIF orientation is applied; transparency is laid over white; 16-bit and float greys are scaled to 8 bits;
-    the first frame of an animation is taken.
+    The EXIF orientation is applied, transparent images are composited over white, 16-bit and float greyscale images
+    are scaled to 8 bits, and only the first frame of an animation is used.
 
     Args:
         source: a path, a PIL image, or a uint8 array (H, W, 3).
 
     Raises:
-        ImageError: no such file, no image, truncated, empty, or more than 178 megapixels (a decompression bomb).
+        ImageError: the file does not exist, is not an image, is damaged or empty, or has more than 178 megapixels
+            (a decompression bomb).
     """
     if isinstance(source, np.ndarray):
         return _from_array(source)
@@ -60,15 +61,20 @@ def read_image(source: ImageSource) -> Image.Image:
     except UnidentifiedImageError:
         size = Path(name).stat().st_size
         raise ImageError(f"{name}: {'an empty file' if size == 0 else 'not an image that Pillow can read'}") from None
-    except Exception as error:  # a damaged file makes a decoder raise anything  # noqa: BLE001
+    except Exception as error:  # for a damaged file, a decoder may raise any exception  # noqa: BLE001
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ImageError(f"{name}: cannot be decoded ({reason})") from None
 
 
 def open_lazily(source: Path | IO[bytes], formats: tuple[str, ...] | None = None) -> Image.Image:
-    """Read the head of an image file, of one of Pillow's `formats` (None: any); whatever Pillow raises goes through."""
+    """Read the header of an image file. Pillow's exceptions are not translated.
+
+    Args:
+        source: a path or an open file.
+        formats: names of the Pillow formats to accept; None accepts all.
+    """
     with _warnings_lock, warnings.catch_warnings():
-        # Photographs of 90 to 178 megapixels are welcome here; above that Pillow raises.
+        # Pillow warns from 90 megapixels on, which is acceptable here. Above 178 megapixels it raises.
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         return Image.open(source, formats=formats)
 
@@ -96,7 +102,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _grey_to_8_bit(image: Image.Image) -> Image.Image:
-    """Scale 16-bit, 32-bit and float greys, which Pillow itself would clip to white."""
+    """Scale a 16-bit, 32-bit or float greyscale image to 8 bits. Pillow's own conversion would clip it to white."""
     values = np.nan_to_num(np.asarray(image, dtype=np.float64))
     largest = values.max()
     if image.mode.startswith("I;16") or (image.mode == "I" and BYTE < largest <= 65535):  # noqa: PLR2004
@@ -110,12 +116,13 @@ def _grey_to_8_bit(image: Image.Image) -> Image.Image:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Which box of the picture the network sees; it may reach over the picture's borders (`pad`).
+    """The box of the image that the network sees. With `pad`, it extends beyond the borders of the image.
 
-    Model pixel `i` covers picture rows `top + i·height/size` and on, and alike for the columns.
+    Row i of the network's input covers the image rows from `top + i·height/size[0]` to
+    `top + (i + 1)·height/size[0]`. Columns correspond likewise, with `left`, `width` and `size[1]`.
     """
 
-    picture: tuple[int, int]  # height, width of the picture
+    picture: tuple[int, int]  # height, width of the image
     size: tuple[int, int]  # height, width of the network's input
     top: float
     left: float
@@ -123,7 +130,7 @@ class Placement:
     width: float
 
     def indices(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Row and column of the network's input for each row and column of the picture, the nearest outside."""
+        """Return, for each row and each column of the image, the nearest row or column of the network's input."""
         rows = np.floor((np.arange(self.picture[0]) + 0.5 - self.top) * (self.size[0] / self.height))
         columns = np.floor((np.arange(self.picture[1]) + 0.5 - self.left) * (self.size[1] / self.width))
         return (
@@ -133,19 +140,19 @@ class Placement:
 
 
 def fit_image(image: Image.Image, size: tuple[int, int], fit: Fit = "stretch") -> tuple[NDArray[np.uint8], Placement]:
-    """Bring a picture to the network's input size, bilinearly (antialiased where it shrinks).
+    """Resize an image to the network's input size, bilinearly and with antialiasing.
 
     Args:
-        image: RGB.
-        size: height and width of the network's input.
-        fit: `stretch` squeezes the whole picture in; `crop` takes the centre of the input's aspect ratio, and
-            pixels outside get the label at its border; `pad` puts grey around the whole picture.
+        image: RGB image.
+        size: height and width of the network's input, in pixels.
+        fit: `stretch` changes the aspect ratio to that of the input; `crop` uses the largest centred box with the
+            aspect ratio of the input, and gives pixels outside it the label at its border; `pad` adds grey margins.
 
     Returns:
-        uint8 (H, W, 3), and where it came from.
+        The input, uint8 (H, W, 3), and its placement in the image.
 
     Raises:
-        ValueError: an unknown `fit`.
+        ValueError: `fit` is unknown.
     """
     width, height = image.size
     rows, columns = size
@@ -155,7 +162,7 @@ def fit_image(image: Image.Image, size: tuple[int, int], fit: Fit = "stretch") -
         above, before = (rows - inner[0]) // 2, (columns - inner[1]) // 2
         canvas = Image.new("RGB", (columns, rows), PAD_GREY)
         canvas.paste(_resize(image, inner, (0, 0, width, height)), (before, above))
-        y, x = height / inner[0], width / inner[1]  # picture pixels a model pixel
+        y, x = height / inner[0], width / inner[1]  # image pixels per input pixel
         placement = Placement((height, width), size, -above * y, -before * x, rows * y, columns * x)
         return np.asarray(canvas), placement
     if fit == "crop":
@@ -171,13 +178,13 @@ def fit_image(image: Image.Image, size: tuple[int, int], fit: Fit = "stretch") -
 
 
 def _resize(image: Image.Image, size: tuple[int, int], box: tuple[float, float, float, float]) -> Image.Image:
-    # reducing_gap: huge photographs are first shrunk by an integer, with no visible difference
+    # reducing_gap: large images are first reduced by an integer factor, which is faster and not visible
     return image.resize((size[1], size[0]), Image.Resampling.BILINEAR, box=box, reducing_gap=3.0)
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """One region."""
+    """One segment of an image."""
 
     label: int
     area: int  # pixels
@@ -185,15 +192,24 @@ class Segment:
 
 
 def place_labels(labels: NDArray[np.uint16], placement: Placement) -> tuple[NDArray[np.uint16], tuple[Segment, ...]]:
-    """Bring a label map of the network's size to the picture's, by nearest neighbour, with dense labels.
+    """Resize a label map from the network's input size to the size of the image and renumber its labels.
 
-    Areas and boxes are counted on the small map, whose rows and columns are only repeated or dropped.
+    Labels are resized by nearest neighbour. Areas and boxes are computed from the small map, because the resize only
+    repeats or drops its rows and columns.
+
+    Args:
+        labels: (h, w) uint16, at the network's input size.
+        placement: which box of the image the network saw.
+
+    Returns:
+        (H, W) uint16 labels from 0 to k-1 without gaps, at the size of the image, and one segment per label, largest
+        first.
     """
     rows, columns = placement.indices()
     height, width = labels.shape
     area = np.outer(
         np.bincount(rows, minlength=height), np.bincount(columns, minlength=width)
-    )  # pixels that each place becomes
+    )  # image pixels per pixel of the small map
     areas = np.bincount(labels.ravel(), weights=area.ravel()).astype(np.int64)
     kept = np.flatnonzero(areas)
     dense = np.zeros(len(areas), dtype=np.uint16)

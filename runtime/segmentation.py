@@ -28,7 +28,7 @@ class Segmentation:
     """The masks of one image.
 
     Attributes:
-        labels: (H, W) uint16, 0 to k-1 without gaps, the size of the (upright) input.
+        labels: (H, W) uint16, 0 to k-1 without gaps, at the size of the upright image.
         segments: one per label, largest first.
         timings: seconds per stage; the network's time for a batch is divided evenly among its images.
         image: the decoded image, RGB.
@@ -56,10 +56,11 @@ class Segmentation:
         """Make the masks of an image from its attention.
 
         Args:
-            attention: its values may be the network's own memory: they are copied if they are kept.
+            attention: the aggregated attention. If it is kept, its values are copied, because the network may
+                overwrite them.
             image: the decoded image, RGB.
             settings: the thresholds, anchors and refinement.
-            timings: seconds of the stages so far; those of the merging are added.
+            timings: seconds per stage so far; those of the following stages are added.
             keep_attention: keep a copy of the attention for `resegment`.
         """
         labels, segments = attention.masks(settings, timings)
@@ -76,7 +77,7 @@ class Segmentation:
         """Return the attention that was kept.
 
         Raises:
-            ValueError: it was not kept.
+            ValueError: the attention was not kept.
         """
         if self.attention is None:
             raise ValueError("resegment needs the attention: segment with keep_attention=True")
@@ -87,7 +88,7 @@ class Segmentation:
     ) -> Segmentation:
         """Make new masks from the kept attention, without a pass through the network.
 
-        With the same anchors as before, the merging takes a third of the time.
+        With the same anchors as before, merging takes a third of the time.
 
         Raises:
             ValueError: the attention was not kept, or a setting is out of range.
@@ -99,15 +100,20 @@ class Segmentation:
         return replace(self, labels=labels, segments=segments, timings=timings, settings=settings)
 
     def overlay(self, opacity: float = 0.5, *, outline: bool = True) -> Image.Image:
-        """Picture with the masks over it, RGB."""
+        """Return the image, RGB, with coloured masks over it.
+
+        Args:
+            opacity: opacity of the colours, 0 to 1.
+            outline: draw white borders between masks.
+        """
         return draw.overlay(self.image, self.labels, opacity, outline=outline)
 
     def label_image(self) -> Image.Image:
-        """Labels as a grey picture: 8-bit, or 16-bit for over 256 labels."""
+        """Return the labels as a greyscale image: 8-bit, or 16-bit for more than 256 labels."""
         return Image.fromarray(self.labels.astype(np.uint8) if len(self.segments) <= BYTE_LABELS else self.labels)
 
     def to_dict(self) -> dict[str, Any]:
-        """What the .json file holds."""
+        """Return the contents of the JSON file: size, segments, settings and timings."""
         height, width = self.labels.shape
         return {
             "width": width,
@@ -118,9 +124,15 @@ class Segmentation:
         }
 
     def save(self, folder: str | Path, name: str) -> list[Path]:
-        """Write `<name>.labels.png` (8-bit, or 16-bit for over 256 labels), `.overlay.png` and `.json`.
+        """Write `<name>.labels.png` (8-bit, or 16-bit for more than 256 labels), `.overlay.png` and `.json`.
 
-        Each file appears whole or not at all.
+        Each file is written completely or not at all.
+
+        Returns:
+            The paths of the three files, in this order.
+
+        Raises:
+            OSError: the folder or a file cannot be written.
         """
         folder = Path(folder)
         paths = [folder / f"{name}{ending}" for ending in (".labels.png", ".overlay.png", ".json")]

@@ -197,7 +197,7 @@ class Segmenter:
                 if len(part) == 1:
                     raise
                 self._batch_limit = len(part) // 2
-                logger.warning("%s; going on with %d at once", error, self._batch_limit)
+                logger.warning("%s; continuing with a batch size of %d", error, self._batch_limit)
         return results
 
     def _finish_good(

@@ -9,17 +9,17 @@ from contextlib import contextmanager
 from typing import Protocol
 
 STAGES = ("decode", "resize", "encode", "attend", "aggregate", "merge", "refine", "suppress", "write")
-"""In the order in which an image passes through them. `refine` occurs only if a refinement is requested."""
+"""In the order in which an image passes through them. `refine` runs only if a refinement is requested."""
 
 
 class Observer(Protocol):
-    """Is notified when a stage begins and ends, on the thread that runs it. Several threads may call at once."""
+    """Notified when a stage begins and ends, on the thread that runs it. Several threads may call it at once."""
 
     def enter(self, stage: str) -> None:
-        """A stage begins."""
+        """Called when a stage begins."""
 
     def leave(self, stage: str, start: int, end: int) -> None:
-        """A stage ended, with or without an error. Times are nanoseconds of `time.perf_counter_ns`."""
+        """Called when a stage ends, even with an error. Times are in nanoseconds of `time.perf_counter_ns`."""
 
 
 _observers: tuple[Observer, ...] = ()

@@ -1,4 +1,4 @@
-"""Masks as pycocotools reads them."""
+"""Decode masks with pycocotools."""
 
 import warnings
 

@@ -27,7 +27,7 @@ def models(tmp_path, monkeypatch):
 
 @pytest.fixture
 def photo():
-    """A picture with three plain regions, uint8 (120, 200, 3)."""
+    """An image with three plain regions, uint8 (120, 200, 3)."""
     array = np.zeros((120, 200, 3), np.uint8)
     array[:60] = (90, 150, 230)
     array[60:] = (60, 140, 50)
@@ -37,7 +37,7 @@ def photo():
 
 @pytest.fixture
 def fake_bundle(tmp_path):
-    """A bundle whose graphs are bytes of no meaning: what can be checked without running it."""
+    """A bundle whose graphs are meaningless bytes, for checks that do not run them."""
     folder = tmp_path / "fake"
     folder.mkdir()
     for name in ("vae_encoder.onnx", "unet.onnx", "unet.onnx.data"):

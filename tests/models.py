@@ -1,4 +1,4 @@
-"""Copies of the embedded models, for tests that build plans: those must not land in the source tree."""
+"""Copies of the embedded models for tests that build plans, which must not be written to the source tree."""
 
 import shutil
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Reading pictures without leaving files open: unclosed files are errors here."""
+"""Read images and close their files; unclosed files are errors in these tests."""
 
 import numpy as np
 from PIL import Image

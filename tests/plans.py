@@ -1,4 +1,4 @@
-"""Plan folders whose engines are bytes of no meaning."""
+"""Plan folders whose engines are meaningless bytes."""
 
 import hashlib
 
@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 
 def put(spec, root):
-    """Write a plan folder whose engines are bytes of no meaning."""
+    """Write a plan folder whose engines are meaningless bytes."""
     folder = root / spec.key
     folder.mkdir(parents=True)
     files = {}
@@ -23,7 +23,7 @@ def put(spec, root):
 
 
 def plan_of(bundle, root=None, **changes):
-    """Write a plan whose engines are bytes of no meaning; its folder."""
+    """Write a plan whose engines are meaningless bytes and return its folder."""
     spec = PlanSpec(
         engine="tensorrt",
         version="10.13.3.9",

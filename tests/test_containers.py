@@ -1,4 +1,4 @@
-"""What can be known of the images without building one: the Dockerfile, compose.yaml, the locks, and the pages on them.
+"""Checks of the container images without building them: Dockerfile, compose.yaml, locks and pages.
 
 `scripts/release/container_check` builds and runs them.
 """
@@ -326,7 +326,7 @@ class TestService:
 
 
 def check_options(words):
-    """Hold the words behind `diffseg` against the command line's own options."""
+    """Check the words after `diffseg` against the options of the command line."""
     command = get_command(command_line)
     options = {"--help", *(option for parameter in command.params for option in parameter.opts)}
     for number, word in enumerate(words):

@@ -1,4 +1,4 @@
-"""The project needs no data that a clone lacks."""
+"""The project needs no data that a clone does not contain."""
 
 import subprocess
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Which room may import which, how long a module may be, and that every package is installed."""
+"""Imports between packages, lengths of modules, and the list of installed packages."""
 
 import ast
 import tomllib

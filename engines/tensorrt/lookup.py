@@ -17,7 +17,7 @@ from diffseg.engines.machine import Gpu
 from diffseg.engines.tensorrt.plan import Engine, Plan, PlanSpec
 
 PORTABLE_FROM = (8, 0)
-"""Lowest compute capability of a TensorRT-RTX plan that was built for none in particular."""
+"""Lowest compute capability that a TensorRT-RTX plan runs on if it was built for no particular one."""
 SHOWN = 3
 
 
@@ -32,7 +32,7 @@ class Machine:
 
 
 def plans_folder(bundle: Bundle) -> Path:
-    """Folder to build plans in: the bundle's own, or the cache's if the bundle can't be written."""
+    """Return the folder to build plans in: in the bundle, or in the cache if the bundle cannot be written."""
     own = bundle.folder / PLANS
     try:
         own.mkdir(exist_ok=True)
@@ -43,10 +43,10 @@ def plans_folder(bundle: Bundle) -> Path:
 
 
 def list_plans(bundle: Bundle) -> Iterator[tuple[Path, Plan | PlanError]]:
-    """Plans in the bundle's folder, and those in the cache that were built from this bundle.
+    """List the plans in the bundle's folder, and the plans in the cache that were built from this bundle.
 
     Yields:
-        `(folder, plan)`, with the error in the plan's place where its record can't be read.
+        `(folder, plan)`, or `(folder, error)` if the record of a plan in the bundle cannot be read.
     """
     own, cached = bundle.folder / PLANS, cache_folder() / PLANS
     for root in (own, cached):
@@ -115,7 +115,7 @@ def from_bundle(spec: PlanSpec, bundle: Bundle) -> bool:
 
 
 def mismatches(spec: PlanSpec, bundle: Bundle, machine: Machine) -> Iterator[str]:
-    """Yield the reasons why a plan does not fit, in words; none if it fits."""
+    """Yield the reasons, as text, why a plan does not fit; none if it fits."""
     if not from_bundle(spec, bundle):
         yield "was built from other graphs than the bundle has now"
     declared = {name: graph.tensors.profile() for name, graph in bundle.manifest.graphs.items()}

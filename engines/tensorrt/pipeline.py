@@ -1,4 +1,4 @@
-"""Building of a plan folder from a bundle's graphs. The folder appears complete and checked, or not at all."""
+"""Build a plan folder from a bundle's graphs. The folder is created only if the build is complete and checked."""
 
 from __future__ import annotations
 
@@ -43,21 +43,21 @@ def build_plan(
 ) -> Plan:
     """Build the plan of a bundle for one target, or return the existing intact plan.
 
-    The folder is renamed when it is complete. If two processes want the same plan, one builds it and the other waits.
+    The folder gets its name when it is complete. If two processes build the same plan, one waits for the other.
 
     Args:
         bundle: the bundle whose graphs are built.
         engine: `tensorrt` or `tensorrt-rtx`.
-        compute_capabilities: GPUs that a TensorRT-RTX plan is for ("8.9"); none: the one that is here, else all from
-            8.0 on.
-        options: what the builder is told.
+        compute_capabilities: compute capabilities that a TensorRT-RTX plan is for, such as "8.9". If empty, the plan
+            is for the GPU of this machine, or without one for all from 8.0 on.
+        options: options of the builder.
         report: called with the builder's progress.
         force: build again even if the plan exists.
-        gpus: the GPUs of this machine; None: ask the driver.
+        gpus: the GPUs of this machine; None queries the driver.
 
     Raises:
         MissingPackageError: the engine is not installed.
-        PlanError: it can't be built here, or the builder gave another precision than the bundle has.
+        PlanError: the plan cannot be built on this machine, or the engine does not have the bundle's precision.
     """
     options, gpus, module = options or BuildOptions(), gpus or find_gpus(), import_engine(engine, BUILD_EXTRAS[engine])
     target = _target(module, engine, tuple(compute_capabilities), gpus)

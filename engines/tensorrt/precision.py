@@ -1,8 +1,8 @@
-"""Which number formats a built engine really computes in, read from the engine itself.
+"""Read from a built engine which number formats it computes in.
 
-TensorRT tells it through its engine inspector, as JSON. TensorRT-RTX compiles a whole graph into one program, which
-the inspector shows as a single node; but the plan holds that program as text, with the type of every tensor, so it can
-be read without a GPU. That text is not documented: where it can't be found, nothing is claimed.
+TensorRT's engine inspector reports the formats as JSON. TensorRT-RTX compiles a whole graph into one program, which its
+inspector reports as a single node. The plan contains that program as text, with the type of every tensor, so it can be
+read without a GPU. The format of the text is not documented; if it is not recognised, no formats are reported.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import msgspec
 from diffseg.engines.records import Count
 
 Counts = dict[str, dict[str, Count]]
-"""kind: number format: how many layers"""
+"""Number of layers by kind, then by number format."""
 
 PROGRAM = b"NLYM"  # then 4 bytes of checksum, 8 of length, and the text
 TYPES = {
@@ -30,7 +30,7 @@ TYPES = {
     "tf32": "float32",
 }
 PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
-# What a program calls its convolutions and matrix products; a `runtime_fusion` says which in `backbone`.
+# Names of convolutions and matrix products in a program. A `runtime_fusion` has its name in `backbone`.
 HEAVY = {
     "corrltn": "convolution",
     "conv": "convolution",
@@ -39,7 +39,7 @@ HEAVY = {
     "fmha": "matmul",
 }
 OPERATORS = {"convolution": ("Conv",), "matmul": ("MatMul", "Gemm")}
-"""ONNX operators that become these layers."""
+"""ONNX operators from which layers of each kind are built."""
 _OPERATION = re.compile(r"^  (corrltn|fully_connected|runtime_fusion|fmha)=\{ (.*)", re.MULTILINE)
 _TENSOR = re.compile(r"^  (?:sub_)?tensor=\{ (.*) \}\s*$", re.MULTILINE)
 _REGION = re.compile(r"^  region = \{ name=\S+ size=(\d+) .*type=user place=accelerator", re.MULTILINE)
@@ -54,15 +54,19 @@ class EngineLayers(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The convolutions and matrix products of one engine."""
 
     counts: Counts = msgspec.field(default_factory=dict)  # by the number format of the operands
-    activation_bytes: Count = 0  # device memory for intermediate results at the largest batch; 0: not told
+    activation_bytes: Count = 0  # bytes for intermediate results at the largest batch; 0 if unknown
 
     def wrong_precision(self, precision: str, graph: Counts | None = None) -> dict[str, int]:
-        """Layers that compute in another number format than they should, by format.
+        """Count the layers that do not compute in the precision of the bundle.
 
         Args:
-            precision: of the bundle: fp32, fp16, bf16.
-            graph: layers of the ONNX graph. What it has in another format itself is meant so: Stable Diffusion 2.1
-                takes its attention's logits in float32, whatever the rest is in.
+            precision: precision of the bundle: fp32, fp16 or bf16.
+            graph: number of operators of the ONNX graph, by type and number format. As many layers as the graph
+                itself has in another format are accepted. Stable Diffusion 2.1, for example, computes the logits of
+                its attention in float32 at any precision.
+
+        Returns:
+            The number of layers by wrong number format.
         """
         found: Counter[str] = Counter()
         for kind, formats in self.counts.items():
@@ -76,12 +80,12 @@ class EngineLayers(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def count(self) -> int:
-        """How many convolutions and matrix products there are."""
+        """The number of convolutions and matrix products."""
         return sum(sum(formats.values()) for formats in self.counts.values())
 
 
 def read_program(data: bytes | mmap.mmap) -> EngineLayers | None:
-    """Read the layers of a TensorRT-RTX plan; None if it holds no program of the known form."""
+    """Read the layers of a TensorRT-RTX plan. Return None if it contains no program in the known format."""
     at = data.find(PROGRAM)
     while at >= 0:
         length = int.from_bytes(data[at + 8 : at + 16], "little")
@@ -105,7 +109,7 @@ def _read_text(text: str) -> EngineLayers | None:
             continue
         names = re.findall(r'"([^"]*)"', operands[1])
         formats = [TYPES[types[n]] for n in names if ranks.get(n, 0) > 1 and types.get(n) in TYPES]
-        if match[1] != "runtime_fusion":  # there the operands come first; else in any order, with what is added later
+        if match[1] != "runtime_fusion":  # the operands come first here; in a fusion, other inputs may precede them
             formats = formats[:2]
         counts.setdefault(HEAVY[kind], Counter())[_common(formats)] += 1
     if not counts:
@@ -115,7 +119,7 @@ def _read_text(text: str) -> EngineLayers | None:
 
 
 def _tensors(text: str) -> tuple[dict[str, str], dict[str, int]]:
-    """Type and rank of every tensor of a program, by name."""
+    """Return the type and the rank of every tensor of a program, by name."""
     types: dict[str, str] = {}
     ranks: dict[str, int] = {}
     views: dict[str, str] = {}
@@ -129,7 +133,7 @@ def _tensors(text: str) -> tuple[dict[str, str], dict[str, int]]:
         if kind:
             types[name] = kind[1]
         elif base:
-            views[name] = base  # it has the type of what it looks at
+            views[name] = base  # a view has the type of its base
     return types | {name: types[base] for name, base in views.items() if base in types}, ranks
 
 
@@ -143,7 +147,7 @@ def _quoted(fields: str, key: str) -> str | None:
 
 
 def read_inspector(text: str, activation_bytes: int = 0) -> EngineLayers | None:
-    """Read the JSON of a TensorRT engine inspector (10.x and 11.x, detailed verbosity); None if it names no layers."""
+    """Read the JSON of a TensorRT engine inspector (10.x and 11.x, detailed verbosity); None if it has no layers."""
     try:
         layers = json.loads(text)["Layers"]
     except (ValueError, KeyError, TypeError):
@@ -151,7 +155,7 @@ def read_inspector(text: str, activation_bytes: int = 0) -> EngineLayers | None:
     counts: dict[str, Counter[str]] = {}
     for layer in layers:
         if not isinstance(layer, dict):
-            return None  # names only: the engine was built without detailed verbosity
+            return None  # only names, because the engine was built without detailed verbosity
         kind = next((kind for kind, pattern in _INSPECTED if pattern.search(str(layer.get("LayerType", "")))), None)
         if kind is not None:
             counts.setdefault(kind, Counter())[_operand_format(layer)] += 1

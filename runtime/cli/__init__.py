@@ -1,1 +1,1 @@
-"""The commands of `diffseg`, thin: options in, words out; the work is done elsewhere."""
+"""The commands of `diffseg`. They parse options and print results; other packages do the work."""

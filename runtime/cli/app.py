@@ -1,4 +1,4 @@
-"""The command line. Heavy modules are imported only by the commands that need them."""
+"""The command line. Each command imports the heavy modules that it needs when it runs."""
 
 from __future__ import annotations
 
@@ -10,24 +10,25 @@ import typer
 from diffseg.cli.bundles import build, inspect, verify
 from diffseg.cli.evaluate import evaluate
 from diffseg.cli.export import export
+from diffseg.cli.help import Command, Group
 from diffseg.cli.info import info
 from diffseg.cli.profile import profile
 from diffseg.cli.segment import segment
 from diffseg.cli.serve import serve
 from diffseg.cli.terminal import WRONG_USAGE, fail
 from diffseg.cli.triton import triton
-from diffseg.cli.usage import Commands
 from diffseg.engines.errors import DiffsegError
 
 app = typer.Typer(
     name="diffseg",
-    cls=Commands,
+    cls=Group,
     help="Zero-shot segmentation from the self-attention of Stable Diffusion.",
     pretty_exceptions_enable=False,
     add_completion=False,
+    subcommand_metavar="COMMAND [ARGUMENTS...]",
 )
 for command in (segment, export, build, verify, inspect, profile, evaluate, serve, triton, info):
-    app.command()(command)
+    app.command(cls=Command)(command)
 
 
 def _print_version(wanted: bool) -> None:
@@ -54,11 +55,11 @@ def options(
 def main() -> None:
     """Run the command line.
 
-    Exit codes: 0 if everything worked, 1 if something failed, 2 for wrong usage or too few runs for `--fail-above`.
+    Exit codes: 0 on success, 1 if something failed, 2 for wrong usage or too few runs for `--fail-above`.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a console that cannot show an arrow must not stop the command
+            stream.reconfigure(errors="replace")  # replace characters that the console cannot show, instead of failing
     try:
         app()
     except DiffsegError as error:

@@ -1,4 +1,4 @@
-"""`diffseg build`, `inspect` and `verify`: what is done with a bundle but executing it."""
+"""`diffseg build`, `inspect` and `verify`."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def build(
         told = f"{formats(found.counts)}, {si(found.activation_bytes)}B of activations" if found else "layers unknown"
         console.print(f"{name}: {told}, plan {si(file.bytes)}B, {plan.record.seconds[name]:.1f} s")
     console.print(f"for {plan.record.spec.purpose}")
-    console.print(f"{plan.folder}{' was there already' * plan.reused}")
+    console.print(f"{plan.folder}{' existed already' * plan.reused}")
 
 
 def inspect(
@@ -95,7 +95,7 @@ def verify(
         Provider | None, typer.Option(help="Compare this provider with the CPU: first numbers, then masks.")
     ] = None,
 ) -> None:
-    """Compare every file of a bundle, and of its plans, with its recorded hash; a provider with the CPU."""
+    """Check every file of a bundle and of its plans against its recorded hash, and a provider against the CPU."""
     from diffseg.engines.bundle.bundle import Bundle, find_bundle
     from diffseg.engines.bundle.manifest import read_manifest
     from diffseg.engines.tensorrt.lookup import verify_plans
@@ -113,9 +113,9 @@ def verify(
             failed += 1
             errors.print(f"failed  {name}: {problem}", style="red")
     if failed:
-        errors.print(f"{folder} is not as it was made; copy or export it again, or build its plans again", style="red")
+        errors.print(f"{folder} is damaged or altered; copy or export it again, or build its plans again", style="red")
         raise typer.Exit(FAILED)
-    console.print(f"{folder}: every file is as it was made")
+    console.print(f"{folder}: every file matches its recorded hash")
     if provider is not None:
         _verify_provider(opened, provider, images)
 

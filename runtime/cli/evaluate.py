@@ -15,36 +15,45 @@ from diffseg.measure.evaluate import Layout, Method, Protocol
 def evaluate(
     datasets: Annotated[list[Path], typer.Argument(metavar="DATASET", help="Folders of labelled images.")],
     model: Annotated[str, typer.Option(help="Embedded model, bundle folder or hub id.")] = "tiny",
-    provider: Annotated[Provider, typer.Option(help="What executes the network.")] = Provider.AUTO,
-    layout: Annotated[Layout, typer.Option(help="How the folders are laid out.")] = Layout.AUTO,
+    provider: Annotated[Provider, typer.Option(help="Provider that executes the network.")] = Provider.AUTO,
+    layout: Annotated[Layout, typer.Option(help="Layout of the folders.")] = Layout.AUTO,
     image_list: Annotated[
-        Path | None, typer.Option("--list", help="COCO-Stuff: file with the images' names (the usual curated list).")
+        Path | None,
+        typer.Option("--list", metavar="FILE", help="COCO-Stuff: file that lists the images to use."),
     ] = None,
     protocol: Annotated[
-        Protocol, typer.Option(help="paper: centre square at 512 px; full: whole images, as segment does.")
+        Protocol, typer.Option(help="paper: the centre square at 512 px. full: whole images, as in segment.")
     ] = Protocol.PAPER,
-    methods: Annotated[str, typer.Option(help="Which of these to compare.")] = ",".join(Method),
+    methods: Annotated[str, typer.Option(metavar="LIST", help="Methods, separated by commas.")] = ",".join(Method),
     threshold: Annotated[
-        float | None, typer.Option(min=0, help="Merge threshold of diffseg; the bundle's default if not set.")
+        float | None, typer.Option(min=0, help="Merge threshold of diffseg, in nats; default: the bundle's.")
     ] = None,
     thresholds: Annotated[
-        str | None, typer.Option(help="Sweep from one network pass: FIRST:LAST:STEP, or a list such as 0.3,0.6.")
+        str | None,
+        typer.Option(
+            metavar="LIST", help="Thresholds to compare, from one network pass: FIRST:LAST:STEP, or a list: 0.3,0.6."
+        ),
     ] = None,
     limit: Annotated[
-        int | None, typer.Option(min=1, help="Largest number of images per data set, evenly spread.")
+        int | None, typer.Option(min=1, help="Maximum number of images per data set, evenly spaced.")
     ] = None,
     workers: Annotated[int, typer.Option(min=1, help="Images evaluated in parallel.")] = 1,
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="Folder for results and reports; run the command again to resume.")
+        Path,
+        typer.Option(
+            "--output", "-o", metavar="FOLDER", help="Folder for results and reports; run the command again to resume."
+        ),
     ] = Path("evaluation"),
     json_file: Annotated[
-        Path | None, typer.Option("--json", help="JSON report; report.json in the output folder if not set.")
+        Path | None,
+        typer.Option("--json", metavar="FILE", help="JSON report; default: FOLDER/report.json."),
     ] = None,
     html_file: Annotated[
-        Path | None, typer.Option("--html", help="HTML report; report.html in the output folder if not set.")
+        Path | None,
+        typer.Option("--html", metavar="FILE", help="HTML report; default: FOLDER/report.html."),
     ] = None,
 ) -> None:
-    """Measure segmentation quality on labelled images: a table, and a report as JSON and as one HTML page."""
+    """Measure segmentation quality on labelled images; print a table and write a JSON and an HTML report."""
     from diffseg.measure.evaluate import Evaluation, make_report, open_datasets, parse_methods, parse_thresholds
     from diffseg.measure.evaluate.page import make_page
     from diffseg.measure.evaluate.report import print_report, write_text
@@ -71,7 +80,7 @@ def evaluate(
                 failed += 1
                 errors.print(f"error: {outcome.error}", style="red")
     except KeyboardInterrupt:
-        errors.print(f"interrupted; what was evaluated is kept in {output}, the same command goes on from there")
+        errors.print(f"interrupted; the results so far are in {output}; run the same command again to continue")
         raise typer.Exit(INTERRUPTED) from None
     report = make_report(run)
     json_file, html_file = json_file or output / "report.json", html_file or output / "report.html"

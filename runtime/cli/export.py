@@ -16,20 +16,23 @@ PARITY_SHOWN = ("latent_max_error", "attention_max_error", "row_cosine_distance_
 
 def export(
     checkpoint: Annotated[
-        str, typer.Argument(help="Diffusers checkpoint: a folder, or a hub id (owner/name[@revision]).")
+        str,
+        typer.Argument(help="Diffusers checkpoint: a folder, or a hub id (owner/name or owner/name@revision)."),
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Bundle folder to write.")],
-    size: Annotated[str, typer.Option(help="Image size in pixels, N or HEIGHTxWIDTH, multiples of 64.")] = "512",
-    precision: Annotated[Precision, typer.Option(help="Number format.")] = "fp32",
-    timestep: Annotated[int, typer.Option(min=0, max=999, help="Diffusion timestep of the pass.")] = 300,
-    max_batch: Annotated[int, typer.Option(min=1, help="Largest batch of the graphs.")] = 4,
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="Bundle folder to write.")],
+    size: Annotated[
+        str, typer.Option(metavar="SIZE", help="Image size in pixels, N or HEIGHTxWIDTH; multiples of 64.")
+    ] = "512",
+    precision: Annotated[Precision, typer.Option(help="Number format of weights and computation.")] = "fp32",
+    timestep: Annotated[int, typer.Option(min=0, max=999, help="Diffusion timestep at which the UNet runs.")] = 300,
+    max_batch: Annotated[int, typer.Option(min=1, help="Maximum batch size of the graphs.")] = 4,
     threshold: Annotated[float, typer.Option(min=0, help="Default merge threshold of the bundle.")] = 1.0,
     refine: Annotated[Refine, typer.Option(help="Default refinement of the bundle.")] = "none",
     vae: Annotated[str | None, typer.Option(help="Another VAE for the same latents (TAESD): folder or hub id.")] = None,
-    name: Annotated[str | None, typer.Option(help="Name of the bundle; the folder's if not set.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace a bundle that is there.")] = False,
+    name: Annotated[str | None, typer.Option(help="Name of the bundle; default: the name of the folder.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing bundle.")] = False,
 ) -> None:
-    """Export a checkpoint to a bundle of ONNX graphs, verified against torch."""
+    """Export a checkpoint to a bundle of ONNX graphs and compare their outputs with PyTorch."""
     from diffseg.export import ExportSettings, export_bundle, parse_size
 
     try:
@@ -48,7 +51,7 @@ def export(
     manifest = bundle.manifest
     for graph, details in manifest.graphs.items():
         console.print(
-            f"{graph}: {si(details.parameters)} parameters, {si(details.flops)}FLOP an image; left out: "
+            f"{graph}: {si(details.parameters)} parameters, {si(details.flops)}FLOP per image; left out: "
             f"{si(details.parameters_dropped)} parameters"
             + (f", {si(details.flops_dropped)}FLOP" if details.flops_dropped else "")
         )

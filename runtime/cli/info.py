@@ -10,10 +10,13 @@ from diffseg.cli.terminal import consoles
 
 
 def info(
-    bundle: Annotated[str | None, typer.Argument(help="Say what the plans of this bundle are for.")] = None,
+    bundle: Annotated[
+        str | None,
+        typer.Argument(help="Embedded model, bundle folder or hub id; lists its plans and what they run on."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show what this machine can run, and what is missing."""
+    """Show what this machine can run, and what is not installed."""
     from diffseg.measure.capabilities import capabilities
     from msgspec import to_builtins
 

@@ -20,29 +20,27 @@ OUTPUT_ENDINGS = (".labels.png", ".overlay.png")
 
 
 def segment(
-    images: Annotated[list[str], typer.Argument(metavar="IMAGE", help="Image files, folders or globs.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write to.")] = Path(),
+    images: Annotated[list[str], typer.Argument(metavar="IMAGE", help="Image files, folders or glob patterns.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="Folder for the results.")] = Path(),
     model: Annotated[str, typer.Option(help="Embedded model, bundle folder or hub id.")] = "tiny",
-    provider: Annotated[Provider, typer.Option(help="What executes the network.")] = Provider.AUTO,
+    provider: Annotated[Provider, typer.Option(help="Provider that executes the network.")] = Provider.AUTO,
     threshold: Annotated[
         float | None,
-        typer.Option(min=0, help="Merge maps closer than this KL divergence; the bundle's default if not set."),
+        typer.Option(min=0, help="Merge maps closer than this KL divergence, in nats; default: the bundle's."),
     ] = None,
-    anchors: Annotated[
-        int | None, typer.Option(min=1, help="Anchors per side; the bundle's default if not set.")
-    ] = None,
-    fit: Annotated[Fit, typer.Option(help="How images are brought to the network's size.")] = "stretch",
+    anchors: Annotated[int | None, typer.Option(min=1, help="Anchors per side; default: the bundle's.")] = None,
+    fit: Annotated[Fit, typer.Option(help="How images are fitted to the network's input size.")] = "stretch",
     refine: Annotated[
         Refine | None,
         typer.Option(
-            help="Refine masks by k-means on the attention, or move borders to colour edges; "
-            "the bundle's default if not set."
+            help="kmeans: cluster the attention, starting from the masks. colour: move borders to colour edges. "
+            "Default: the bundle's."
         ),
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Images per pass through the network.")] = 1,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; all cores if not set.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; default: all cores.")] = None,
 ) -> None:
-    """Segment images: write <stem>.labels.png, <stem>.overlay.png and <stem>.json for each."""
+    """Segment images. For each one, write NAME.labels.png, NAME.overlay.png and NAME.json."""
     from diffseg.segmenter import Segmenter
 
     paths = expand(images)
@@ -50,7 +48,7 @@ def segment(
         raise typer.BadParameter(f"no images in {', '.join(images)}", param_hint="IMAGE")
     names = output_names(paths)
     problem = folder_problem(output)
-    if problem is not None:  # better now than after minutes
+    if problem is not None:  # check before the work, which can take minutes
         fail(f"cannot write to {output}: {problem}; choose another folder with -o")
     try:
         segmenter = Segmenter.load(model, provider=provider, batch=batch, threads=threads)
@@ -83,7 +81,7 @@ def segment(
 
 
 def expand(images: Iterable[str]) -> list[Path]:
-    """Turn arguments into paths: folders become the images in them, globs what they match; each path once."""
+    """Replace folders by the images in them and glob patterns by their matches; list each path once."""
     from diffseg.image import SUFFIXES
 
     def wanted(path: Path) -> bool:
@@ -103,12 +101,12 @@ def expand(images: Iterable[str]) -> list[Path]:
 
 
 def folder_problem(folder: Path) -> str | None:
-    """What keeps files from being written to `folder`, which may not exist yet; None if nothing does.
+    """Return why files cannot be written to `folder`, which need not exist yet, or None if they can.
 
-    Nothing is created. A disk that fills up, or permissions that change, still show when a file is written.
+    Nothing is created. Writing can still fail later, for example if the disk fills up or permissions change.
     """
     place = folder
-    while not os.path.lexists(place) and place != place.parent:  # the part of the path that is there
+    while not os.path.lexists(place) and place != place.parent:  # the part of the path that exists
         place = place.parent
     if not place.is_dir():
         return f"{place} is not a folder"
@@ -118,7 +116,7 @@ def folder_problem(folder: Path) -> str | None:
 
 
 def output_names(paths: list[Path]) -> list[str]:
-    """Name each output by its image's stem; where two would meet, the suffix and then a number tell them apart."""
+    """Name each output after its image's stem. If two names are equal, add the suffix, then a number."""
     names: list[str] = []
     taken: set[str] = set()
     stems = [path.stem.lower() for path in paths]

@@ -20,7 +20,7 @@ def bundle_tables(facts: BundleFacts) -> Iterator[Table | str]:
     for name, graph in facts.graphs.items():
         yield (
             f"{name}: {si(graph.parameters)} parameters, {si(graph.weight_bytes)}B, {si(graph.flops)}FLOP and "
-            f"{_activations(graph.activation_bytes)} an image, opset {graph.opset}"
+            f"{_activations(graph.activation_bytes)} per image, opset {graph.opset}"
         )
         tensors = _table("tensor", "dtype", "axes")
         for arrow, specs in (("→", graph.inputs), ("←", graph.outputs)):

@@ -1,4 +1,4 @@
-"""What commands write to: a terminal, or a pipe."""
+"""Consoles, progress bars and exit codes of the commands."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ FAILED = 1
 WRONG_USAGE = 2
 INTERRUPTED = 130
 PIPE_WIDTH = 200
-"""Columns that tables may take where nobody's terminal ends."""
+"""Width of tables, in characters, if the output is not a terminal."""
 
 
 def consoles() -> tuple[Console, Console]:
-    """Console of results, and of what went wrong."""
+    """Return a console for results (standard output) and one for errors (standard error)."""
     from rich.console import Console
 
-    # A path is no markup, and a pipe should get each line whole.
+    # Paths must not be parsed as markup, and lines must not be wrapped.
     options = {"markup": False, "highlight": False, "soft_wrap": True, "emoji": False}
     width = None if sys.stdout.isatty() else PIPE_WIDTH
     return Console(width=width, **options), Console(stderr=True, **options)  # type: ignore[arg-type]
 
 
 def track(results: Iterable[T], total: int, description: str = "segmenting") -> Iterable[T]:
-    """Show a progress bar, on a terminal and for more than one image."""
+    """Show a progress bar while `results` are iterated, if there is a terminal and more than one result."""
     if total == 1 or not sys.stderr.isatty():
         return results
     from rich import progress
@@ -39,6 +39,6 @@ def track(results: Iterable[T], total: int, description: str = "segmenting") -> 
 
 
 def fail(message: str, code: int = FAILED) -> NoReturn:
-    """End the command with an error of one line and this exit code."""
+    """Print a one-line error and end the command with this exit code."""
     typer.echo(f"error: {message}", err=True)
     sys.exit(code)

@@ -13,37 +13,37 @@ from diffseg.serving.triton.platforms import Device, Platform
 
 def triton(
     bundle: Annotated[str, typer.Argument(help="Embedded model, bundle folder or hub id.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Model repository to write.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="Model repository to write.")],
     platform: Annotated[
         Platform,
-        typer.Option(help="python: one model, run by diffseg; others: an ensemble around Triton's own backend."),
+        typer.Option(help="python: one model, run by diffseg. Others: an ensemble with Triton's own backend."),
     ] = Platform.PYTHON,
     provider: Annotated[
-        Provider | None, typer.Option(help="python: what executes the network there; auto if not set.")
+        Provider | None, typer.Option(help="python: provider that executes the network on the server; default: auto.")
     ] = None,
     device: Annotated[
-        Device | None, typer.Option(help="onnxruntime: where network and merging run; cpu if not set.")
+        Device | None, typer.Option(help="onnxruntime: device of the network and of merging; default: cpu.")
     ] = None,
     plan: Annotated[
-        str | None, typer.Option(metavar="KEY", help="tensorrt: which plan, where the bundle has several.")
+        str | None, typer.Option(metavar="KEY", help="tensorrt: which plan to use if the bundle has several.")
     ] = None,
-    batch: Annotated[int | None, typer.Option(min=1, help="Largest batch; the bundle's if not set.")] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Maximum batch size; default: the bundle's.")] = None,
     environment: Annotated[
         str | None,
         typer.Option(
-            metavar="PATH", help="Python environment, on the server, of the Python models: folder or archive."
+            metavar="PATH", help="Python environment of the Python models on the server: a folder or an archive."
         ),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace a repository that is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing repository.")] = False,
 ) -> None:
-    """Write a model repository, with which NVIDIA's Triton Inference Server serves a bundle."""
+    """Write a model repository from which NVIDIA Triton Inference Server serves a bundle."""
     from diffseg.engines.bundle.bundle import open_bundle
     from diffseg.engines.errors import DiffsegError
     from diffseg.serving.triton.config import Options
     from diffseg.serving.triton.repository import write_repository
 
     if plan is not None and platform is not Platform.TENSORRT:
-        raise typer.BadParameter("a plan is for platform tensorrt", param_hint="--plan")
+        raise typer.BadParameter("a plan needs --platform tensorrt", param_hint="--plan")
     try:
         options = Options(platform, batch, provider.value if provider else None, device, environment)
         models = write_repository(open_bundle(bundle), output, options, plan=plan, overwrite=force)

@@ -76,13 +76,21 @@ def _problem(error: Any, arguments: Sequence[str]) -> str:  # noqa: ANN401
         close = get_close_matches(error.option_name, error.possibilities or (), cutoff=0.7)
         return f"unknown option {error.option_name}" + (f"; did you mean {close[0]}" if close else "")
     if kind == "BadOptionUsage":
-        return f"option {error.option_name} needs a value" if "requires" in error.message else error.message
+        return f"option {error.option_name} {_values(error.message)}"
     if parameter is not None and error.param_hint is None:  # the framework rejected a value
         return f"{_name(parameter)} must be {_expected(parameter, error.message)}{_found(parameter, arguments)}"
     if error.message.startswith("Got unexpected extra argument"):
-        return f"unexpected argument{error.message.partition('argument')[2].removeprefix('(s)').removeprefix('s')}"
+        extra = error.message.rpartition("(")[2].rstrip(".").removesuffix(")")
+        return f"unexpected argument{'s' * (' ' in extra)} {extra}"
     hint = getattr(error, "param_hint", None)
     return f"{hint}: {error.message}" if hint else str(error.message)
+
+
+def _values(message: str) -> str:
+    """Return how many values an option needs, from a message such as `Option '-x' requires 2 arguments`."""
+    if "requires" not in message:
+        return "takes no value"
+    return next((f"needs {word} values" for word in message.split() if word.isdecimal()), "needs a value")
 
 
 def _name(parameter: Any) -> str:  # noqa: ANN401

@@ -1,4 +1,4 @@
-"""Self-attention of several resolutions, added up into one tensor at the finest of them."""
+"""Aggregate the self-attention of several resolutions into one tensor at the finest resolution."""
 
 from __future__ import annotations
 
@@ -17,23 +17,25 @@ def aggregate_attention(
 ) -> Array:
     """Aggregate the self-attention of one image over resolutions (DiffSeg, section 3.2, equation 2).
 
-    Heads are averaged; each map's keys are upsampled bilinearly (half-pixel centres) to the finest grid and
-    divided by their sum; its queries are repeated; the resolutions are added with `weights`. A row that is
-    not a distribution (NaN, infinite or negative entries, or all zeros) loses its bad entries, and becomes
-    uniform if nothing is left. Works in row blocks: beyond the result it needs about 40 MB at 64 × 64.
+    At each resolution, the heads are averaged, the keys of each query are upsampled bilinearly (half-pixel
+    centres) to the finest grid and divided by their sum, and the queries are repeated to the finest grid. The
+    results are then added with `weights`. In a row that is not a distribution, NaN, infinite and negative entries
+    are set to 0; a row without any positive entry becomes uniform. The maps are processed in blocks of rows: besides
+    the result, this takes about 40 MB at 64 × 64.
 
     Args:
-        maps: one tensor a resolution, in any order: `(heads, n², n²)` or `(n², n²)`, any float dtype.
-        weights: one a map, rescaled to sum to 1. None: proportional to the side n, as in the paper.
-        grids: `(rows, columns)` of each map, for images that are not square. None: all are square.
-        out: `(n², n²)` float32 to write into. It may be the finest map itself, which is then overwritten
-            and saves its size in memory.
+        maps: one tensor per resolution, in any order: `(heads, n², n²)` or `(n², n²)`, any float dtype.
+        weights: one weight per map, rescaled to sum to 1. None uses weights proportional to n, as in the paper.
+        grids: `(rows, columns)` of each map, for images that are not square. None means that all grids are square.
+        out: `(n², n²)` float32 array for the result. To save memory, it may be the finest map, which is then
+            overwritten.
 
     Returns:
-        `(h, w, h, w)` float32 on the finest grid: queries, then keys; every map `[i, j]` sums to 1.
+        `(h, w, h, w)` float32 on the finest grid: queries, then keys. Every map `[i, j]` sums to 1.
 
     Raises:
-        ValueError: no maps, a shape that is no attention, grids that don't divide each other, or bad weights.
+        ValueError: there are no maps, a map does not have the shape of attention, a grid does not divide the next
+            finer one, or the weights are invalid.
     """
     if not maps:
         raise ValueError("aggregate_attention: no attention maps given; pass one tensor for each resolution")
@@ -43,7 +45,7 @@ def aggregate_attention(
     order = sorted(range(len(maps)), key=lambda i: shapes[i])  # coarse to fine
     height, width = finest = shapes[order[-1]]
 
-    total: Array | None = None  # (queries of this level, h·w): the maps of this level and of all coarser ones
+    total: Array | None = None  # (queries of this level, h·w): the sum over this level and all coarser ones
     covered: tuple[int, int] = finest
     for i in order:
         queries = shapes[i][0] * shapes[i][1]
@@ -116,10 +118,10 @@ def _upsample_keys(attention: Array, grid: tuple[int, int], target: tuple[int, i
 
 
 def _normalised(block: Array, share: float) -> Array:
-    """Rows of `block` (r, N) scaled to sum to `share`; entries that are no probability become 0, empty rows uniform."""
+    """Scale the rows of `block` (r, N) to sum to `share`. Invalid entries become 0, empty rows uniform."""
     xp = namespace(block)
     total = xp.sum(block, axis=1)
-    # A negative or infinite entry shows in the sum only if it is not cancelled: the minimum settles it.
+    # Other entries may cancel a negative one in the sum, so the minimum is checked too.
     usable = xp.isfinite(total) & (total > 0) & (xp.min(block, axis=1) >= 0)
     if not bool(xp.all(usable)):
         zero = xp.zeros_like(block)
@@ -132,7 +134,7 @@ def _normalised(block: Array, share: float) -> Array:
 
 
 def _repeat_index(xp: Array, coarse: tuple[int, int], fine: tuple[int, int], like: Array) -> Array:
-    """For each query of `fine`, row-major, the query of `coarse` that covers it."""
+    """Return, for each query of `fine` in row-major order, the index of the query of `coarse` that covers it."""
     rows = xp.arange(fine[0], device=device(like)) // (fine[0] // coarse[0])
     columns = xp.arange(fine[1], device=device(like)) // (fine[1] // coarse[1])
     return xp.reshape(rows[:, None] * coarse[1] + columns[None, :], (-1,))

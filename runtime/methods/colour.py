@@ -1,4 +1,4 @@
-"""Colour refinement: masks whose borders follow the picture."""
+"""Colour refinement: move the borders of masks to the colour edges of the image."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 SIDE = 256
-"""Least side, in pixels, that the picture is reduced to: finer borders cost four times as much a halving."""
+"""Least side, in pixels, that the image is reduced to. Doubling it refines the borders but takes four times as long."""
 
 LEAST_VARIANCE = 0.03**2
-"""Of a colour channel (0 to 1): even surfaces have noise, too."""
+"""Added to the variance of each colour channel (0 to 1), because even a uniform surface has noise."""
 
 FAR = np.float32(1e9)
-"""Energy of a mask that is not near."""
+"""Energy of a mask that has no colour model at a pixel."""
 
 
 def colour_refine(
@@ -28,26 +28,27 @@ def colour_refine(
     smoothness: float = 3.0,
     rounds: int = 10,
 ) -> NDArray[np.uint16]:
-    """Move the borders of masks to where the colours of the picture change.
+    """Move the borders of masks to where the colours of the image change.
 
-    Around every pixel each mask has a Gaussian model of its colours there (the local region statistics of
-    Lankton and Tannenbaum, 2008, and Brox and Cremers, 2009). A pixel goes to the mask under whose model its
-    colour is likeliest, given the masks' shares of its surroundings; this is repeated a few times. Attention
-    says what belongs together on a grid of 64 × 64, this says where it ends.
+    For each mask, the colours within a window around each pixel are modelled by a Gaussian (the local region
+    statistics of Lankton and Tannenbaum, 2008, and Brox and Cremers, 2009). Each pixel is assigned to the mask with
+    the highest posterior: the likelihood of the pixel's colour, weighted by the mask's share of the surrounding
+    pixels. The assignment is repeated until it converges. Attention decides which regions belong together, on a
+    grid of up to 64 × 64; the colours decide where the borders between them lie.
 
     Args:
-        labels: (H, W) integers from 0.
-        pixels: (H, W, 3) uint8, the picture that was segmented. Both are reduced to about 256 pixels a side.
-        radius: of the square windows of the colour models, in reduced pixels.
-        reach: of the windows in which the masks' shares are taken.
-        smoothness: weight of the logarithm of those shares.
-        rounds: at most this many; it ends earlier if nothing moves.
+        labels: (H, W) integers, at least 0.
+        pixels: (H, W, 3) uint8, the image that was segmented. Both are reduced to about 256 pixels per side.
+        radius: radius of the square windows of the colour models, in reduced pixels.
+        reach: radius of the windows in which the masks' shares are measured, in reduced pixels.
+        smoothness: weight of the logarithm of the shares.
+        rounds: maximum number of rounds. Fewer are run if no pixel changes its mask.
 
     Returns:
-        (H, W) uint16 labels. A mask that loses all its pixels leaves a gap.
+        (H, W) uint16 labels. A mask that loses all its pixels leaves a gap in the numbering.
 
     Raises:
-        ValueError: labels and pixels are not of the same size.
+        ValueError: labels and pixels differ in size.
     """
     if labels.shape != pixels.shape[:2] or pixels.shape[2:] != (3,):
         raise ValueError(
@@ -80,7 +81,7 @@ def colour_refine(
 
 
 def _factor(shape: tuple[int, ...]) -> int:
-    """The largest power of two that divides both sides and leaves at least SIDE."""
+    """Return the largest power of two that divides both sides and leaves at least SIDE pixels of each."""
     factor = 1
     while all(side % (2 * factor) == 0 and side >= 2 * factor * SIDE for side in shape):
         factor *= 2
@@ -88,19 +89,21 @@ def _factor(shape: tuple[int, ...]) -> int:
 
 
 def _surroundings(mask: NDArray[np.bool_], radius: int) -> tuple[slice, slice]:
-    """The box around a mask, larger by `radius`."""
+    """Return the bounding box of a mask, enlarged by `radius` on every side."""
     sides = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
     rows, columns = (slice(max(int(side[0]) - radius, 0), int(side[-1]) + radius + 1) for side in sides)
     return rows, columns
 
 
 def _energy(sums: NDArray[np.float32], colours: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Negative logarithm of the likelihood of each pixel's colour, (3, h, w), under the model there, (h, w).
+    """Return the negative log-likelihood (h, w) of each pixel's colour under the model at that pixel.
 
-    A model is the number of pixels, and the sums of their colours and of the squares of these: (7, h, w), which is
-    written into, since fresh memory would cost more than the arithmetic.
+    Args:
+        sums: (7, h, w), overwritten to avoid allocations, which would take longer than the arithmetic. For each
+            pixel: the number of pixels in its window, the sums of their colours, and the sums of the squared colours.
+        colours: (3, h, w), 0 to 1.
     """
-    absent = sums[0] < 2  # noqa: PLR2004  one pixel is no model
+    absent = sums[0] < 2  # noqa: PLR2004  a single pixel has no variance
     sums[1:] /= np.maximum(sums[0], 1)
     mean, variance = sums[1:4], sums[4:]
     variance -= mean**2
@@ -115,9 +118,9 @@ def _energy(sums: NDArray[np.float32], colours: NDArray[np.float32]) -> NDArray[
 
 
 def _window_sum(maps: NDArray[np.float32], radius: int) -> NDArray[np.float32]:
-    """Sums of (c, h, w) over windows of 2 radius + 1 pixels a side, cut off at the borders.
+    """Sum (c, h, w) maps over windows of 2·radius + 1 pixels per side, clipped at the borders.
 
-    Put together of sums over 1, 2, 4, … neighbours: few additions of whole arrays.
+    The sums are composed of partial sums over 1, 2, 4, … neighbours, which takes few additions of whole arrays.
     """
     for axis in (1, 2):
         before = (slice(None),) * axis

@@ -1,6 +1,6 @@
-"""k-means refinement: Lloyd's iterations on the attention rows, started at the proposals.
+"""k-means refinement: Lloyd's algorithm on the attention maps, initialised with the proposals.
 
-Our own code instead of scikit-learn's, because it runs on the array's own namespace: attention on a GPU stays there.
+It is our own code rather than scikit-learn's because it runs in the array's own namespace: attention on a GPU stays there.
 """
 
 from __future__ import annotations
@@ -11,21 +11,22 @@ from diffseg.arrays import Array, device, namespace, row_blocks, to_host
 def kmeans_refine(attention: Array, proposals: Array, *, iterations: int = 300, tolerance: float = 1e-4) -> Array:
     """Replace proposals by the cluster means that k-means finds from them (DiffSeg's optional last step).
 
-    What scikit-learn's `KMeans(n_clusters=k, init=proposals, n_init=1)` does, as two matrix products an
-    iteration: an emptied cluster restarts at the map that is farthest from its mean; it ends when no label
-    changes, or when the means move by less than `tolerance` times the mean variance of the keys.
+    This is the algorithm of scikit-learn's `KMeans(n_clusters=k, init=proposals, n_init=1)`, with two matrix products
+    per iteration. An empty cluster restarts at the map that is farthest from the mean of its cluster. The iterations
+    end when no label changes, or when the squared movement of the means is at most `tolerance` times the mean
+    variance of the keys.
 
     Args:
-        attention: `(h, w, h, w)`: h·w maps to cluster.
-        proposals: `(k, h, w)`: the first means.
-        iterations: at most this many.
-        tolerance: as scikit-learn's `tol`.
+        attention: `(h, w, h, w)`: the h·w maps to cluster.
+        proposals: `(k, h, w)`: the initial means.
+        iterations: maximum number of iterations.
+        tolerance: same as scikit-learn's `tol`.
 
     Returns:
-        `(k, h, w)` float32 means, in the order of `proposals`; fewer if a cluster stays empty.
+        `(k, h, w)` float32 means, in the order of `proposals`. Clusters that remain empty are left out.
 
     Raises:
-        ValueError: shapes that don't belong together.
+        ValueError: attention and proposals do not have the same grid.
     """
     height, width = tuple(attention.shape)[:2]
     if tuple(attention.shape) != (height, width) * 2 or tuple(proposals.shape[1:]) != (height, width):
@@ -37,7 +38,7 @@ def kmeans_refine(attention: Array, proposals: Array, *, iterations: int = 300, 
     count = height * width
     maps = xp.reshape(attention, (count, count))
     means = xp.astype(xp.reshape(proposals, (-1, count)), xp.float32, copy=False)
-    centre = xp.mean(maps, axis=0)  # distances do not depend on it; taking it off keeps their digits
+    centre = xp.mean(maps, axis=0)  # subtracting it leaves distances unchanged and preserves their precision
     limit = tolerance * _mean_variance(maps, centre)
     labels, old = _assign(maps, means, centre), None
     for _ in range(iterations):
@@ -66,11 +67,11 @@ def _mean_variance(maps: Array, centre: Array) -> float:
 
 
 def _assign(maps: Array, means: Array, centre: Array) -> Array:
-    """Index of the nearest mean of each map: the least ‖mean‖² - 2 map·mean of the centred ones."""
+    """Return the index of the mean nearest to each map: the least ‖mean‖² - 2 map·mean, both centred."""
     xp = namespace(maps)
     offsets = means - centre  # (k, N)
     norms = xp.vecdot(offsets, offsets)
-    # (map - centre)·offset = map·offset - centre·offset: no centred copy of the maps is made
+    # (map - centre)·offset = map·offset - centre·offset avoids a centred copy of the maps
     cross = offsets @ maps.T - (offsets @ centre)[:, None]
     return xp.argmin(norms[:, None] - 2 * cross, axis=0)
 
@@ -83,7 +84,7 @@ def _membership(labels: Array, count: int) -> Array:
 
 
 def _means(maps: Array, labels: Array, means: Array) -> Array:
-    """Mean of each cluster; an empty one takes the map farthest from its own mean, as scikit-learn does."""
+    """Return the mean of each cluster. An empty one takes the map farthest from its own mean, as in scikit-learn."""
     xp = namespace(maps)
     member = _membership(labels, means.shape[0])
     sizes = xp.sum(member, axis=1)

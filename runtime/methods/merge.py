@@ -1,4 +1,4 @@
-"""Iterative attention merging: thousands of attention maps become a handful of object proposals."""
+"""Iterative attention merging: reduce thousands of attention maps to a few object proposals."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ import numpy as np
 from diffseg.arrays import Array, device, from_host, namespace, prefetched, row_blocks, to_host
 
 FLOOR = float(np.finfo(np.float32).tiny)
-"""Least probability: zeros are lifted to it, where the reference code divides by them."""
+"""Least probability in a logarithm. Zeros are raised to it; the reference implementation divides by zero instead."""
 
 WORKERS = min(4, os.cpu_count() or 1)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class AnchorDistances:
-    """What round 1 of merging needs of an attention, whatever its threshold.
+    """The distances of all attention maps from the anchors, which round 1 of merging compares with its threshold.
 
     Attributes:
-        values: (h·w, anchors) float32, Σ (x - y)(log x - log y) of every map and anchor in nats; -inf of an
-            anchor and itself.
-        unclean: rows of the attention that hold what is no probability.
+        values: (h·w, anchors) float32, Σ (x - y)(log x - log y) for every map and anchor, in nats. The distance of
+            an anchor from itself is -inf.
+        unclean: blocks of rows of the attention that contain NaN or infinity, or a row of zeros.
     """
 
     values: Array
@@ -40,22 +40,24 @@ def merge_attention(
     """Merge self-attention maps into object proposals (DiffSeg, section 3.3, algorithm 1).
 
     The distance of two maps is half their symmetric KL divergence, ½ Σ (x - y)(log x - log y), in nats.
-    Round 1 replaces every anchor by the mean of all maps within the first threshold; each later round goes
-    through the maps in order, averages every map within its threshold of an unmatched one, and marks them.
-    Each round is two matrix products, in row blocks: beyond its input it needs under 100 MB at 64 × 64 and
-    under 200 MB at 128 × 128.
+    Round 1 replaces every anchor by the mean of all maps within the first threshold of it. Each later round visits
+    the merged maps in order. It replaces each map that is still unmatched by the mean of all maps within the round's
+    threshold of it, and marks those as matched. Each round takes two matrix products, computed in blocks of rows.
+    Besides the input, merging takes under 100 MB at 64 × 64 and under 200 MB at 128 × 128.
 
     Args:
-        attention: `(h, w, h, w)`, queries then keys, every map summing to 1; float32 is fastest.
-        thresholds: one per round; a single number stands for three rounds.
-        anchors: anchors per side; a grid with a shorter side uses one anchor per row and column.
-        distances: `anchor_distances(attention, anchors)`, when they are known: two thirds of the work.
+        attention: `(h, w, h, w)`, queries then keys; every map sums to 1. float32 is fastest.
+        thresholds: one threshold per round, in nats; a single number is used for three rounds.
+        anchors: number of anchors per side; at most one per row and column of the grid.
+        distances: the result of `anchor_distances(attention, anchors)`, if available. Computing it is two thirds of
+            the work.
 
     Returns:
         `(k, h, w)` float32 proposals, k ≥ 1, in the order of their anchors.
 
     Raises:
-        ValueError: a shape that is no attention, no threshold or a negative or NaN one, or no anchor.
+        ValueError: `attention` does not have the shape of attention, a threshold is negative or NaN, there is no
+            threshold, or `anchors` is less than 1.
     """
     rounds = [float(t) for t in np.atleast_1d(np.asarray(thresholds, dtype=np.float64))]
     if np.ndim(thresholds) == 0:
@@ -72,20 +74,20 @@ def merge_attention(
 
 
 def anchor_distances(attention: Array, anchors: int = 16) -> AnchorDistances:
-    """Compute what `merge_attention` needs for its first round, for use with many thresholds.
+    """Compute the distances that the first round of `merge_attention` needs. They do not depend on the threshold.
 
     Args:
-        attention: `(h, w, h, w)`, as there.
-        anchors: anchors per side.
+        attention: `(h, w, h, w)`, queries then keys; every map sums to 1.
+        anchors: number of anchors per side.
 
     Raises:
-        ValueError: a shape that is no attention, or no anchor.
+        ValueError: `attention` does not have the shape of attention, or `anchors` is less than 1.
     """
     shape = tuple(attention.shape)
     if len(shape) != 4 or shape[:2] != shape[2:] or 0 in shape:  # noqa: PLR2004
         raise ValueError(f"attention must be (h, w, h, w), found {shape}; see aggregate_attention")
     if anchors < 1:
-        raise ValueError(f"anchors must be at least 1 a side, found {anchors}")
+        raise ValueError(f"anchors must be at least 1 per side, found {anchors}")
     xp = namespace(attention)
     maps = xp.reshape(attention, (shape[0] * shape[1], -1))
     where = from_host(anchor_indices(*shape[:2], anchors), maps)
@@ -99,17 +101,17 @@ def anchor_distances(attention: Array, anchors: int = 16) -> AnchorDistances:
         block = xp.astype(maps[rows, :], xp.float32, copy=False)
         logs = _log(block)
         terms = _entropy_terms(block, logs)
-        if not bool(xp.isfinite(xp.sum(terms))) or bool(xp.any(terms == 0)):  # NaN, or zeros: rare, so looked for now
+        if not bool(xp.isfinite(xp.sum(terms))) or bool(xp.any(terms == 0)):  # NaN or empty rows: rare
             unclean.append(rows)
             block = _clean(block)
             logs = _log(block)
             terms = _entropy_terms(block, logs)
         return rows, block, logs, terms
 
-    # On the CPU the logarithms of the next blocks are taken while this one's products run on all cores.
+    # On a CPU, threads take the logarithms of the next blocks while the products of this one run on all cores.
     workers = WORKERS if isinstance(maps, np.ndarray) else 0
     for rows, block, logs, terms in prefetched(prepare, _blocks(maps), workers):
-        # (r, anchors): tall times narrow is the faster orientation of these products
+        # (r, anchors): these products are faster in this orientation, a tall matrix times a narrow one
         distance = terms[:, None] + centre_terms[None, :]
         distance -= logs @ centres.T
         distance -= block @ centre_logs.T
@@ -120,7 +122,7 @@ def anchor_distances(attention: Array, anchors: int = 16) -> AnchorDistances:
 
 
 def anchor_indices(height: int, width: int, anchors: int = 16) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    """Flat indices of the anchor grid, row-major: spaced (n-1)//(m-1) apart on each axis, and centred."""
+    """Return the row-major indices of the anchor grid. On each axis, m of n positions, (n-1)//(m-1) apart, centred."""
     rows, columns = (_anchor_axis(n, min(anchors, n)) for n in (height, width))
     return (rows[:, None] * width + columns[None, :]).reshape(-1)
 
@@ -132,9 +134,9 @@ def _anchor_axis(n: int, m: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
 
 
 def _log(maps: Array) -> Array:
-    """Logarithm of (r, N) maps relative to the uniform map.
+    """Return the logarithms of (r, N) maps relative to the uniform map, log N·x.
 
-    The shift cancels in the divergence, and keeps the products near 0, where float32 is finest.
+    The offset log N cancels in the divergence. It keeps the products near 0, where float32 is most precise.
     """
     xp = namespace(maps)
     logs = xp.log(xp.maximum(maps, xp.asarray(FLOOR, dtype=maps.dtype, device=device(maps))))
@@ -143,12 +145,12 @@ def _log(maps: Array) -> Array:
 
 
 def _entropy_terms(maps: Array, logs: Array) -> Array:
-    """Σ x log x of each of (r, N) maps."""
+    """Return Σ x log x of each of the (r, N) maps."""
     return namespace(maps).vecdot(maps, logs)
 
 
 def _clean(maps: Array) -> Array:
-    """Copy of (r, N) float32 maps in which entries that are no probability are 0, and empty rows uniform."""
+    """Return a copy of (r, N) maps as float32, with invalid entries set to 0 and rows without any valid one uniform."""
     xp = namespace(maps)
     maps = xp.astype(maps, xp.float32, copy=False)
     maps = xp.where(xp.isfinite(maps) & (maps > 0), maps, xp.zeros_like(maps))
@@ -157,7 +159,7 @@ def _clean(maps: Array) -> Array:
 
 
 def _merge_anchors(maps: Array, distances: AnchorDistances, threshold: float) -> Array:
-    """Round 1: (N, N) maps → (anchors, N) means of all maps within `threshold` of each anchor."""
+    """Round 1: (N, N) maps → (anchors, N), the mean of all maps within `threshold` of each anchor."""
     xp = namespace(maps)
     near = xp.astype(distances.values < 2 * threshold, xp.float32)
     total = xp.zeros((near.shape[1], maps.shape[1]), dtype=xp.float32, device=device(maps))
@@ -169,18 +171,18 @@ def _merge_anchors(maps: Array, distances: AnchorDistances, threshold: float) ->
 
 
 def _blocks(maps: Array) -> list[slice]:
-    """Blocks of rows; products of fewer than 512 are slow, so those of large grids are larger."""
+    """Divide the rows into blocks of at least 512, because products of fewer rows are slow."""
     return row_blocks(maps.shape[0], 4 * maps.shape[1], maps, least=512)
 
 
 def _merge_greedily(maps: Array, threshold: float) -> Array:
-    """Later rounds: (m, N) maps → (k, N), k ≤ m. The greedy walk reads one small matrix, on the host."""
+    """Later rounds: (m, N) maps → (k, N), k ≤ m. The greedy loop runs on the host, over a small (m, m) matrix."""
     xp = namespace(maps)
     logs = _log(maps)
     terms = _entropy_terms(maps, logs)
     cross = maps @ logs.T
     distance = terms[:, None] + terms[None, :] - cross - cross.T
-    near = np.array(to_host(distance < 2 * threshold))  # NumPy 1.26 gives no writable view of another library's array
+    near = np.array(to_host(distance < 2 * threshold))  # a copy: NumPy 1.26 may return a read-only view
     matched = np.zeros(len(near), dtype=bool)
     groups: list[np.ndarray[tuple[int], np.dtype[np.float32]]] = []
     for i, row in enumerate(near):

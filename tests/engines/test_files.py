@@ -22,7 +22,7 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path):
 
 
 def test_a_link_is_replaced_and_its_target_untouched(tmp_path):
-    """An output folder may hold links that others put there."""
+    """An output folder can contain links created by other users."""
     target, link = tmp_path / "target", tmp_path / "link"
     target.write_text("of somebody else")
     link.symlink_to(target)

@@ -1,4 +1,4 @@
-"""Asking the driver. No GPU is needed: a small library with libcuda's functions answers in its place."""
+"""Queries of the driver. No GPU is needed: a small library replaces libcuda."""
 
 import json
 import os
@@ -30,7 +30,7 @@ print(json.dumps(dataclasses.asdict(find_gpus())))
 
 
 def ask(folder, init):
-    """What a process finds whose libcuda is the one above."""
+    """Return the GPUs that a process finds with the libcuda above."""
     compiler = shutil.which("gcc") or shutil.which("cc")
     if compiler is None or sys.platform != "linux":
         pytest.skip("needs a C compiler on Linux")

@@ -1,4 +1,4 @@
-"""How to install an extra, in the words of each kind of installation."""
+"""The command that installs an extra, for each kind of installation."""
 
 import importlib.metadata
 import json
@@ -56,7 +56,7 @@ def install(site, source, kind="dist-info"):
 
 
 def look_in(*folders, monkeypatch):
-    """Let these folders be all that has installed packages."""
+    """Make these folders the only ones with installed packages."""
     path = [str(folder) for folder in folders]
     monkeypatch.setattr(importlib.metadata, "distributions", partial(importlib.metadata.distributions, path=path))
 
@@ -92,7 +92,7 @@ def test_building_needs_less_than_executing(fake_bundle, monkeypatch):
 
 
 def test_a_builder_without_filelock_needs_that_alone(fake_bundle, monkeypatch):
-    """The extra would bring a TensorRT from an index, though another one may be here: JetPack's."""
+    """The extra would install TensorRT from an index, although JetPack's may be present."""
     builder = SimpleNamespace(__version__="1.7.1.116", ComputeCapability=SimpleNamespace(__members__=["SM89"]))
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", builder)
     monkeypatch.setitem(sys.modules, "filelock", None)

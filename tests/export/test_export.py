@@ -1,4 +1,4 @@
-"""What export refuses, and what it leaves behind when it does."""
+"""What export rejects, and that it leaves nothing behind."""
 
 import json
 import shutil
@@ -118,7 +118,7 @@ def test_the_licence_of_a_model_card_is_kept(damaged):
 
 
 def test_an_export_that_fails_its_tolerance_leaves_nothing(checkpoint, tmp_path, monkeypatch):
-    """The weights that are checked are not those that were traced: the check must see it."""
+    """The check must fail if the weights differ from those that were traced."""
     honest = parity.reference
 
     def other(module, value):
@@ -208,7 +208,7 @@ def test_sizes():
 
 
 def test_external_data_cannot_point_out_of_the_bundle(tmp_path):
-    """ONNX Runtime itself refuses this; should it ever stop, we want to know."""
+    """ONNX Runtime itself rejects this. The test fails if that changes."""
     onnx = pytest.importorskip("onnx")
     weight = onnx.numpy_helper.from_array(np.ones((64, 64), np.float32), "w")
     x, y = (onnx.helper.make_tensor_value_info(name, 1, [1, 64]) for name in "xy")

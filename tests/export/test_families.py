@@ -1,4 +1,4 @@
-"""Real exports of a small checkpoint of every family, held against diffusers' own pipeline parts.
+"""Real exports of a small checkpoint of every family, compared with diffusers' own pipeline parts.
 
 The reference here is not our module but diffusers' own attention processor, whose probabilities are recorded.
 """
@@ -157,7 +157,7 @@ def test_graphs_as_they_are_and_optimised_agree(case, monkeypatch):
 
 
 def test_the_attention_of_the_case_is_not_trivial(case):
-    """Were it even, any export would agree with it."""
+    """If it were uniform, every export would agree with it."""
     for expected in case.attention:
         assert expected.max() * expected.shape[-1] > 1.5
         assert np.percentile(cosine(expected[0], expected[2]), 50) < 0.9999

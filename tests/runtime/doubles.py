@@ -1,4 +1,4 @@
-"""A network without weights, in NumPy, that behaves as a GPU's does: it lends its memory, and leaves the host free."""
+"""A network without weights, in NumPy, that behaves like one on a GPU: it reuses its memory and runs in parallel."""
 
 import time
 from contextlib import contextmanager
@@ -9,7 +9,7 @@ from diffseg.engines.providers.network import SessionPool
 
 
 def attention_of(latent, grid):
-    """Softmax over the likeness of places, (B, n², n²): no network's, but a distribution that follows the picture."""
+    """Softmax over the similarity of places, (B, n², n²): a synthetic distribution that follows the image."""
     batch, channels, side, _ = latent.shape
     cells = (
         latent.reshape(batch, channels, grid, side // grid, grid, side // grid)

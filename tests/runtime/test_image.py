@@ -1,4 +1,4 @@
-"""Decoding: everything that people call an image, and everything that only looks like one."""
+"""Decoding of all kinds of images, and of files that only look like images."""
 
 import io
 import struct

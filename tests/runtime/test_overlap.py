@@ -1,4 +1,4 @@
-"""What the Segmenter does with a network that lends its memory and works beside the host, as a GPU's does."""
+"""The Segmenter with a network that reuses its memory and runs in parallel with the host, as on a GPU."""
 
 import logging
 import threading
@@ -16,7 +16,7 @@ PATIENCE = 20  # seconds: only a test that fails waits for so long
 
 
 def pictures(count):
-    """Different pictures of four plain quarters, uint8 (64, 64, 3)."""
+    """Different images of four plain quarters, uint8 (64, 64, 3)."""
     rng = np.random.default_rng(0)
     return [np.kron(rng.integers(0, 256, (2, 2, 3), np.uint8), np.ones((32, 32, 1), np.uint8)) for _ in range(count)]
 
@@ -56,7 +56,7 @@ def test_a_stream_that_is_used_between_its_results_is_not_disturbed(fake_bundle)
 
 
 def test_decoding_and_writing_go_on_while_the_network_works(fake_bundle):
-    """Each waits for what can only happen beside it; one after the other, they would wait for ever."""
+    """Each step waits for one that can only run in parallel; in sequence they would wait for ever."""
     taken, working = threading.Semaphore(0), threading.Semaphore(0)
 
     def images():
@@ -93,8 +93,8 @@ def test_a_batch_that_does_not_fit_is_halved_once_and_for_all(fake_bundle, caplo
         found = segmenter(images, threshold=0.5)
     assert network.passes == [4, 2] + [1] * 8
     assert [record.getMessage() for record in caplog.records] == [
-        "no room for a batch of 4; going on with 2 at once",
-        "no room for a batch of 2; going on with 1 at once",
+        "no room for a batch of 4; continuing with a batch size of 2",
+        "no room for a batch of 2; continuing with a batch size of 1",
     ]
     assert same(found, Segmenter(fake_bundle, LendingNetwork(device="cpu"))(images, threshold=0.5))
 

@@ -1,4 +1,4 @@
-"""The bundle: read, written, verified; what is wrong with it is said."""
+"""Reading, writing and verifying bundles, and the errors for damaged ones."""
 
 import json
 import os

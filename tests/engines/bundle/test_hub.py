@@ -1,4 +1,4 @@
-"""Hub ids, from a hub cache on disk: nothing is downloaded."""
+"""Hub ids, loaded from a hub cache on disk without downloads."""
 
 from pathlib import Path
 

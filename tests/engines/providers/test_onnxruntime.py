@@ -136,7 +136,7 @@ def test_graphs_with_other_tensors_are_refused(bundle, tmp_path):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="telemetry of Windows goes through the system")
 def test_onnx_runtime_keeps_no_record_of_its_user(tmp_path):
-    """Its own telemetry writes an id of the device below the home folder, and reports; not from here."""
+    """ONNX Runtime's telemetry would write a device id below the home folder and send reports; it must be off."""
     code = "from diffseg.engines.providers.onnxruntime import session_options; session_options()"
     environment = {k: v for k, v in os.environ.items() if k not in ("ORT_DISABLE_TELEMETRY", "CI", "XDG_CACHE_HOME")}
     environment |= {"HOME": str(tmp_path), "TMPDIR": str(tmp_path)}

@@ -1,4 +1,4 @@
-"""OpenVINO on the CPU, held against ONNX Runtime."""
+"""OpenVINO on the CPU, compared with ONNX Runtime."""
 
 import re
 import shutil

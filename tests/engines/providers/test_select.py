@@ -1,4 +1,4 @@
-"""Which provider is taken, and what is said where none can be: without a GPU, nothing of one is needed."""
+"""Selection of providers, and the errors if none can run. Without a GPU, no GPU package is needed."""
 
 import logging
 import re
@@ -97,7 +97,7 @@ def test_a_plan_is_missing(a_gpu, models):
 
 
 def test_onnxruntime_that_falls_back_is_an_error(monkeypatch):
-    """It does so in silence where CUDA's libraries are missing; here the CPU's provider stands for the fallback."""
+    """ONNX Runtime falls back silently if CUDA's libraries are missing; here the CPU provider simulates this."""
     ort = pytest.importorskip("onnxruntime")
     monkeypatch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
     with pytest.warns(UserWarning, match="CUDAExecutionProvider"), pytest.raises(ProviderError) as caught:

@@ -1,4 +1,4 @@
-"""Real builds by TensorRT-RTX, which needs no GPU for that. Executing what was built does: see tests/gpu."""
+"""Real builds by TensorRT-RTX, which need no GPU. Executing the plans does; see tests/gpu."""
 
 import os
 import re
@@ -219,7 +219,7 @@ def test_an_interrupted_build_leaves_nothing(models):
 
 
 def test_of_two_processes_one_builds(toy):
-    """Both want the same plan at once; the second waits, and finds it."""
+    """Two processes build the same plan at once; the second waits and reuses it."""
     code = (
         "import sys\nfrom pathlib import Path\nfrom diffseg.engines.tensorrt.pipeline import build_plan\n"
         "from diffseg.engines.bundle.bundle import open_bundle\n"
@@ -251,7 +251,7 @@ def test_the_embedded_model_is_built_from_the_command_line(models):
 
 
 def check_commands(folder, record, products):
-    """What the other commands say of a bundle with a plan."""
+    """The output of other commands for a bundle with a plan."""
     invoke = CliRunner().invoke
     inspected = invoke(app, ["inspect", "tiny"])
     assert inspected.exit_code == 0

@@ -1,4 +1,4 @@
-"""Plans without a builder: keys, records, where they lie, and every reason to refuse one."""
+"""Plans without a builder: keys, records, folders, and every reason to reject a plan."""
 
 import json
 import os
@@ -321,7 +321,7 @@ def test_the_key_of_a_plan_does_not_change_between_versions():
 
 
 def test_a_record_that_was_altered_is_refused(fake_bundle, spec):
-    """It would let a plan be used that was built for another GPU."""
+    """Otherwise a plan that was built for another GPU would be used."""
     folder = put(spec, fake_bundle.folder / "plans")
     (folder / RECORD).write_text((folder / RECORD).read_text().replace('"8.6"', '"12.0"'))
     with pytest.raises(PlanError, match="holds the record of another plan"):

@@ -1,4 +1,4 @@
-"""Reading an engine's own account of its layers, on accounts of the forms that the builders give."""
+"""Reading the layers that an engine reports, from reports in the formats of the builders."""
 
 import json
 

@@ -1,7 +1,8 @@
-"""The command line: what it writes, what it says, how it ends."""
+"""The command line: files, output and exit codes."""
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -95,7 +96,10 @@ def test_a_folder_that_cannot_be_written(pictures, tmp_path):
         ),
         (["segmnt"], "unknown command 'segmnt'; did you mean segment; see diffseg --help"),
         (["--quiet"], "unknown option --quiet; see diffseg --help"),
-        (["info", "a", "b"], "unexpected argument (b); see diffseg info --help"),
+        (["info", "a", "b"], "unexpected argument b; see diffseg info --help"),
+        (["info", "a", "b", "c"], "unexpected arguments b c; see diffseg info --help"),
+        (["info", "--json=1"], "option --json takes no value; see diffseg info --help"),
+        (["profile", "--compare", "a"], "option --compare needs 2 values; see diffseg profile --help"),
         (["segment", "x.jpg", "--threshold"], "option --threshold needs a value; see diffseg segment --help"),
         (
             ["segment", "x.jpg", "--threshold", "x"],
@@ -154,7 +158,7 @@ def test_an_output_folder_is_checked_before_the_work(pictures, tmp_path, output,
 
 @pytest.mark.parametrize("output", ["", "new", "new/below"])
 def test_a_folder_without_permission(tmp_path, output, monkeypatch):
-    """The tests may run as root, whom no permission stops: the system's answer is replaced."""
+    """The tests may run as root, which ignores permissions, so the system's answer is replaced."""
     (tmp_path / "photo.jpg").touch()
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path or not mode & os.W_OK)
     done = CliRunner().invoke(app, ["segment", str(tmp_path / "photo.jpg"), "-o", str(tmp_path / output)])
@@ -174,7 +178,7 @@ def test_a_console_without_an_arrow(pictures, tmp_path):
 def test_verify(tmp_path):
     done = diffseg("verify", "tiny")
     assert done.returncode == 0
-    assert "every file is as it was made" in done.stdout
+    assert "every file matches its recorded hash" in done.stdout
     folder = copy_models(tmp_path / "models") / "tiny"
     data = bytearray((folder / "unet.onnx").read_bytes())
     data[1000] ^= 1
@@ -200,6 +204,17 @@ def test_every_command_explains_itself():
         done = diffseg(*command, "--help")
         assert done.returncode == 0
         assert "Usage: diffseg" in done.stdout or "Usage: python -m diffseg" in done.stdout
+
+
+def test_help_uses_words_instead_of_the_framework_s_types():
+    segment, export = (diffseg(command, "--help").stdout for command in ("segment", "export"))
+    assert "[OPTIONS] IMAGE..." in segment
+    assert "[OPTIONS] CHECKPOINT " in export
+    assert "N (at least 1)" in segment
+    assert "N (0 to 999)" in export
+    assert "owner/name@revision" in " ".join(export.replace("│", " ").split())
+    for text in (segment, export):
+        assert not re.search(r"<|\{|range|list\[|x>=", text)
 
 
 def test_folders_globs_and_files_expand_once_and_without_our_own_output(tmp_path):

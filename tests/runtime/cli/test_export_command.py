@@ -1,4 +1,4 @@
-"""What `diffseg export` refuses at once: with packages in place of PyTorch and diffusers that must not be imported."""
+"""Errors that `diffseg export` reports at once, without importing PyTorch and diffusers (replaced by dummies)."""
 
 import json
 
@@ -60,7 +60,7 @@ def test_what_is_refused_before_the_heavy_imports(place, arguments, code, messag
 
 
 def test_what_is_right_gets_to_them(place):
-    """Which shows that the packages of this test would have been noticed."""
+    """Shows that an import of the dummies would have been noticed."""
     done = diffseg("export", "sd", "-o", "new", cwd=place)
     assert (done.returncode, done.stderr) == (1, f"error: export needs heavy: {install_command('export')}\n")
     assert not (place / "new").exists()

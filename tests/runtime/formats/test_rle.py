@@ -1,4 +1,4 @@
-"""Run lengths against pycocotools, which the format comes from."""
+"""Run lengths compared with pycocotools, which defines the format."""
 
 import numpy as np
 import pytest

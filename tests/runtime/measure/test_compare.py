@@ -1,4 +1,4 @@
-"""One provider against the CPU; here both are doubles, and one of them errs on purpose."""
+"""Comparison of a provider with the CPU. Both are test doubles, and one of them is wrong on purpose."""
 
 from itertools import permutations
 
@@ -36,7 +36,7 @@ def test_renumbered_masks_are_the_same_masks(labels, order):
 
 
 class Wrong(LendingNetwork):
-    """Does something to what the network gives."""
+    """A network whose outputs are changed by a function."""
 
     def __init__(self, encode=lambda latent: latent, attend=lambda outputs: outputs):
         super().__init__()
@@ -53,7 +53,7 @@ class Wrong(LendingNetwork):
 
 @pytest.fixture
 def held(fake_bundle, tmp_path, monkeypatch):
-    """Compare a network with the right one on two pictures."""
+    """Compare a network with the correct one on two images."""
     rng = np.random.default_rng(1)
     paths = []
     for i in range(2):
@@ -117,7 +117,7 @@ def test_the_first_output_that_differs_is_named(held, network, message):
 
 
 def test_masks_are_held_against_each_other_too(held, monkeypatch):
-    """Numbers within their bounds may still cross a threshold; then the masks tell."""
+    """Differences within the bounds can still cross a threshold; the masks then show it."""
     monkeypatch.setitem(compare.LIMITS, "fp32", dict.fromkeys(compare.LIMITS["fp32"], -9.0) | {
         "kl": 99.0, "row_sum_error": 99.0, "mask_iou": 0.99,
     })  # fmt: skip

@@ -1,4 +1,4 @@
-"""The method written down once more, slowly and in float64, to hold the fast code against."""
+"""A slow float64 implementation of the method, with which the fast code is compared."""
 
 import numpy as np
 

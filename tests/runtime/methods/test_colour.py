@@ -1,4 +1,4 @@
-"""Borders that follow the colours of the picture."""
+"""Borders that follow the colours of the image."""
 
 import numpy as np
 import pytest

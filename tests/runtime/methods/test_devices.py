@@ -46,7 +46,7 @@ def same(result, expected, **tolerance):
 
 
 def spoilt(maps):
-    """A row of each kind that is no distribution, so that the branches that mend them run too."""
+    """One row of each kind that is not a distribution, so that the branches that repair them run too."""
     maps = [m.copy() for m in maps]
     maps[0][:, 3], maps[0][:, 40, 2], maps[0][:, 90, 1] = 0, np.nan, -1
     return maps

@@ -1,4 +1,4 @@
-"""`diffseg evaluate`, as it is typed."""
+"""The command `diffseg evaluate`."""
 
 import json
 import signal
@@ -54,7 +54,7 @@ def test_ctrl_c_leaves_a_run_that_goes_on(labelled, tmp_path):
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate()
     assert process.returncode == 130, errors
-    assert "the same command goes on" in errors
+    assert "run the same command again to continue" in errors
     assert "Traceback" not in errors
     (kept,) = (out / "results").glob("*.jsonl")
     lines = kept.read_text().splitlines()

@@ -1,4 +1,4 @@
-"""Small copies of the official layouts, and what is said where a piece is missing."""
+"""Small copies of the official layouts, and the errors if a part is missing."""
 
 import shutil
 
@@ -17,7 +17,7 @@ def save(path, array):
 
 @pytest.fixture(params=["stuffthingmaps/val2017", "annotations/val2017", "annotation_val2017"])
 def coco_folder(request, tmp_path):
-    """Four images: all stuff; half things; too small; all stuff but without a picture."""
+    """Four images: all stuff; half things; too small; all stuff but without an image."""
     folder = tmp_path / "coco"
     grass, person = np.full((360, 400), 123), np.full((360, 400), 123)
     person[:, 99:] = 0

@@ -1,4 +1,4 @@
-"""Running, keeping, and going on."""
+"""Running an evaluation, saving its results and resuming it."""
 
 import json
 

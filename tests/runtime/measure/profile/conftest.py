@@ -12,7 +12,7 @@ from tests.commands import diffseg
 
 @pytest.fixture(scope="session")
 def profiled(tmp_path_factory):
-    """Two runs of two photographs, with everything that can be asked for."""
+    """Two runs of two images, with every option."""
     folder = tmp_path_factory.mktemp("profile")
     done = diffseg(
         *("profile", "tiny", *example_images()[:2], "--runs", 2, "--warmup", 1, "--starts", 1),

@@ -1,4 +1,4 @@
-"""Two profiles against each other."""
+"""Comparison of two profiles."""
 
 import copy
 import json

@@ -1,4 +1,4 @@
-"""Who is let in."""
+"""Access control."""
 
 import pytest
 from diffseg.serving.http.access import LOCAL_NAMES, host_name, is_loopback
@@ -36,7 +36,7 @@ def test_tokens_are_compared_in_constant_time(serve, png, monkeypatch):
 
 
 def test_without_a_token_other_names_are_turned_away(serve, png):
-    """A page of a stranger whose name was pointed at 127.0.0.1 sends its own name."""
+    """A malicious page whose name resolves to 127.0.0.1 sends its own name as the host."""
     server = serve()
     for host in ("localhost:99", "127.0.0.1", "[::1]:8000"):
         assert server.ask("GET", "/v2/health/live", headers={"Host": host}).status == 200

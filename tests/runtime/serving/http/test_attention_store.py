@@ -1,4 +1,4 @@
-"""The store of kept attention is bounded, and forgets."""
+"""The store of kept attention is bounded and expires."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""`diffseg serve`, as a process of its own."""
+"""`diffseg serve` in a separate process."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What the server does when there is much to do, or something breaks."""
+"""The server under load and after failures."""
 
 import asyncio
 import json
@@ -19,7 +19,7 @@ from tests.runtime.serving.samples import encoded
 
 
 class Gated(LendingNetwork):
-    """Stands still in every pass until it is let go; the first one, the warm-up, is free."""
+    """Blocks in every pass until it is released, except in the first one, the warm-up."""
 
     def __init__(self):
         super().__init__(device="cpu")
@@ -32,7 +32,7 @@ class Gated(LendingNetwork):
 
 
 class Breaking(LendingNetwork):
-    """Fails as often as it is told to."""
+    """Fails a given number of times."""
 
     failures = 0
     error = RuntimeError
@@ -394,7 +394,7 @@ def test_uvicorn_logs_through_the_same_pipeline(serve, caplog):
 
 
 def test_memory_does_not_grow_with_requests(serve, png):
-    """Nothing of an image stays once it is answered."""
+    """No memory of an image is kept after its response."""
     import gc
     import weakref
 

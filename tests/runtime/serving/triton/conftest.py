@@ -6,7 +6,7 @@ from scripts.release.triton_server import missing
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
-    """Plans that lie in this user's cache are none of these tests'."""
+    """Hide the plans in the user's cache from these tests."""
     monkeypatch.setenv("DIFFSEG_CACHE", str(tmp_path / "cache"))
 
 

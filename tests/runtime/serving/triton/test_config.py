@@ -1,4 +1,4 @@
-"""Configurations, held by the official proto against the manifest that they are derived from."""
+"""Configurations, parsed with the official proto and compared with the manifest that they are derived from."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Repositories on the disk: what is in them, and what is refused."""
+"""Model repositories on disk: their contents, and the options that are rejected."""
 
 import errno
 import json
@@ -235,7 +235,7 @@ def test_command(fake_bundle, repository, monkeypatch, capsys):
     ("arguments", "status", "message"),
     [
         (["--platform", "tensorrt"], 1, "error: bundle 'fake' has no tensorrt plan; build one"),
-        (["--plan", "x"], 2, "a plan is for platform tensorrt"),
+        (["--plan", "x"], 2, "a plan needs --platform tensorrt"),
         (["--batch", "5"], 2, "batch must be 1 to 4 for bundle 'fake', found 5"),
         (["--device", "gpu"], 2, "name a provider"),
         (["--platform", "onnxruntime", "--provider", "cpu"], 2, "leave out the provider"),
