@@ -15,8 +15,8 @@ from diffseg.engines.bundle.manifest import ENCODER, UNET
 from diffseg.engines.errors import DiffsegError, ImageError, MissingPackageError
 from diffseg.engines.packages import install_command
 from diffseg.image import place_labels, read_image
-from diffseg.measure.evaluate.agreement import Boundary, Overlap
-from diffseg.measure.evaluate.datasets import VOID, Dataset, Sample
+from diffseg.measure.evaluate.boundary import Boundary
+from diffseg.measure.evaluate.datasets import Dataset, Sample
 from diffseg.measure.evaluate.methods import (
     CONSTANT_CLUSTERS,
     Column,
@@ -28,6 +28,7 @@ from diffseg.measure.evaluate.methods import (
 )
 from diffseg.measure.evaluate.protocol import PAPER_SIZE, Protocol, prepare, resize_nearest
 from diffseg.measure.evaluate.results import Record, Store
+from diffseg.measure.overlap import VOID, Overlap
 from diffseg.methods.kmeans import kmeans_refine
 from diffseg.methods.suppress import non_max_suppression
 from diffseg.segmentation import Segmentation

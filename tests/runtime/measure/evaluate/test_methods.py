@@ -1,7 +1,6 @@
 import numpy as np
 import pytest
 from diffseg.engines.bundle.manifest import MergeSettings
-from diffseg.measure.evaluate.agreement import Overlap, covering
 from diffseg.measure.evaluate.methods import (
     Method,
     columns_of,
@@ -11,6 +10,7 @@ from diffseg.measure.evaluate.methods import (
     parse_methods,
     parse_thresholds,
 )
+from diffseg.measure.overlap import Overlap, covering
 from PIL import Image
 
 from tests.runtime.measure.evaluate.conftest import draw_sample

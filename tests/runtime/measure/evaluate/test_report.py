@@ -6,11 +6,12 @@ import re
 import numpy as np
 import pytest
 from diffseg.measure.evaluate import Evaluation, Method, Protocol, make_report, open_datasets
-from diffseg.measure.evaluate.agreement import BoundaryCounts, Overlap
+from diffseg.measure.evaluate.boundary import BoundaryCounts
 from diffseg.measure.evaluate.page import make_page
 from diffseg.measure.evaluate.report import PUBLISHED, print_report
 from diffseg.measure.evaluate.results import Record
 from diffseg.measure.evaluate.scores import score
+from diffseg.measure.overlap import Overlap
 from PIL import Image
 from rich.console import Console
 
