@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from diffseg.engines.bundle.manifest import ENCODER, UNET
+from diffseg.engines.bundle.specs import triton_shape
 from diffseg.engines.tensorrt.execute import chained_tensors
 from diffseg.serving.protocol.tensors import INPUTS, MODEL, OUTPUTS
 from diffseg.serving.triton.pbtxt import Map, Message, Word
@@ -97,12 +98,6 @@ def model_configs(manifest: Manifest, options: Options) -> dict[str, Message]:
     network = {NETWORK[graph]: _network(manifest, graph, options, limit) for graph in (ENCODER, UNET)}
     models = {RESIZE: _resize(manifest, options, limit), **network, MERGE: _merge(manifest, options, limit)}
     return {MODEL: _ensemble(models, limit), **models}
-
-
-def wire_shape(shape: Sequence[int], limit: int) -> list[int]:
-    """Dimensions of a tensor in a configuration: without the batch where Triton adds it, else for one image."""
-    inner = list(shape[1:])
-    return inner if limit else [1, *inner]
 
 
 def _segment(manifest: Manifest, options: Options, batch: int) -> Message:
@@ -214,18 +209,18 @@ def _protocol(tensor: Mapping[str, object], limit: int) -> Message:
     """Declare a tensor of our own endpoint `/v2`."""
     shape = tensor["shape"]
     assert isinstance(shape, list)  # noqa: S101 - for the type checker
-    return _tensor(str(tensor["name"]), str(tensor["datatype"]), wire_shape(shape, limit))
+    return _tensor(str(tensor["name"]), str(tensor["datatype"]), triton_shape(shape, batched=limit > 0))
 
 
 def _between(manifest: Manifest, limit: int) -> list[Message]:
     """Declare what the head gives: pixels for the network, and the placement that the tail needs."""
     image = manifest.graphs[ENCODER].tensors.inputs[0]
-    pixels = _tensor(PIXELS, image.dtype, wire_shape(image.shape(1), limit))
-    return [pixels, _tensor(PLACEMENT, "float64", wire_shape((1, PLACEMENT_VALUES), limit))]
+    pixels = _declared(image, limit) | {"name": PIXELS}
+    return [pixels, _tensor(PLACEMENT, "float64", triton_shape((-1, PLACEMENT_VALUES), batched=limit > 0))]
 
 
 def _declared(tensor: TensorSpec, limit: int) -> Message:
-    return _tensor(tensor.name, tensor.dtype, wire_shape(tensor.shape(1), limit))
+    return _tensor(tensor.name, tensor.dtype, tensor.triton_shape(batched=limit > 0))
 
 
 def _tensor(name: str, dtype: str, dims: list[int]) -> Message:
