@@ -13,7 +13,7 @@ from diffseg.measure.evaluate.methods import (
 from diffseg.measure.overlap import Overlap, covering
 from PIL import Image
 
-from tests.runtime.measure.evaluate.conftest import draw_sample
+from tests.labelled import draw_sample
 
 
 def test_thresholds():

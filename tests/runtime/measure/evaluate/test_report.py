@@ -15,11 +15,11 @@ from diffseg.measure.overlap import Overlap
 from PIL import Image
 from rich.console import Console
 
+from tests.labelled import draw_sample
+
 
 @pytest.fixture(scope="module")
 def report_and_run(segmenter, tmp_path_factory):
-    from tests.runtime.measure.evaluate.conftest import draw_sample
-
     folder = tmp_path_factory.mktemp("set") / "<b>set"
     for kind in ("images", "labels"):
         (folder / kind).mkdir(parents=True)

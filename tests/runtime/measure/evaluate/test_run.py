@@ -15,7 +15,7 @@ from diffseg.methods.merge import merge_attention
 from diffseg.methods.suppress import non_max_suppression
 from PIL import Image
 
-from tests.runtime.measure.evaluate.conftest import draw_sample
+from tests.labelled import draw_sample
 
 
 class Calls:
