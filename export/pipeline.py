@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
 from diffseg.engines.bundle.bundle import Bundle, new_bundle, write_manifest
-from diffseg.engines.errors import BundleError, MissingPackageError
+from diffseg.engines.errors import MissingPackageError
 from diffseg.engines.packages import install_command
 from diffseg.export.locate import find_checkpoint
 from diffseg.export.settings import ExportSettings
@@ -51,7 +50,7 @@ def export_bundle(
     missing = [package for package in PACKAGES if find_spec(package) is None]
     if missing:
         raise _missing(", ".join(missing))
-    with _writable(target, overwrite=overwrite) as folder:
+    with new_bundle(target, overwrite=overwrite) as folder:
         progress("load the checkpoint")
         files = find_checkpoint(checkpoint, vae=vae)
         try:
@@ -62,20 +61,6 @@ def export_bundle(
         progress("hash the files")
         write_manifest(folder, manifest)
     return Bundle.open(target)
-
-
-@contextmanager
-def _writable(target: Path, *, overwrite: bool) -> Iterator[Path]:
-    """Open `new_bundle`, with one clear line if no folder can be made there."""
-    blocked = next((parent for parent in target.parents if parent.exists() and not parent.is_dir()), None)
-    if blocked:
-        raise BundleError(f"cannot write {target}: {blocked} is not a folder; choose another folder with -o")
-    with ExitStack() as stack:
-        try:
-            folder = stack.enter_context(new_bundle(target, overwrite=overwrite))
-        except OSError as error:
-            raise BundleError(f"cannot write {target}: {error.strerror}; choose another folder with -o") from error
-        yield folder
 
 
 def _missing(package: str) -> MissingPackageError:

@@ -78,18 +78,15 @@ def write_repository(
     chosen = find_tensorrt_plan(bundle, plan) if options.platform is Platform.TENSORRT else None
     models = model_configs(manifest, options)
     _check_neighbours(target)
-    try:
-        with atomic_folder(target, overwrite=overwrite, kind="model repository of ours", marker=MARKER) as folder:
-            for name, model in models.items():
-                _write_model(folder / name, model, manifest)
-            if options.platform is Platform.PYTHON:
-                _place_bundle(bundle, folder / MODEL / str(VERSION) / BUNDLE, options.provider)
-            else:
-                for graph in (ENCODER, UNET):
-                    _place_graph(bundle, graph, folder / NETWORK[graph] / str(VERSION), chosen, on_cpu=on_cpu)
-            _write(folder / MARKER, json.dumps(_record(bundle, options, chosen), indent=1) + "\n")
-    except OSError as error:
-        raise BundleError(f"cannot write {target}: {error.strerror or error}; choose another folder with -o") from None
+    with atomic_folder(target, overwrite=overwrite, kind="model repository of ours", marker=MARKER) as folder:
+        for name, model in models.items():
+            _write_model(folder / name, model, manifest)
+        if options.platform is Platform.PYTHON:
+            _place_bundle(bundle, folder / MODEL / str(VERSION) / BUNDLE, options.provider)
+        else:
+            for graph in (ENCODER, UNET):
+                _place_graph(bundle, graph, folder / NETWORK[graph] / str(VERSION), chosen, on_cpu=on_cpu)
+        _write(folder / MARKER, json.dumps(_record(bundle, options, chosen), indent=1) + "\n")
     return models
 
 
