@@ -25,17 +25,17 @@ LIMITS: dict[str, dict[str, float]] = {
     "fp16": {"latent_cosine_distance": 1e-3, "row_cosine_distance_p99": 1e-3, "row_sum_max_error": 1e-3},
     "bf16": {"latent_cosine_distance": 1e-2, "row_cosine_distance_p99": 5e-2, "row_sum_max_error": 1e-3},
 }
-"""Largest value that each measure may take, a precision. A p99 distance of 1e-3 is a p1 cosine of 0.999.
+"""Largest value of each measure, per precision. A p99 distance of 1e-3 is a p1 cosine of 0.999.
 
-The latent's error is that of an image of 512 × 512, see `check`.
+The limit of the latent's error is that for an image of 512 × 512; see `check`.
 """
 
 MOST_AT_ONCE = 1 << 30
-"""Bytes of results of one call: above, images go through one by one."""
+"""Bytes of the results of all images above which each call gets a single image."""
 
 
 def sample_images(size: tuple[int, int], count: int = 2) -> NDArray[np.uint8]:
-    """(count, H, W, 3): seeded noise first, then example photographs."""
+    """(count, H, W, 3): seeded noise first, then example images."""
     height, width = size
     images = [np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)]
     for path in example_images()[: count - 1]:

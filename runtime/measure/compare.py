@@ -27,12 +27,12 @@ LIMITS: dict[str, dict[str, float]] = {
     "fp16": {"latent_cosine": 0.999, "row_cosine_p1": 0.999, "kl": 1e-3, "row_sum_error": 1e-3, "mask_iou": 0.98},
     "bf16": {"latent_cosine": 0.99, "row_cosine_p1": 0.95, "kl": 5e-2, "row_sum_error": 1e-3, "mask_iou": 0.9},
 }
-"""What two providers of one bundle may differ by, a precision: their kernels add up in different orders."""
+"""Limits of the differences between two providers, per precision: their kernels add up in different orders."""
 
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """How one output of the network agrees, at worst over the images.
+    """Agreement of one output of the network, the worst of each measure over the images.
 
     Attributes:
         name: `latent`, or an attention output.
@@ -40,7 +40,7 @@ class Agreement:
         kl: mean of half the symmetric KL divergence of rows, in nats; 0 for the latent.
         row_sum_error: largest distance of a row's sum from 1; 0 for the latent.
         bad: NaN and infinite entries.
-        problem: what is out of bounds, or None.
+        problem: which measure is beyond its limit, or None.
     """
 
     name: str
@@ -53,7 +53,7 @@ class Agreement:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """What came out, in the order of the data's way: the latent, attention finest first, masks."""
+    """Agreement of all outputs in the order of computation: the latent, attention finest first, masks."""
 
     provider: str
     precision: str
@@ -62,7 +62,7 @@ class Comparison:
 
     @property
     def first_difference(self) -> str | None:
-        """The first output on the data's way that is out of bounds, and how; None if all agree."""
+        """The first output in the order of computation that is beyond a limit, and how; None if all agree."""
         for output in self.outputs:
             if output.problem:
                 return f"{output.name}: {output.problem}"
@@ -74,18 +74,19 @@ class Comparison:
 
     @property
     def passed(self) -> bool:
-        """Whether everything is within its bounds."""
+        """Whether everything is within its limits."""
         return self.first_difference is None
 
 
 def compare_providers(bundle: Bundle, provider: str, images: Sequence[Path]) -> Comparison:
     """Run images through the CPU and through another provider.
 
-    The UNet gets the CPU's latent in both, so that each output shows its own differences alone; masks go the whole way.
+    Both UNets get the CPU's latent, so that each output shows its own differences only. The masks are computed from the
+    image in both.
 
     Args:
-        bundle: what both execute.
-        provider: the one in question.
+        bundle: the bundle that both execute.
+        provider: the provider to compare with the CPU.
         images: image files; each is stretched to the network's size.
 
     Raises:

@@ -149,4 +149,6 @@ def test_what_the_system_refuses_is_one_line(tmp_path):
         full(OSError(errno.EACCES, "Permission denied", "/source"))
     with pytest.raises(BundleNotFoundError, match="^of its own$"):
         full(BundleNotFoundError("of its own"))
+    with pytest.raises(ConnectionError, match="^no route to the hub$"):  # of a network library
+        full(ConnectionError("no route to the hub"))
     assert listing(tmp_path) == ["file"]

@@ -22,7 +22,7 @@ class Matches:
 
     @classmethod
     def none(cls, count: int) -> Matches:
-        """Of no image."""
+        """Return zero pixels for `count` classes."""
         zeros = np.zeros(count, dtype=np.int64)
         return cls(zeros, zeros, zeros)
 
@@ -54,16 +54,16 @@ class Matches:
 def match_classes(overlap: Overlap, count: int, order: NDArray[np.integer] | None = None) -> Matches:
     """Give each of `count` classes one mask so that most pixels agree (Hungarian matching), as google/diffseg does.
 
-    Its result depends on the order of the labels, in two ways. Up to `count` masks, all are dealt out; those that no
-    class of the image wants go to classes that are not in it, all equally good since the overlap is zero, and so the
-    masks' numbers decide which class is charged with their pixels as false positives. Beyond `count` masks, the
-    surplus ones are dropped and charged to nobody. Over-segmentation is therefore cheap, and mIoU moves by some points
-    when the same masks are numbered otherwise; accuracy does not.
+    Its result depends on the order of the labels, in two ways. Up to `count` masks, all are dealt out; those that fit
+    no class of the image go to classes that are not in it, all equally good since the overlap is zero, and so the
+    masks' numbers decide which class gets their pixels as false positives. Beyond `count` masks, the surplus ones are
+    dropped and count for no class. Over-segmentation is therefore cheap, and mIoU moves by some points when the same
+    masks are numbered otherwise; accuracy does not.
 
     Args:
         overlap: of one image.
         count: number of classes of the data set.
-        order: a permutation of the masks, to see what their numbers do; None: as they are.
+        order: a permutation of the masks, to measure the effect of their numbers; None leaves them as they are.
     """
     found = overlap.table if order is None else overlap.table[:, order]
     table = np.zeros((count, max(count, found.shape[1])), dtype=np.int64)

@@ -43,12 +43,12 @@ NEEDED = ("scipy", "sklearn", "skimage")
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of one image; `error` is None where all went well."""
+    """Outcome of one image; `error` is None if it was evaluated."""
 
     dataset: str
     sample: Sample
     error: DiffsegError | None
-    kept: bool = False  # nothing had to be computed
+    kept: bool = False  # all results were stored already
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -61,14 +61,14 @@ class Example:
 
 
 class Evaluation:
-    """One run over data sets. Iterating gives each image's outcome; `records` has what was found.
+    """One run over data sets. Iterate for each image's outcome; `records` returns the results.
 
     Args:
-        datasets: what to evaluate.
-        methods: with which.
+        datasets: the data sets to evaluate on.
+        methods: the methods to evaluate.
         segmenter: for the methods on attention; may be None if there are none.
         protocol: `paper` or `full`.
-        folder: where results are kept; an interrupted run goes on from there.
+        folder: folder of the stored results, from which an interrupted run continues.
         threshold: of `diffseg`, None for the bundle's default.
         thresholds: of the sweep; all of them come from one pass of the network.
         workers: threads that evaluate images side by side.

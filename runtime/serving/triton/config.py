@@ -1,4 +1,4 @@
-"""What config.pbtxt says of each model, derived from the manifest of the bundle and from our own protocol's tensors."""
+"""Contents of config.pbtxt of each model, derived from the bundle's manifest and the tensors of our own protocol."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ KIND = "model"
 PROVIDER = "provider"
 ENVIRONMENT = "EXECUTION_ENV_PATH"
 WARMUP = "warmup"
-"""Folder beside config.pbtxt with the data that a warm-up brings."""
+"""Folder beside config.pbtxt with the data of warm-up requests."""
 
 QUEUE = 64
-"""Requests that may wait for a model; the next one is refused, as by our own server."""
+"""Requests that may wait for a model; further ones are refused, as by our own server."""
 WAIT = 30_000_000
-"""Microseconds that a request may wait; its own `timeout` may say less, or more."""
+"""Microseconds that a request may wait; its own `timeout` may be shorter or longer."""
 GATHER = 4_000
 """Microseconds that a batch waits for more images."""
 DATA_TYPES = {
@@ -51,7 +51,7 @@ PLATFORM_NAMES = {Platform.TENSORRT: "tensorrt_plan", Platform.ONNXRUNTIME: "onn
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What may be chosen of a repository.
+    """Options of a model repository.
 
     Attributes:
         platform: what executes the network.
@@ -87,7 +87,7 @@ class Options:
 
 
 def model_configs(manifest: Manifest, options: Options) -> dict[str, Message]:
-    """Configurations of a repository's models by name, the one that clients ask first."""
+    """Configurations of a repository's models by name, the model that clients call first."""
     batch = options.batch or manifest.max_batch
     if options.platform is Platform.PYTHON:
         return {MODEL: _segment(manifest, options, batch)}
@@ -118,7 +118,7 @@ def _segment(manifest: Manifest, options: Options, batch: int) -> Message:
 
 
 def _resize(manifest: Manifest, options: Options, limit: int) -> Message:
-    """Return the configuration of the head: pictures of any size → the network's size, and where they lie in it."""
+    """Return the configuration of the head: images of any size → the network's size, and their placement in it."""
     return {
         "name": RESIZE,
         "backend": "python",
@@ -150,7 +150,7 @@ def _network(manifest: Manifest, graph: str, options: Options, limit: int) -> Me
 
 
 def _merge(manifest: Manifest, options: Options, limit: int) -> Message:
-    """Return the configuration of the tail: attention → masks of the picture's size."""
+    """Return the configuration of the tail: attention → masks of the image's size."""
     attention = manifest.graphs[UNET].tensors.outputs
     between = _between(manifest, limit)
     placement = between[-1] | {"input_data_file": PLACEMENT}
@@ -164,7 +164,7 @@ def _merge(manifest: Manifest, options: Options, limit: int) -> Message:
         "input": [*(_declared(tensor, limit) for tensor in attention), *between],
         "output": _masks(limit),
         "instance_group": _instances(_kind(options)),
-        # One at a time: who comes first need not wait for the masks of the others.
+        # One at a time, so that the first request need not wait for the masks of the others.
         **_batching([1], 0, limit),
         **_warmup([*warm, placement], [1]),
         "version_policy": _this_version(),
@@ -173,10 +173,10 @@ def _merge(manifest: Manifest, options: Options, limit: int) -> Message:
 
 
 def _ensemble(models: dict[str, Message], limit: int) -> Message:
-    """Return the configuration of what clients see: the models in a row."""
+    """Return the configuration of the ensemble that clients call: the models one after the other."""
     steps = []
     for name, model in models.items():
-        # Between the models a tensor has the name of who makes it; the encoder alone calls its input otherwise.
+        # Between the models a tensor has its producer's name for it; only the encoder has another name for its input.
         made = PIXELS if name == NETWORK[ENCODER] else None
         steps.append({
             "model_name": name,
@@ -196,7 +196,7 @@ def _ensemble(models: dict[str, Message], limit: int) -> Message:
 
 
 def _images(limit: int) -> list[Message]:
-    # A request brings one of the two. Images of several sizes go into one batch: Python gets each request by itself.
+    # A request has one of the two. Images of several sizes go into one batch: Python gets each request by itself.
     ragged = {"allow_ragged_batch": True} if limit else {}
     return [_protocol(tensor, limit) | {"optional": True} | ragged for tensor in INPUTS]
 
@@ -213,7 +213,7 @@ def _protocol(tensor: Mapping[str, object], limit: int) -> Message:
 
 
 def _between(manifest: Manifest, limit: int) -> list[Message]:
-    """Declare what the head gives: pixels for the network, and the placement that the tail needs."""
+    """Declare the outputs of the head: pixels for the network, and the placement for the tail."""
     image = manifest.graphs[ENCODER].tensors.inputs[0]
     pixels = _declared(image, limit) | {"name": PIXELS}
     return [pixels, _tensor(PLACEMENT, "float64", triton_shape((-1, PLACEMENT_VALUES), batched=limit > 0))]
@@ -251,7 +251,7 @@ def _batching(preferred: list[int], delay: int, limit: int = 1) -> Message:
 
 
 def _warmup(inputs: list[Message], batches: list[int]) -> Message:
-    """Return requests that a model answers before it counts as loaded: single images, and the largest batch."""
+    """Return the requests that Triton sends before a model counts as loaded: single images, and the largest batch."""
     samples = []
     for size in sorted({max(1, batch) for batch in batches}):
         data = Map({sample["name"]: {k: v for k, v in sample.items() if k != "name"} for sample in inputs})
@@ -264,7 +264,7 @@ def _zeros(tensor: TensorSpec, limit: int) -> Message:
 
 
 def _image_zeros(manifest: Manifest, limit: int = 1) -> Message:
-    """Return a black picture of the network's size, under the name that clients give it."""
+    """Return a black image of the network's size, under the name that clients give it."""
     return _zeros(manifest.graphs[ENCODER].tensors.inputs[0], limit) | {"name": INPUTS[0]["name"]}
 
 
@@ -273,6 +273,6 @@ def _this_version() -> Message:
 
 
 def _parameters(kind: str, options: Options, more: dict[str, str] | None = None) -> Map:
-    """Return what a Python model finds in its configuration."""
+    """Return the parameters that a Python model reads from its configuration."""
     chosen = {ENVIRONMENT: options.environment} if options.environment else {}
     return Map({key: {"string_value": value} for key, value in ({KIND: kind} | (more or {}) | chosen).items()})
