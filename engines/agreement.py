@@ -48,7 +48,8 @@ def symmetric_kl(expected: Floats, found: Floats) -> float:
     for block in _blocks(expected, found):
         x, y = (np.maximum(values, TINY) for values in block)
         total += float(((x - y) * (np.log(x) - np.log(y))).sum(dtype=np.float64)) / 2
-    return total / (expected.size // expected.shape[-1])
+    rows: int = expected.size // expected.shape[-1]
+    return total / rows
 
 
 def row_sum_error(values: Floats) -> float:

@@ -116,10 +116,10 @@ def atomic_folder(
     except OSError as problem:
         if problem.errno is None:  # of a network library, not of the operating system
             raise
-        where = "" if problem.filename is None else Path(os.fsdecode(problem.filename)).absolute()
-        other = where and where != target and not any(name.startswith(f".{target.name}.") for name in where.parts)
+        where = None if problem.filename is None else Path(str(problem.filename)).absolute()
+        ours = where is None or where == target or any(part.startswith(f".{target.name}.") for part in where.parts)
         reason = (problem.strerror or str(problem) or type(problem).__name__).splitlines()[0]
-        raise error(f"cannot write {target}: {reason}{f' ({where})' if other else ''}; {hint}") from problem
+        raise error(f"cannot write {target}: {reason}{'' if ours else f' ({where})'}; {hint}") from problem
 
 
 def _replace_folder(new: Path, target: Path) -> None:
