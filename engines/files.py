@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import os
+import platform
+import re
 import shutil
-import tempfile
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import platformdirs
-from diffseg.engines.errors import BundleError
+from diffseg.engines.errors import BundleError, DiffsegError
 
 CACHE_VARIABLE = "DIFFSEG_CACHE"
 """Environment variable that names the cache folder."""
+STALE = 24 * 3600
+"""Seconds after which a temporary file or folder is deleted if nobody can tell whether its process still runs."""
+TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<host>[0-9a-f]{8})-(?P<process>\d+)-\d+\.(?P<role>part|old)")
+"""Names that `_beside` makes: `part` is being written, `old` is a folder that is being replaced."""
 
 
 def cache_folder() -> Path:
@@ -42,10 +50,12 @@ def write_synced(path: Path, data: bytes | memoryview) -> None:
 def atomic_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`, which replaces `path` if the block succeeds.
 
-    The temporary name is unique to the process and the thread. If the block fails, the temporary file is deleted and
-    `path` is unchanged. A symbolic link is replaced itself: the file that it points to is never written.
+    The temporary name is unique to the machine, the process and the thread. If the block fails, the temporary file is
+    deleted and `path` is unchanged. What killed processes left in the folder is deleted first. A symbolic link is
+    replaced itself: the file that it points to is never written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_native_id()}")
+    _clean_once(path.parent.resolve())
+    temporary = _beside(path, "part")
     try:
         yield temporary
         temporary.replace(path)
@@ -54,40 +64,127 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def atomic_folder(target: Path, *, kind: str, marker: str, overwrite: bool = False) -> Iterator[Path]:
+def atomic_folder(
+    target: Path,
+    *,
+    kind: str,
+    marker: str | None,
+    overwrite: bool = False,
+    error: type[DiffsegError] = BundleError,
+    hint: str = "choose another folder with -o",
+) -> Iterator[Path]:
     """Yield a temporary folder beside `target`, which is renamed to `target` if the block succeeds.
 
-    If the block fails, the temporary folder is deleted and `target` is unchanged.
+    If the block fails, the temporary folder is deleted and `target` is unchanged. A folder that is replaced is deleted
+    only once the new one is in its place. What killed processes left beside `target` is deleted first.
 
     Args:
         target: folder to write.
         kind: what the folder is, for messages.
-        marker: name of a file that every folder of this kind contains.
+        marker: name of a file that every folder of this kind contains; None: any folder may be replaced.
         overwrite: replace an existing folder of the same kind.
+        error: class of the error that is raised if the folder can't be written.
+        hint: how to fix that, for its message.
 
     Raises:
-        BundleError: `target` exists and `overwrite` is not set, or it is not a folder of this kind.
+        DiffsegError: of class `error`. `target` exists and `overwrite` is not set, it is not a folder of this kind, or
+            the operating system refuses to write it.
     """
-    target = target.expanduser().resolve()  # "." has no parent of its own, and a symbolic link must not be replaced
-    # Replace only folders that diffseg wrote: `-o ~` must not delete a home folder.
-    taken = any(target.iterdir()) if target.is_dir() else target.exists()
-    if taken and not (target / marker).is_file():
-        raise BundleError(f"{target} exists and is no {kind}; choose another folder with -o")
-    if taken and not overwrite:
-        raise BundleError(f"{target} exists; choose another folder with -o, or overwrite it with --force")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
-        yield temporary
-        temporary.chmod(0o777 & ~_umask())
-        if target.exists():
-            shutil.rmtree(target)
-        temporary.replace(target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        # "." has no parent of its own, and a symbolic link must not be replaced
+        target = target.expanduser().resolve()
+        blocked = next((parent for parent in target.parents if parent.exists() and not parent.is_dir()), None)
+        if blocked:
+            raise error(f"cannot write {target}: {blocked} is not a folder; {hint}")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _clean(target.parent)
+        # Replace only folders that diffseg wrote: `-o ~` must not delete a home folder.
+        taken = any(target.iterdir()) if target.is_dir() else target.exists()
+        if taken and marker is not None and not (target / marker).is_file():
+            raise error(f"{target} exists and is no {kind}; {hint}")
+        if taken and not overwrite:
+            raise error(f"{target} exists; {hint}, or overwrite it with --force")
+        temporary = _beside(target, "part")
+        temporary.mkdir()
+        try:
+            yield temporary
+            _replace_folder(temporary, target)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    except DiffsegError:  # some are OSErrors, too
+        raise
+    except OSError as problem:
+        if problem.errno is None:  # of a network library, not of the operating system
+            raise
+        where = None if problem.filename is None else Path(str(problem.filename)).absolute()
+        ours = where is None or where == target or any(part.startswith(f".{target.name}.") for part in where.parts)
+        reason = (problem.strerror or str(problem) or type(problem).__name__).splitlines()[0]
+        raise error(f"cannot write {target}: {reason}{'' if ours else f' ({where})'}; {hint}") from problem
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def _replace_folder(new: Path, target: Path) -> None:
+    """Rename `new` to `target`. A folder that is there is moved aside first, moved back on failure, else deleted."""
+    aside = _beside(target, "old")
+    if not target.exists():
+        new.replace(target)
+        return
+    target.replace(aside)
+    try:
+        new.replace(target)
+    except OSError:
+        aside.replace(target)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _beside(path: Path, role: str) -> Path:
+    """Hidden path in the folder of `path`, unique to the machine, the process and the thread."""
+    return path.with_name(f".{path.name}.{_host()}-{os.getpid()}-{threading.get_native_id()}.{role}")
+
+
+@cache
+def _host() -> str:
+    """Eight hexadecimal digits for this machine or container, by its name."""
+    return hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+
+
+@cache
+def _clean_once(folder: Path) -> None:
+    """Clean a folder when this process first writes a file there: listing it for each file would take too long."""
+    _clean(folder)
+
+
+def _clean(folder: Path) -> None:
+    """Delete temporary files and folders of processes that have ended, and restore a folder that one moved aside.
+
+    Nothing is raised: what can't be deleted stays.
+    """
+    try:
+        left = [(path, match) for path in folder.iterdir() if (match := TEMPORARY.fullmatch(path.name))]
+    except OSError:
+        return
+    for path, match in left:
+        try:
+            if not _is_abandoned(path, match["host"], int(match["process"])):
+                continue
+            if match["role"] == "old" and not (target := path.with_name(match["name"])).exists():
+                path.replace(target)  # the process ended between its two renames
+            elif path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink()
+        except OSError:
+            continue
+
+
+def _is_abandoned(path: Path, host: str, process: int) -> bool:
+    """Whether the process that made a temporary path has ended; if nobody can tell, whether the path is old."""
+    if host != _host() or sys.platform == "win32":
+        return time.time() - path.lstat().st_mtime > STALE
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return True
+    except (OSError, OverflowError):  # another user's process
+        return False
+    return False

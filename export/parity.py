@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 import torch
+from diffseg.engines import agreement
 from diffseg.engines.bundle.manifest import CPU_SUFFIX
 from diffseg.engines.errors import ParityError
 from diffseg.engines.examples import example_images
@@ -24,20 +25,17 @@ LIMITS: dict[str, dict[str, float]] = {
     "fp16": {"latent_cosine_distance": 1e-3, "row_cosine_distance_p99": 1e-3, "row_sum_max_error": 1e-3},
     "bf16": {"latent_cosine_distance": 1e-2, "row_cosine_distance_p99": 5e-2, "row_sum_max_error": 1e-3},
 }
-"""Largest value that each measure may take, a precision. A p99 distance of 1e-3 is a p1 cosine of 0.999.
+"""Largest value of each measure, per precision. A p99 distance of 1e-3 is a p1 cosine of 0.999.
 
-The latent's error is that of an image of 512 × 512, see `check`.
+The limit of the latent's error is that for an image of 512 × 512; see `check`.
 """
 
-BLOCK = 1 << 24
-"""Numbers that are compared at once: a 128² map has 268 million, and each step of a comparison would copy them."""
-
 MOST_AT_ONCE = 1 << 30
-"""Bytes of results of one call: above, images go through one by one."""
+"""Bytes of the results of all images above which each call gets a single image."""
 
 
 def sample_images(size: tuple[int, int], count: int = 2) -> NDArray[np.uint8]:
-    """(count, H, W, 3): seeded noise first, then example photographs."""
+    """(count, H, W, 3): seeded noise first, then example images."""
     height, width = size
     images = [np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)]
     for path in example_images()[: count - 1]:
@@ -82,21 +80,17 @@ def execute(path: Path, value: NDArray[Any], precision: Precision, max_batch: in
 def measure_latent(expected: NDArray[np.float32], found: NDArray[np.float32]) -> dict[str, float]:
     """Compare latents (B, C, h, w)."""
     return {
-        "latent_max_error": _max_error(expected, found),
-        "latent_cosine_distance": float(_cosine_distance(expected.reshape(1, -1), found.reshape(1, -1)).max()),
+        "latent_max_error": agreement.max_error(expected, found),
+        "latent_cosine_distance": 1 - agreement.cosine(expected, found),
     }
 
 
 def measure_attention(expected: NDArray[np.float32], found: NDArray[np.float32]) -> dict[str, float]:
     """Compare one resolution's attention (B, n², n²), row by row."""
-    keys = expected.shape[-1]
-    step = max(1, BLOCK // keys)
-    rows = [a.reshape(-1, keys) for a in (expected, found)]
-    blocks = [tuple(a[i : i + step] for a in rows) for i in range(0, len(rows[0]), step)]
     return {
-        "attention_max_error": float(np.max([_max_error(*block) for block in blocks])),
-        "row_cosine_distance_p99": float(np.percentile(np.hstack([_cosine_distance(*b) for b in blocks]), 99)),
-        "row_sum_max_error": float(np.abs(found.sum(-1, dtype=np.float64) - 1).max()),
+        "attention_max_error": agreement.max_error(expected, found),
+        "row_cosine_distance_p99": float(np.percentile(1 - agreement.row_cosines(expected, found), 99)),
+        "row_sum_max_error": agreement.row_sum_error(found),
     }
 
 
@@ -121,17 +115,6 @@ def check(figures: dict[str, dict[str, float]], precision: Precision, size: tupl
                     f"{precision} allows {limit:.3g}; nothing was written. "
                     "Try --precision fp32; if that fails too, please report the checkpoint"
                 )
-
-
-def _max_error(expected: NDArray[np.float32], found: NDArray[np.float32]) -> float:
-    """Largest difference; NaN and infinity stay what they are."""
-    return float(np.abs(expected - found).max())
-
-
-def _cosine_distance(expected: NDArray[np.float32], found: NDArray[np.float32]) -> NDArray[np.float64]:
-    norms = np.linalg.norm(expected, axis=-1) * np.linalg.norm(found, axis=-1)
-    cosine: NDArray[np.float64] = np.einsum("...i,...i->...", expected, found) / np.maximum(norms, 1e-30)
-    return np.asarray(1 - cosine)
 
 
 def _widen_bfloat16(source: Path, target: Path) -> Path:

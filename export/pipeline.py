@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -59,7 +58,7 @@ def export_bundle(
     missing = [package for package in PACKAGES if find_spec(package) is None]
     if missing:
         raise _missing(", ".join(missing))
-    with _writable(target, overwrite=overwrite) as folder:
+    with new_bundle(target, overwrite=overwrite) as folder:
         progress("load the checkpoint")
         files = find_checkpoint(checkpoint, vae=vae)
         try:
@@ -75,20 +74,6 @@ def export_bundle(
 def default_name(target: Path) -> str:
     """Return the name of a bundle that is written to a folder: the folder's, with hyphens for other characters."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", target.name)[:64] or "bundle"
-
-
-@contextmanager
-def _writable(target: Path, *, overwrite: bool) -> Iterator[Path]:
-    """Enter `new_bundle` and report in one line if the folder cannot be created."""
-    blocked = next((parent for parent in target.parents if parent.exists() and not parent.is_dir()), None)
-    if blocked:
-        raise BundleError(f"cannot write {target}: {blocked} is not a folder; choose another folder with -o")
-    with ExitStack() as stack:
-        try:
-            folder = stack.enter_context(new_bundle(target, overwrite=overwrite))
-        except OSError as error:
-            raise BundleError(f"cannot write {target}: {error.strerror}; choose another folder with -o") from error
-        yield folder
 
 
 def _missing(package: str) -> MissingPackageError:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import subprocess
 import sys
@@ -22,16 +21,16 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from bench.merge import make_maps
+from bench.record import environment, percentiles, write_record
 from diffseg import Segmenter
 from diffseg.engines import Bundle, DiffsegError, example_images, open_bundle
 from diffseg.engines.machine import find_gpus
-from diffseg.engines.packages import installed_version
 from diffseg.engines.providers.cuda import import_cupy
 from diffseg.image import fit_image, read_image
 from diffseg.measure.compare import compare_providers
@@ -40,6 +39,7 @@ from diffseg.methods.merge import merge_attention
 from diffseg.methods.suppress import non_max_suppression
 
 GEMM = 8192
+milliseconds = partial(percentiles, unit=1e-3)
 PROVIDERS = ("cuda", "tensorrt-rtx", "tensorrt", "ort-tensorrt")
 PACKAGES = ("torch", "diffusers", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx-cu13", "cupy-cuda13x", "numpy")
 
@@ -58,11 +58,6 @@ class Check:
     def bundle(self) -> Path:
         """The full-size fp16 bundle."""
         return self.work / f"{self.family}-fp16"
-
-
-def percentiles(seconds: list[float]) -> dict[str, float]:
-    """p50, p95 and p99 in milliseconds."""
-    return {f"p{p}": round(1e3 * float(np.percentile(seconds, p)), 3) for p in (50, 95, 99)}
 
 
 def device_seconds(cupy: Any, work: Callable[[], Any], runs: int) -> list[float]:  # noqa: ANN401 - untyped upstream
@@ -112,7 +107,7 @@ def check_merging(check: Check) -> dict[str, Any]:
             "equal_pixels": float((labels == expected).mean()),
             "proposals": [int(proposals.shape[0]), int(found.shape[0])],
             "milliseconds": {
-                stage: percentiles(device_seconds(cupy, work, check.runs)) for stage, work in stages.items()
+                stage: milliseconds(device_seconds(cupy, work, check.runs)) for stage, work in stages.items()
             },
         }
     return result
@@ -165,7 +160,10 @@ def check_torch(check: Check) -> dict[str, Any]:
         peak = torch.cuda.max_memory_allocated()
     del unet, encoder, latent
     torch.cuda.empty_cache()
-    return {"milliseconds": {k: percentiles(v) for k, v in seconds.items()}, "peak_gb": round(peak / 1e9, 2)}
+    return {
+        "milliseconds": {k: milliseconds(v) for k, v in seconds.items()},
+        "peak_gb": round(peak / 1e9, 2),
+    }
 
 
 def network_images(bundle: Bundle, count: int) -> np.ndarray:
@@ -201,7 +199,10 @@ def check_provider(check: Check, bundle: Bundle, provider: str) -> dict[str, Any
         totals.append(time.perf_counter() - start)
         for stage, seconds in timings.items():
             stages.setdefault(stage, []).append(seconds)
-    result["milliseconds"] = {"total": percentiles(totals), **{s: percentiles(v) for s, v in stages.items()}}
+    result["milliseconds"] = {
+        "total": milliseconds(totals),
+        **{s: milliseconds(v) for s, v in stages.items()},
+    }
     flops = sum(graph.flops for graph in bundle.manifest.graphs.values())
     network = sum(statistics.median(stages[stage]) for stage in ("encode", "attend"))
     if check.gemm_flops:
@@ -235,13 +236,7 @@ def main() -> None:
     arguments.work.mkdir(parents=True, exist_ok=True)
     check = Check(arguments.work, arguments.family, arguments.runs)
     found = find_gpus()
-    check.record = {
-        "date": date.today().isoformat(),  # noqa: DTZ011 - the day here
-        "gpus": [asdict(gpu) for gpu in found.gpus],
-        "python": platform.python_version(),
-        "packages": {name: installed_version(name) for name in PACKAGES},
-        "parts": {},
-    }
+    check.record = environment(*PACKAGES) | {"parts": {}}
     if found.first is None:
         sys.exit(f"no GPU to check: {found.reason}")
     print(f"{found.first.name}, compute capability {found.first.compute_capability}", flush=True)
@@ -266,9 +261,7 @@ def main() -> None:
                 traceback.print_exc()
         check.record["parts"][name] = {"seconds": round(time.perf_counter() - start, 1), **outcome}
         print(f"{name}: {json.dumps(outcome, indent=1)}", flush=True)
-        if arguments.out:
-            arguments.out.parent.mkdir(parents=True, exist_ok=True)
-            arguments.out.write_text(json.dumps(check.record, indent=1) + "\n")
+        write_record(check.record, arguments.out)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 ROOMS = {"engines": "diffseg.engines", "export": "diffseg.export", "runtime": "diffseg"}
+SCRIPTS = sorted((ROOT / "scripts").rglob("*.py"))
 MODULES = [path for room in ROOMS for path in sorted((ROOT / room).rglob("*.py"))]
 LONGEST = 300
 
@@ -49,7 +50,7 @@ def test_no_script_imports_tests():
     assert [pair for pair in imported("scripts") if within(pair[1], "tests")] == []
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(ROOT).as_posix())
+@pytest.mark.parametrize("path", MODULES + SCRIPTS, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_modules_are_short(path):
     assert len(path.read_text(encoding="utf-8").splitlines()) <= LONGEST
 

@@ -140,7 +140,7 @@ def new_bundle(target: Path, *, overwrite: bool = False) -> AbstractContextManag
     """Yield a temporary folder that becomes the bundle `target` if the block succeeds.
 
     Raises:
-        BundleError: `target` exists and `overwrite` is not set, or it is not a bundle.
+        BundleError: `target` exists and `overwrite` is not set, it is not a bundle, or it can't be written.
     """
     return atomic_folder(target, kind="bundle", marker=MANIFEST, overwrite=overwrite)
 

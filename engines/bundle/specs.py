@@ -1,12 +1,13 @@
 """The inputs and outputs of a bundle's graphs, declared once.
 
-ONNX axes, ONNX Runtime's buffers, engine profiles and the manifest are derived from these declarations. No other
-module writes the name or the shape of a tensor.
+ONNX axes, ONNX Runtime's buffers, engine profiles, Triton's shapes and the manifest are derived from these
+declarations. No other module writes the name or the shape of a tensor.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import msgspec
@@ -66,6 +67,10 @@ class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """Return the shape as an ONNX graph declares it, with -1 for each dynamic axis."""
         return [-1 if axis.dynamic else axis.opt for axis in self.axes]
 
+    def triton_shape(self, *, batched: bool) -> list[int]:
+        """Return the shape as a Triton configuration declares it; see `triton_shape`."""
+        return triton_shape(self.onnx_shape(), batched=batched)
+
     def nbytes(self, batch: int) -> int:
         """Return the bytes of the tensor at a batch size."""
         return int(np.prod(self.shape(batch), dtype=np.int64)) * np.dtype(self.dtype).itemsize
@@ -97,6 +102,16 @@ class GraphTensors(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             tensor.name: {bound: tuple(getattr(axis, bound) for axis in tensor.axes) for bound in ("min", "opt", "max")}
             for tensor in self.inputs
         }
+
+
+def triton_shape(shape: Sequence[int], *, batched: bool) -> list[int]:
+    """Return a shape (B, …) as a Triton configuration declares it, with -1 for each dynamic axis.
+
+    Args:
+        shape: the shape with its batch axis first.
+        batched: whether Triton adds the batch axis itself; otherwise the shape is that of a single image, (1, …).
+    """
+    return [*([] if batched else [1]), *shape[1:]]
 
 
 def attention_name(grid: tuple[int, int]) -> str:

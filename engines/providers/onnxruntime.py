@@ -6,7 +6,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from functools import cache, partial
 from pathlib import Path
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 LARGE_WEIGHTS = 256 << 20
 """Bytes of weights above which a graph is executed without optimisation: see `load_session`."""
 
-Memory = dict[tuple[str, int], list["NDArray[np.float32]"]]
-"""Output arrays, by graph and batch size."""
+Call = tuple[str, int, int]
+"""A call of a graph: its name, and start and end in nanoseconds of `time.perf_counter_ns`."""
 
 
 class OrtNetwork:
@@ -60,18 +60,7 @@ class OrtNetwork:
             name: partial(_session, bundle.cpu_path(name), self.tensors[name], threads=threads)
             for name in (ENCODER, UNET)
         }
-        self._sessions = {name: load() for name, load in self._load.items()}
-        # Graph, start and end (ns) of each call while operators are recorded; otherwise None.
-        self._calls: list[tuple[str, int, int]] | None = None
-        self._pool = SessionPool(lambda: OrtSession(self))
-
-    def encode(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """(B, H, W, 3) uint8 → (B, C, H/8, W/8) float32 latent: the posterior mean times the scaling factor."""
-        return self.run(ENCODER, images, {})[0]
-
-    def attend(self, latent: NDArray[np.float32]) -> list[NDArray[np.float32]]:
-        """Latent → one (B, n², n²) float32 attention per resolution, finest first, in new arrays."""
-        return self.run(UNET, latent, {})
+        self._pool = self._pool_on({name: load() for name, load in self._load.items()})
 
     def session(self) -> AbstractContextManager[OrtSession]:
         """Take a session, which has its own memory for results."""
@@ -86,55 +75,69 @@ class OrtNetwork:
         """
         operators: list[Operator] = []
         with tempfile.TemporaryDirectory(prefix="diffseg-") as folder:
-            self._sessions.clear()
-            self._sessions.update({name: load(profile=str(Path(folder) / name)) for name, load in self._load.items()})
-            calls: list[tuple[str, int, int]] = []
-            self._calls = calls
+            self._pool = self._pool_on({})  # free the present graphs before others are loaded
+            graphs = {name: load(profile=str(Path(folder) / name)) for name, load in self._load.items()}
+            calls: list[Call] = []
+            self._pool = self._pool_on(graphs, calls)
             try:
                 yield operators
             finally:
-                self._calls = None
-                files = {name: Path(session.end_profiling()) for name, session in self._sessions.items()}
+                self._pool = self._pool_on(graphs)
+                files = {name: Path(graph.end_profiling()) for name, graph in graphs.items()}
             for name, file in files.items():
                 spans = [(start, end) for graph, start, end in calls if graph == name]
                 operators += read_operators(name, json.loads(file.read_text(encoding="utf-8")), spans)
 
-    def run(self, graph: str, value: NDArray[Any], memory: Memory) -> list[NDArray[np.float32]]:
-        """Run a graph on one input. Outputs are written into the arrays of `memory`, which are allocated if missing."""
-        tensors, session = self.tensors[graph], self._sessions[graph]
-        batch = len(value)
-        binding = session.io_binding()
-        binding.bind_cpu_input(tensors.inputs[0].name, np.ascontiguousarray(value))
-        if (graph, batch) not in memory:
-            memory[graph, batch] = [np.empty(output.shape(batch), output.dtype) for output in tensors.outputs]
-        results = memory[graph, batch]
-        for output, result in zip(tensors.outputs, results, strict=True):
-            # Bind the arrays, so that 64 MB per 4096² map need not be copied out of the session.
-            binding.bind_output(output.name, "cpu", 0, result.dtype, result.shape, result.ctypes.data)
-        start = time.perf_counter_ns()
-        session.run_with_iobinding(binding)
-        if self._calls is not None:
-            self._calls.append((graph, start, time.perf_counter_ns()))
-        return results
+    def _pool_on(self, graphs: Mapping[str, Any], calls: list[Call] | None = None) -> SessionPool[OrtSession]:
+        """Return a pool of sessions that execute loaded graphs."""
+        return SessionPool(partial(OrtSession, graphs, self.tensors, calls))
 
 
 class OrtSession:
-    """Output arrays for one pass at a time. They are reused: allocating 64 MB anew takes longer than filling them."""
+    """One pass at a time through loaded graphs, with output arrays of its own.
 
-    def __init__(self, network: OrtNetwork) -> None:
-        self._network = network
-        self._memory: Memory = {}
+    The arrays are reused: allocating 64 MB anew takes longer than filling them.
+
+    Args:
+        graphs: ONNX Runtime's session of each graph. Sessions share them.
+        tensors: inputs and outputs of each graph.
+        calls: list to which each call of a graph is appended; None: calls are not recorded.
+    """
+
+    def __init__(
+        self, graphs: Mapping[str, Any], tensors: Mapping[str, GraphTensors], calls: list[Call] | None = None
+    ) -> None:
+        self._graphs = graphs
+        self._tensors = tensors
+        self._calls = calls
+        self._outputs: dict[tuple[str, int], list[NDArray[np.float32]]] = {}  # by graph and batch size
 
     def encode(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """(B, H, W, 3) uint8 → (B, C, H/8, W/8) float32 latent, which the next pass overwrites."""
-        return self._network.run(ENCODER, images, self._memory)[0]
+        return self._run(ENCODER, images)[0]
 
     def attend(self, latent: NDArray[np.float32]) -> list[NDArray[np.float32]]:
         """Latent → one (B, n², n²) float32 attention per resolution, finest first, which the next pass overwrites."""
-        return self._network.run(UNET, latent, self._memory)
+        return self._run(UNET, latent)
 
     def wait(self) -> None:
         """Return at once, because `encode` and `attend` are synchronous."""
+
+    def _run(self, graph: str, value: NDArray[Any]) -> list[NDArray[np.float32]]:
+        tensors, batch = self._tensors[graph], len(value)
+        binding = self._graphs[graph].io_binding()
+        binding.bind_cpu_input(tensors.inputs[0].name, np.ascontiguousarray(value))
+        if (graph, batch) not in self._outputs:
+            self._outputs[graph, batch] = [np.empty(output.shape(batch), output.dtype) for output in tensors.outputs]
+        results = self._outputs[graph, batch]
+        for output, result in zip(tensors.outputs, results, strict=True):
+            # Bind the arrays, so that 64 MB per 4096² map need not be copied out of ONNX Runtime.
+            binding.bind_output(output.name, "cpu", 0, result.dtype, result.shape, result.ctypes.data)
+        start = time.perf_counter_ns()
+        self._graphs[graph].run_with_iobinding(binding)
+        if self._calls is not None:
+            self._calls.append((graph, start, time.perf_counter_ns()))
+        return results
 
 
 def session_options(*, threads: int | None = None) -> Any:  # noqa: ANN401 - untyped upstream

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -58,8 +60,8 @@ class OpenVinoNetwork:
             settings |= {} if threads is None else {"INFERENCE_NUM_THREADS": threads}
         else:  # compiling for other devices is slow, so cache the result
             settings["CACHE_DIR"] = str(cache_folder() / "openvino")
-        self.models = {name: self._compile(core, bundle, name, device, settings) for name in (ENCODER, UNET)}
-        self._pool = SessionPool(lambda: OpenVinoSession(self))
+        models = {name: self._compile(core, bundle, name, device, settings) for name in (ENCODER, UNET)}
+        self._pool = SessionPool(partial(OpenVinoSession, models))
 
     def session(self) -> AbstractContextManager[OpenVinoSession]:
         """Take a session, which has its own memory for results."""
@@ -83,11 +85,11 @@ class OpenVinoNetwork:
 
 
 class OpenVinoSession:
-    """One inference request per graph. Outputs are views of the request's memory, which the next pass overwrites."""
+    """One inference request per compiled graph. Outputs are views of its memory, which the next pass overwrites."""
 
-    def __init__(self, network: OpenVinoNetwork) -> None:
+    def __init__(self, models: Mapping[str, Any]) -> None:
         try:
-            self._requests = {name: model.create_infer_request() for name, model in network.models.items()}
+            self._requests = {name: model.create_infer_request() for name, model in models.items()}
         except RuntimeError as error:
             raise ProviderError(f"OpenVINO cannot create an inference request: {_reason(error)}") from None
 

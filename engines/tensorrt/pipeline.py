@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import shutil
-import tempfile
 import time
 from collections.abc import Iterable
 from dataclasses import replace
@@ -14,7 +13,7 @@ from typing import Any
 from diffseg.engines.bundle.bundle import Bundle
 from diffseg.engines.bundle.manifest import File
 from diffseg.engines.errors import MissingPackageError, PlanError
-from diffseg.engines.files import write_synced
+from diffseg.engines.files import atomic_folder, write_synced
 from diffseg.engines.machine import Gpus, find_gpus
 from diffseg.engines.tensorrt.build import (
     BUILD_EXTRAS,
@@ -96,18 +95,12 @@ def _locked_build(
             plan = _sound(folder)
             if plan is not None:
                 return plan
-        for left in root.glob(f".{spec.key}.*.part"):  # left by a process that was killed
+        for left in root.glob(f".{spec.key}.*.part"):  # left by a process that was killed: the lock is ours
             shutil.rmtree(left, ignore_errors=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{spec.key}.", suffix=".part", dir=root))
-        try:
+        hint = "make room there, or set DIFFSEG_CACHE"
+        with atomic_folder(folder, kind="plan", marker=None, overwrite=True, error=PlanError, hint=hint) as temporary:
             record = _build(module, bundle, spec, temporary, report)
             write_synced(temporary / RECORD, record.to_json().encode())
-            temporary.chmod(0o755)
-            if folder.exists():
-                shutil.rmtree(folder)
-            temporary.replace(folder)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
     return Plan(folder, record)
 
 

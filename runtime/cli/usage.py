@@ -28,11 +28,7 @@ class Commands(TyperGroup):
         windows_expand_args: bool = True,
         **extra: Any,  # noqa: ANN401
     ) -> Any:  # noqa: ANN401
-        """Run a command; see `TyperGroup.main`."""
-        if not standalone_mode:
-            return super().main(
-                args, prog_name, complete_var, standalone_mode=False, windows_expand_args=windows_expand_args, **extra
-            )
+        """Run a command; see `TyperGroup.main`. Outside standalone mode, return its result and raise its errors."""
         arguments = list(sys.argv[1:] if args is None else args)
         try:
             code = super().main(
@@ -44,9 +40,15 @@ class Commands(TyperGroup):
                 **extra,
             )
         except UsageError as error:
+            if not standalone_mode:
+                raise
             fail(explain(error, arguments, list(self.commands)), WRONG_USAGE)
         except typer.Abort:
+            if not standalone_mode:
+                raise
             fail("aborted")
+        if not standalone_mode:
+            return code
         sys.exit(code or 0)
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from diffseg.arrays import to_host
-from diffseg.engines.errors import MissingPackageError
-from diffseg.engines.packages import install_command
+from diffseg.engines import agreement
 from diffseg.engines.providers.select import load_network
 from diffseg.image import fit_image, read_image
+from diffseg.measure.overlap import mask_iou
 from diffseg.segmenter import Segmenter
 
 if TYPE_CHECKING:
@@ -27,13 +27,12 @@ LIMITS: dict[str, dict[str, float]] = {
     "fp16": {"latent_cosine": 0.999, "row_cosine_p1": 0.999, "kl": 1e-3, "row_sum_error": 1e-3, "mask_iou": 0.98},
     "bf16": {"latent_cosine": 0.99, "row_cosine_p1": 0.95, "kl": 5e-2, "row_sum_error": 1e-3, "mask_iou": 0.9},
 }
-"""What two providers of one bundle may differ by, a precision: their kernels add up in different orders."""
-TINY = 1e-30
+"""Limits of the differences between two providers, per precision: their kernels add up in different orders."""
 
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """How one output of the network agrees, at worst over the images.
+    """Agreement of one output of the network, the worst of each measure over the images.
 
     Attributes:
         name: `latent`, or an attention output.
@@ -41,7 +40,7 @@ class Agreement:
         kl: mean of half the symmetric KL divergence of rows, in nats; 0 for the latent.
         row_sum_error: largest distance of a row's sum from 1; 0 for the latent.
         bad: NaN and infinite entries.
-        problem: what is out of bounds, or None.
+        problem: which measure is beyond its limit, or None.
     """
 
     name: str
@@ -54,7 +53,7 @@ class Agreement:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """What came out, in the order of the data's way: the latent, attention finest first, masks."""
+    """Agreement of all outputs in the order of computation: the latent, attention finest first, masks."""
 
     provider: str
     precision: str
@@ -63,7 +62,7 @@ class Comparison:
 
     @property
     def first_difference(self) -> str | None:
-        """The first output on the data's way that is out of bounds, and how; None if all agree."""
+        """The first output in the order of computation that is beyond a limit, and how; None if all agree."""
         for output in self.outputs:
             if output.problem:
                 return f"{output.name}: {output.problem}"
@@ -75,18 +74,19 @@ class Comparison:
 
     @property
     def passed(self) -> bool:
-        """Whether everything is within its bounds."""
+        """Whether everything is within its limits."""
         return self.first_difference is None
 
 
 def compare_providers(bundle: Bundle, provider: str, images: Sequence[Path]) -> Comparison:
     """Run images through the CPU and through another provider.
 
-    The UNet gets the CPU's latent in both, so that each output shows its own differences alone; masks go the whole way.
+    Both UNets get the CPU's latent, so that each output shows its own differences only. The masks are computed from the
+    image in both.
 
     Args:
-        bundle: what both execute.
-        provider: the one in question.
+        bundle: the bundle that both execute.
+        provider: the provider to compare with the CPU.
         images: image files; each is stretched to the network's size.
 
     Raises:
@@ -107,24 +107,6 @@ def compare_providers(bundle: Bundle, provider: str, images: Sequence[Path]) -> 
     return Comparison(provider, bundle.manifest.precision, tuple(_worst(rows[name]) for name in names), ious)
 
 
-def mask_iou(expected: NDArray[np.integer[Any]], found: NDArray[np.integer[Any]]) -> float:
-    """Mean IoU of the masks of two label maps (H, W), matched one to one (Hungarian); 1 for equal partitions.
-
-    A mask that is left over in either map counts as 0.
-    """
-    try:
-        from scipy.optimize import linear_sum_assignment
-    except ImportError:
-        raise MissingPackageError(f"scipy is not installed: {install_command('eval')}") from None
-    shape = int(expected.max()) + 1, int(found.max()) + 1
-    flat = expected.ravel().astype(np.int64) * shape[1] + found.ravel()
-    both = np.bincount(flat, minlength=shape[0] * shape[1]).reshape(shape)
-    union = both.sum(1, keepdims=True) + both.sum(0, keepdims=True) - both
-    iou = both / np.maximum(union, 1)
-    matched = iou[linear_sum_assignment(iou, maximize=True)]
-    return float(matched.sum() / max(np.count_nonzero(both.sum(1)), np.count_nonzero(both.sum(0))))
-
-
 def _outputs(expected: Network, found: Network, image: NDArray[np.uint8]) -> Iterator[list[NDArray[np.float32]]]:
     """Latent and attention of the CPU, then of the other provider from the same latent."""
     with expected.session() as session:
@@ -140,18 +122,16 @@ def _outputs(expected: Network, found: Network, image: NDArray[np.uint8]) -> Ite
 
 def _agreement(name: str, expected: NDArray[np.float32], found: NDArray[np.float32], precision: str) -> Agreement:
     limits = LIMITS[precision]
-    bad = int(np.count_nonzero(~np.isfinite(found)))
+    bad = agreement.count_not_finite(found)
     if bad:
         return Agreement(name, float("nan"), float("nan"), float("nan"), bad, f"{bad} entries are NaN or infinite")
     if name == LATENT:
-        cosine = float(_cosine(expected.reshape(1, -1), found.reshape(1, -1))[0])
+        cosine = agreement.cosine(expected, found)
         least = limits["latent_cosine"]
         problem = None if cosine >= least else f"cosine {cosine:.6f}, at least {least:g} is asked"
         return Agreement(name, cosine, 0.0, 0.0, 0, problem)
-    cosine = float(np.percentile(_cosine(expected, found), 1))
-    x, y = (np.maximum(v, TINY) for v in (expected, found))
-    kl = float(((x - y) * (np.log(x) - np.log(y))).sum(-1).mean() / 2)
-    sums = float(np.abs(found.sum(-1) - 1).max())
+    cosine = float(np.percentile(agreement.row_cosines(expected, found), 1))
+    kl, sums = agreement.symmetric_kl(expected, found), agreement.row_sum_error(found)
     for value, limit, words in (
         (-cosine, -limits["row_cosine_p1"], f"1st percentile of row cosines {cosine:.6f}, at least"),
         (kl, limits["kl"], f"mean symmetric KL {kl:.2g} nats, at most"),
@@ -160,11 +140,6 @@ def _agreement(name: str, expected: NDArray[np.float32], found: NDArray[np.float
         if not value <= limit:
             return Agreement(name, cosine, kl, sums, 0, f"{words} {abs(limit):g} is asked")
     return Agreement(name, cosine, kl, sums, 0, None)
-
-
-def _cosine(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:
-    norms = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
-    return np.asarray((a * b).sum(-1) / np.maximum(norms, TINY))
 
 
 def _worst(many: list[Agreement]) -> Agreement:

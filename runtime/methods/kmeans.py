@@ -1,6 +1,7 @@
 """k-means refinement: Lloyd's algorithm on the attention maps, initialised with the proposals.
 
-It is our own code rather than scikit-learn's because it runs in the array's own namespace: attention on a GPU stays there.
+It is our own code rather than scikit-learn's because it runs in the array's own namespace: attention on a GPU stays
+there.
 """
 
 from __future__ import annotations

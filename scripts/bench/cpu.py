@@ -17,24 +17,23 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
-from datetime import date
 from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
 
+sys.path.append(str(Path(__file__).parents[1]))  # for the modules that scripts share
+
 import numpy as np
+from bench.full_size import DIFFSEG, run, segment
+from bench.merge import aggregate_whole, merge_whole
+from bench.record import environment, read_record, write_record
 from diffseg import Segmenter
 from diffseg.engines import Bundle, example_images
-from diffseg.measure.profile.environment import processor
 from diffseg.measure.profile.startup import measure_starts
-from full_size import DIFFSEG, run, segment
-from merge import aggregate_whole, merge_whole
 from packaging.requirements import Requirement
 
 GEMM = 4096
@@ -55,12 +54,7 @@ def main() -> None:
     parser.add_argument("--provider", default="cpu", help="of the speed part: cpu or openvino")
     parser.add_argument("--out", type=Path, help="write the record to this JSON file; parts that it has stay")
     arguments = parser.parse_args()
-    record = json.loads(arguments.out.read_text()) if arguments.out and arguments.out.exists() else {}
-    record |= {
-        "date": date.today().isoformat(),  # noqa: DTZ011 - the day here
-        "machine": {"processor": processor(), "cores": os.cpu_count(), "load_before": os.getloadavg()[0]},
-        "python": platform.python_version(),
-    }
+    record = read_record(arguments.out) | environment("numpy", "onnxruntime", "openvino", "torch")
     work: Path = arguments.work
     steps: dict[str, Callable[[], dict[str, Any]]] = {
         "speed": lambda: speed(work, arguments.rounds, arguments.provider),
@@ -71,8 +65,7 @@ def main() -> None:
     for part in sorted(arguments.only.split(","), key=PARTS.index):
         other = part == "speed" and arguments.provider != "cpu"
         record[f"{part}_{arguments.provider}" if other else part] = steps[part]()
-        if arguments.out:
-            arguments.out.write_text(json.dumps(record, indent=1) + "\n")
+        write_record(record, arguments.out)
     print(json.dumps(record, indent=1))
     for what, found, most in targets(record):
         print(f"{'pass ' if found <= most else 'SHORT'} {what}: {found:.3g}, at most {most:.3g}")

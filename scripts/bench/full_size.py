@@ -16,15 +16,16 @@ import os
 import subprocess
 import sys
 import time
-from datetime import date
 from pathlib import Path
 from typing import Any
 
+sys.path.append(str(Path(__file__).parents[1]))  # for the modules that scripts share
+
+from bench.record import environment, write_record
 from diffseg.engines import Bundle, example_images
 from diffseg.engines.bundle.manifest import UNET
 from diffseg.engines.inspect import inspect_bundle
 from diffseg.engines.tensorrt.plan import RECORD
-from diffseg.measure.profile.environment import processor
 from msgspec import to_builtins
 
 DIFFSEG = [sys.executable, "-m", "diffseg"]
@@ -89,8 +90,7 @@ def main() -> None:
     arguments = parser.parse_args()
     checkpoint = arguments.work / arguments.family
     record: dict[str, Any] = {
-        "date": date.today().isoformat(),  # noqa: DTZ011 - the day here
-        "machine": {"processor": processor(), "cores": os.cpu_count()},
+        **environment("torch", "diffusers", "onnxruntime", "tensorrt-rtx"),
         "family": arguments.family,
         "size": arguments.size,
         "weights": "random",
@@ -110,11 +110,8 @@ def main() -> None:
             step = run(*DIFFSEG, "build", bundle, "--engine", "tensorrt-rtx", "--force", *wanted)
             record["steps"][f"build_{precision}"] = step | {"plan": newest_plan(bundle)}
         record["steps"][f"segment_{precision}"] = segment(bundle)
-    text = json.dumps(record, indent=1)
-    print(text)
-    if arguments.out:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(text + "\n")
+    print(json.dumps(record, indent=1))
+    write_record(record, arguments.out)
 
 
 if __name__ == "__main__":

@@ -10,18 +10,17 @@ package grew out of: whole arrays, two matrix products, no blocks.
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
 import statistics
+import sys
 import time
 import tracemalloc
 from collections.abc import Callable
-from datetime import date
 from pathlib import Path
 
+sys.path.append(str(Path(__file__).parents[1]))  # for the modules that scripts share
+
 import numpy as np
-from diffseg.measure.profile.environment import processor
+from bench.record import environment, write_record
 from diffseg.methods.aggregate import aggregate_attention
 from diffseg.methods.kmeans import kmeans_refine
 from diffseg.methods.merge import anchor_indices, merge_attention
@@ -121,13 +120,7 @@ def main() -> None:
     }
     seconds = {name: statistics.median(values) for name, values in measure(steps, arguments.repeats).items()}
     record = {
-        "date": date.today().isoformat(),  # noqa: DTZ011 - the day here
-        "machine": {
-            "processor": processor(),
-            "cores": os.cpu_count(),
-            "python": platform.python_version(),
-            "numpy": np.__version__,
-        },
+        **environment("numpy"),
         "grid": arguments.grid,
         "proposals": len(proposals),
         "repeats": arguments.repeats,
@@ -145,8 +138,7 @@ def main() -> None:
         f"gemm: {record['gemm_gflops']:.0f} GFLOP/s; "
         f"aggregate's peak includes its {4 * arguments.grid**4 / 1e6:.0f} MB result"
     )
-    if arguments.out:
-        arguments.out.write_text(json.dumps(record, indent=1) + "\n")
+    write_record(record, arguments.out)
 
 
 if __name__ == "__main__":

@@ -12,8 +12,6 @@ import argparse
 import contextlib
 import http.client
 import json
-import os
-import platform
 import re
 import statistics
 import subprocess
@@ -24,15 +22,16 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
 
+sys.path.append(str(Path(__file__).parents[1]))  # for the modules that scripts share
+
+from bench.record import environment, percentiles, write_record
 from diffseg import Segmenter
 from diffseg.engines import example_images
 
 PATIENCE = 300.0
-PERCENTILES = (50, 95, 99)
 
 
 @dataclass
@@ -46,16 +45,12 @@ class Tally:
 
     def summary(self, wall: float) -> dict[str, object]:
         """Numbers for the record."""
-        served = sorted(self.seconds)
-        latency = {
-            f"p{p}": round(served[min(len(served) - 1, len(served) * p // 100)], 3) for p in PERCENTILES if served
-        }
         return {
             "requests": sum(self.statuses.values()) + self.errors,
             "statuses": {str(status): number for status, number in sorted(self.statuses.items())},
             "broken": self.errors,
-            "images_per_second": round(len(served) / wall, 3),
-            "latency_s": latency | ({"max": round(served[-1], 3)} if served else {}),
+            "images_per_second": round(len(self.seconds) / wall, 3),
+            "latency_s": percentiles(self.seconds) | ({"max": round(max(self.seconds), 3)} if self.seconds else {}),
         }
 
 
@@ -206,10 +201,7 @@ def main() -> None:
     for level in levels:
         level["share_of_loop"] = round(float(str(level["images_per_second"])) / loop, 3)
     record = {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "platform": platform.platform(),
-        "cores": os.cpu_count(),
-        "load_average": os.getloadavg(),
+        **environment("numpy", "onnxruntime"),
         "model": arguments.model,
         "loop_images_per_second": [round(before, 3), round(after, 3)],
         "drift": round(after / before, 3),
@@ -217,8 +209,7 @@ def main() -> None:
         "overload": overload,
     } | record
     print(json.dumps(record, indent=1))
-    if arguments.out:
-        arguments.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    write_record(record, arguments.out)
 
 
 if __name__ == "__main__":

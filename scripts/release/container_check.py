@@ -13,11 +13,9 @@ Ends with 1 at the first thing that is not as it should be, or when the layers a
 from __future__ import annotations
 
 import argparse
-import ctypes
 import http.client
 import json
 import os
-import platform
 import re
 import shutil
 import signal
@@ -27,171 +25,19 @@ import tempfile
 import threading
 import time
 import tomllib
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from datetime import date
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any
 
-ROOT = Path(__file__).parents[2]
-BUNDLE = ROOT / "engines" / "models" / "tiny"
+sys.path.append(str(Path(__file__).parents[1]))  # for the modules that scripts share
+
+from bench.record import environment, read_record, revision, write_record
+from buildah import LABELS, ROOT, Buildah, build, debian_base, folders, layers, mounted
+from container import PATIENCE, Container, leave_the_network
+
 PHOTO = ROOT / "engines" / "examples" / "boot.jpg"
-LABELS = "org.opencontainers.image."
-LOCAL_BASE = "localhost/python-base"
-CLONE_NEWNET = 0x40000000
 PORT = 8000
-PATIENCE = 300.0
 TOKEN = "of-this-check-only"  # noqa: S105
-NOISE = re.compile(r"^(\|\d+ .*?)?/bin/sh -c (#\(nop\) )?|\b(dir|file):[0-9a-f]+ in ")
-"""What buildah puts around an instruction in an image's history."""
 JSON, PNG = "application/json", "image/png"
-
-
-@dataclass(frozen=True)
-class Buildah:
-    """Buildah with storage of its own."""
-
-    work: Path
-
-    def __call__(self, *arguments: str | Path, log: Path | None = None) -> str:
-        """Run a command; its output. With `log`, that is where it goes."""
-        driver = os.environ.get("STORAGE_DRIVER", "overlay")
-        place = ["--storage-driver", driver, "--root", self.work / "store", "--runroot", self.work / "run"]
-        environment = os.environ | {"BUILDAH_ISOLATION": "chroot", "TMPDIR": str(self.work / "tmp")}
-        command = [str(a) for a in ("buildah", *place, *arguments)]
-        with (log or Path(os.devnull)).open("w") as stream:
-            output = stream if log else subprocess.PIPE
-            errors = subprocess.STDOUT if log else subprocess.PIPE
-            done = subprocess.run(
-                command, check=False, text=True, stdout=output, stderr=errors, env=environment, cwd=ROOT
-            )
-        if done.returncode:
-            told = log.read_text().splitlines()[-15:] if log else done.stderr.splitlines()
-            sys.exit("\n".join([*told, f"error: buildah {arguments[0]} ended with {done.returncode}"]))
-        return done.stdout or ""
-
-    def config(self, image: str) -> dict[str, Any]:
-        """What an image says of itself."""
-        config: dict[str, Any] = json.loads(self("inspect", "--type", "image", image))["Docker"]["config"]
-        return config
-
-
-def debian_base(buildah: Buildah, suite: str, mirror: str) -> str:
-    """Make an image of Debian with its Python, as bare as the official Python images; its name."""
-    folder = buildah.work / "base"
-    if not (folder / "etc" / "os-release").exists():
-        tell(f"debootstrap {suite}")
-        packages = "ca-certificates,python3,python3-venv"
-        command = ["debootstrap", "--variant=minbase", f"--include={packages}", suite, str(folder), mirror]
-        with (buildah.work / "debootstrap.log").open("w") as log:
-            done = subprocess.run(command, check=False, stdout=log, stderr=subprocess.STDOUT)
-        if done.returncode:
-            sys.exit(f"error: debootstrap ended with {done.returncode}; its words are in {log.name}")
-        # Nor do the official images have these.
-        for useless in ("var/cache/apt", "var/lib/apt/lists"):
-            shutil.rmtree(folder / useless)
-        for compiled in list((folder / "usr" / "lib").glob("python3*/**/__pycache__")):
-            shutil.rmtree(compiled)
-    container = buildah("from", "scratch").strip()
-    buildah("add", "--quiet", container, folder, "/")
-    buildah("commit", "--quiet", "--rm", container, LOCAL_BASE)
-    return LOCAL_BASE
-
-
-def build(buildah: Buildah, target: str, base: str, commit: str) -> str:
-    """Build a target of the Dockerfile; the image's name."""
-    image = f"localhost/diffseg:{target}"
-    secrets = []
-    if certificates := os.environ.get("SSL_CERT_FILE"):
-        secrets += ["--secret", f"id=ca,src={certificates}"]
-    pip = os.environ.get("PIP_CONFIG_FILE")
-    if certificates and not pip:
-        pip = str(buildah.work / "pip.conf")
-        Path(pip).write_text("[global]\ncert = /run/secrets/ca\n")
-    if pip:
-        secrets += ["--secret", f"id=pip,src={pip}"]
-    arguments = ["--build-arg", f"BASE={base}", "--label", f"{LABELS}revision={commit}"]
-    # HEALTHCHECK is of Docker's format; OCI's has none.
-    options = ["--format", "docker", "--layers", "--target", target, *arguments, *secrets, "--tag", image]
-    buildah("build", *options, ".", log=buildah.work / f"{target}.log")
-    return image
-
-
-def revision() -> str:
-    """The commit that is built."""
-    command = ["git", "describe", "--always", "--dirty", "--exclude", "*", "--abbrev=40"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
-    return done.stdout.strip() or "unknown"
-
-
-def layers(buildah: Buildah, image: str, base: str) -> list[dict[str, Any]]:
-    """What each layer above the base was made by, its bytes, and its bytes compressed."""
-    facts = json.loads(buildah("inspect", "--type", "image", image))["OCIv1"]
-    below = len(json.loads(buildah("inspect", "--type", "image", base))["OCIv1"]["rootfs"]["diff_ids"])
-    made = [entry["created_by"] for entry in facts["history"] if not entry.get("empty_layer")]
-    sizes = []
-    for options in (["--disable-compression"], []):
-        folder = buildah.work / "pushed"
-        buildah("push", "--quiet", *options, image, f"dir:{folder}")
-        sizes.append([layer["size"] for layer in json.loads((folder / "manifest.json").read_text())["layers"]])
-        shutil.rmtree(folder)
-    return [
-        {"by": NOISE.sub("", by).strip(), "bytes": plain, "compressed": compressed}
-        for by, plain, compressed in zip(made, *sizes, strict=True)
-    ][below:]
-
-
-def folders(site: Path, least: int) -> dict[str, float]:
-    """Megabytes of what lies in a folder of packages, largest first, from `least` megabytes on."""
-    sizes = {
-        item.name: sum(file.stat().st_size for file in (item.rglob("*") if item.is_dir() else [item]) if file.is_file())
-        for item in site.iterdir()
-    }
-    large = sorted(((size, name) for name, size in sizes.items() if size >= least * 1e6), reverse=True)
-    return {name: round(size / 1e6, 1) for size, name in large}
-
-
-@dataclass
-class Container:
-    """An image's root, mounted, and how its processes are started."""
-
-    root: Path
-    config: dict[str, Any]
-    environment: dict[str, str] = field(default_factory=dict)
-
-    def start(self, *command: str, **streams: int) -> subprocess.Popen[str]:
-        """Start a process in it, as the image says: user, environment and volumes."""
-        variables = dict(item.split("=", 1) for item in self.config["Env"]) | self.environment
-        volumes = " ".join(self.config.get("Volumes") or ())
-        script = Path(__file__).with_name("container_run.sh")
-        words = ["bash", script, self.root, self.config["User"], volumes, BUNDLE, *command]
-        namespaces = ["unshare", "--mount", "--pid", "--ipc", "--uts", "--fork", "--kill-child"]
-        return subprocess.Popen([*namespaces, *map(str, words)], text=True, env=variables, **streams)
-
-    def run(self, *command: str) -> tuple[int, str]:
-        """Run a process in it → exit status, what it wrote."""
-        with self.start(*command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
-            output = process.communicate(timeout=PATIENCE)[0]
-        return process.returncode, output.strip()
-
-
-@contextmanager
-def mounted(buildah: Buildah, image: str) -> Iterator[Path]:
-    """Mount an image's root."""
-    container = buildah("from", image).strip()
-    try:
-        yield Path(buildah("mount", container).strip())
-    finally:
-        buildah("rm", container)
-
-
-def leave_the_network() -> None:
-    """Move this process, and all that it starts from now on, to where there is only a loopback."""
-    if ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWNET):
-        sys.exit(f"error: no network namespace can be made: {os.strerror(ctypes.get_errno())}")
-    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)  # noqa: S607
 
 
 def ask(method: str, path: str, body: bytes | None = None, **headers: str) -> tuple[int, bytes]:
@@ -218,7 +64,7 @@ class Checks:
         if found != expected:
             sys.exit(f"error: {what}: expected {expected!r}, found {found!r}")
         self.passed.append(what)
-        tell(f"ok  {what}")
+        print(f"ok  {what}", flush=True)
 
 
 def check_image(container: Container, check: Checks, commit: str) -> dict[str, str]:
@@ -309,17 +155,6 @@ def drain(pid: int, photo: bytes, headers: dict[str, str]) -> list[int]:
     return statuses
 
 
-def tell(line: str) -> None:
-    """Say how far it is."""
-    print(line, flush=True)
-
-
-def processor() -> str:
-    """Name of the CPU."""
-    found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    return found[1].strip() if found else platform.machine()
-
-
 def main() -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -343,12 +178,12 @@ def main() -> None:
         buildah = Buildah(work)
         base = arguments.base or debian_base(buildah, arguments.suite, arguments.mirror)
         commit = revision()
-        tell(f"building {arguments.target} on {base}")
+        print(f"building {arguments.target} on {base}", flush=True)
         start = time.perf_counter()
         image = build(buildah, arguments.target, base, commit)
         seconds = time.perf_counter() - start
         above = layers(buildah, image, base)
-        check, load = Checks(), os.getloadavg()[0]
+        check, found = Checks(), environment()
         with mounted(buildah, image) as root:
             packages = folders(next(root.glob("opt/diffseg/lib/python3*/site-packages")), least=5)
             leave_the_network()
@@ -358,8 +193,7 @@ def main() -> None:
             server = check_server(container, check) if serves else {}
     megabytes = {key: round(sum(layer[key] for layer in above) / 1e6, 1) for key in ("bytes", "compressed")}
     record = {
-        "date": date.today().isoformat(),  # noqa: DTZ011 - the day here
-        "machine": {"processor": processor(), "cores": os.cpu_count(), "load_average": round(load, 1)},
+        **found,
         "base": arguments.base or f"Debian {arguments.suite}, minbase with python3",
         **versions,
         "megabytes_above_base": megabytes["bytes"],
@@ -372,8 +206,7 @@ def main() -> None:
     }
     print(json.dumps(record, indent=1))
     if arguments.out:
-        records = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
-        arguments.out.write_text(json.dumps(records | {arguments.target: record}, indent=1) + "\n")
+        write_record(read_record(arguments.out) | {arguments.target: record}, arguments.out)
     if megabytes["bytes"] > limit:
         sys.exit(f"error: {megabytes['bytes']} MB above the base, more than {limit:g}")
 

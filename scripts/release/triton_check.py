@@ -10,18 +10,19 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+sys.path.append(str(Path(__file__).parents[1]))  # for the modules that scripts share
+
 import numpy as np
 import tritonclient.http as triton
+from bench.record import environment, write_record
 from diffseg import Segmenter
 from diffseg.engines import example_images, open_bundle
 from diffseg.image import read_image
@@ -90,10 +91,7 @@ def main() -> None:
         [PYTHON, "-c", PACKAGES], check=True, capture_output=True, text=True
     ).stdout.split()
     record: dict[str, Any] = {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "platform": platform.platform(),
-        "cores": os.cpu_count(),
-        "load_average": os.getloadavg(),
+        **environment("tritonclient"),
         "model": arguments.model,
         "in_the_server": {"numpy": numpy, "onnxruntime": onnxruntime},
     }
@@ -108,8 +106,7 @@ def main() -> None:
         "onnxruntime: a Python backend of this check stands for ONNX Runtime's backend, which the wheel lacks"
     )
     print(json.dumps(record, indent=1))
-    if arguments.out:
-        arguments.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    write_record(record, arguments.out)
 
 
 if __name__ == "__main__":

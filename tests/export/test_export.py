@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffseg.engines import agreement
 from diffseg.engines.bundle.manifest import MergeSettings
 from diffseg.engines.errors import BundleError, CheckpointError, ParityError
 from diffseg.engines.providers.onnxruntime import import_onnxruntime
@@ -153,7 +154,7 @@ def test_attention_is_compared_block_by_block_as_a_whole(monkeypatch):
     rng = np.random.default_rng(0)
     good, bad = (rng.dirichlet(np.ones(16), (2, 16)).astype(np.float32) for _ in range(2))
     whole = parity.measure_attention(good, bad)
-    monkeypatch.setattr(parity, "BLOCK", 16 * 5)
+    monkeypatch.setattr(agreement, "BLOCK", 16 * 5)
     assert parity.measure_attention(good, bad) == pytest.approx(whole)
     assert whole["attention_max_error"] == np.abs(good - bad).max()
 

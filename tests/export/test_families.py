@@ -12,6 +12,7 @@ import onnx_ir as ir
 import pytest
 import torch
 from diffseg import Segmenter
+from diffseg.engines.agreement import row_cosines
 from diffseg.engines.machine import Gpus
 from diffseg.engines.providers.onnxruntime import OrtNetwork
 from diffseg.engines.tensorrt.pipeline import build_plan
@@ -20,6 +21,8 @@ from diffseg.export import ExportSettings, export_bundle
 from diffseg.export.checkpoint import load_checkpoint
 from diffseg.export.parity import execute, sample_images
 from diffusers.models.attention_processor import Attention, AttnProcessor
+
+from tests.networks import attend, encode
 
 CASES = {
     "sd15-fp32": ("sd15", "kl", "fp32", (128, 192), 300),
@@ -80,14 +83,10 @@ def stock(folder, images, timestep):
     return latent.numpy(), [torch.stack(recorded[n]).mean(0).numpy() for n in sorted(recorded, reverse=True)]
 
 
-def cosine(a, b):
-    return (a * b).sum(-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1)
-
-
 def test_the_bundle_agrees_with_diffusers(case):
     network = OrtNetwork(case.bundle)
-    latent = network.encode(case.images)
-    outputs = network.attend(case.latent)
+    latent = encode(network, case.images)
+    outputs = attend(network, case.latent)
     assert len(outputs) == len(case.attention)
     if case.precision == "fp32":
         np.testing.assert_allclose(latent, case.latent, atol=1e-4)
@@ -96,12 +95,12 @@ def test_the_bundle_agrees_with_diffusers(case):
         return
     rounded = execute(case.bundle.graph_path("unet"), case.latent, case.precision, 3)  # bf16: by arithmetic
     least = {"fp16": 0.999, "bf16": 0.95}[case.precision]
-    assert cosine(latent.reshape(3, -1), case.latent.reshape(3, -1)).min() > 0.999
+    assert row_cosines(latent.reshape(3, -1), case.latent.reshape(3, -1)).min() > 0.999
     for found, narrow, expected in zip(outputs, rounded, case.attention, strict=True):
         for result in (found, narrow):
             assert np.isfinite(result).all()
             assert np.abs(result.sum(-1) - 1).max() < 1e-3
-            assert np.percentile(cosine(result, expected), 1) >= least
+            assert np.percentile(row_cosines(result, expected), 1) >= least
         errors = [np.abs(result - expected).mean() for result in (found, narrow)]
         assert 0 < errors[0] < errors[1]  # only the weights were rounded, not what is computed from them
 
@@ -110,7 +109,7 @@ def test_a_cpu_casts_narrow_weights_as_it_needs_them(case, monkeypatch):
     monkeypatch.setattr("diffseg.engines.providers.onnxruntime.LARGE_WEIGHTS", -1)
     network = OrtNetwork(case.bundle)
     with network.record_operators() as operators:
-        network.attend(case.latent[:1])
+        attend(network, case.latent[:1])
     order = {operator.name: i for i, operator in enumerate(operators)}
     graph = ir.load(case.bundle.cpu_path("unet")).graph
     casts = [node for node in graph if node.op_type == "Cast"]
@@ -141,7 +140,7 @@ def test_a_map_is_added_up_before_the_next_one_is_made(case, monkeypatch):
     assert len(maps) == sum(LAYERS[case.family][:1]) * HEADS[case.family][0]
     network = OrtNetwork(case.bundle)
     with network.record_operators() as operators:
-        network.attend(case.latent[:1])
+        attend(network, case.latent[:1])
     order = {operator.name: i for i, operator in enumerate(operators)}
     for (_, added), (later, _) in itertools.pairwise(maps[1:]):
         assert order[added] < order[later]
@@ -151,8 +150,8 @@ def test_graphs_as_they_are_and_optimised_agree(case, monkeypatch):
     optimised = OrtNetwork(case.bundle)
     monkeypatch.setattr("diffseg.engines.providers.onnxruntime.LARGE_WEIGHTS", -1)
     plain = OrtNetwork(case.bundle)
-    np.testing.assert_allclose(plain.encode(case.images), optimised.encode(case.images), atol=1e-4)
-    for found, expected in zip(plain.attend(case.latent), optimised.attend(case.latent), strict=True):
+    np.testing.assert_allclose(encode(plain, case.images), encode(optimised, case.images), atol=1e-4)
+    for found, expected in zip(attend(plain, case.latent), attend(optimised, case.latent), strict=True):
         np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
@@ -160,7 +159,7 @@ def test_the_attention_of_the_case_is_not_trivial(case):
     """If it were uniform, every export would agree with it."""
     for expected in case.attention:
         assert expected.max() * expected.shape[-1] > 1.5
-        assert np.percentile(cosine(expected[0], expected[2]), 50) < 0.9999
+        assert np.percentile(row_cosines(expected[0], expected[2]), 50) < 0.9999
 
 
 def test_the_manifest_describes_the_graphs(case):

@@ -91,7 +91,7 @@ def test_resegment_needs_no_network(segmenter, monkeypatch):
     assert kept.attention.values.shape == segmenter.bundle.manifest.attention[0].grid * 2
     np.testing.assert_allclose(kept.attention.values.sum((2, 3)), 1, atol=1e-4)
     direct = {t: segmenter(path, threshold=t) for t in (0.05, 2.0)}
-    monkeypatch.setattr(segmenter.network, "run", None)
+    monkeypatch.setattr(segmenter.network, "session", None)
     for threshold, expected in direct.items():
         result = kept.resegment(threshold=threshold)
         np.testing.assert_array_equal(result.labels, expected.labels)

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from diffseg.engines.errors import DatasetError, ImageError
 from diffseg.image import SUFFIXES
-from diffseg.measure.evaluate import coco_stuff as coco
+from diffseg.measure.evaluate import coco_stuff
+from diffseg.measure.overlap import VOID
 from PIL import Image
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-VOID = 255
 UNKNOWN = 254
 """In a mapping: a label value that the data set does not define."""
 
@@ -112,7 +112,7 @@ def open_datasets(
         folders: one a data set.
         layout: `auto` looks at the sub-folders.
         image_list: for COCO-Stuff: file with the names of the images. None: a `Coco164kFull_Stuff_Coarse_7.txt` in the
-            folder or its `curated/val2017`, else every image that its rule takes (`coco.is_curated`).
+            folder or its `curated/val2017`, else every image that its rule takes (`coco_stuff.is_curated`).
 
     Raises:
         DatasetError: a folder or a piece of it is missing; the message names the official download.
@@ -162,30 +162,35 @@ def _mapping(pairs: Iterable[tuple[int, int]], other: int) -> NDArray[np.uint8]:
 def _open_coco(folder: Path, image_list: Path | None) -> Dataset:
     images = _first(folder, COCO_IMAGE_FOLDERS, f"images of COCO val2017: unpack {COCO_IMAGES}")
     labels = _first(folder, COCO_LABEL_FOLDERS, f"label maps of COCO-Stuff: unpack {COCO_LABELS} in stuffthingmaps/")
-    places = (folder / coco.LIST, folder / "curated" / "val2017" / coco.LIST)
+    places = (folder / coco_stuff.LIST, folder / "curated" / "val2017" / coco_stuff.LIST)
     image_list = image_list or next((path for path in places if path.is_file()), None)
     if image_list is not None:
-        names = coco.read_list(image_list)
+        names = coco_stuff.read_list(image_list)
         note = f"COCO-Stuff-27, val2017: the {len(names)} images of {image_list.name}"
     else:
         everything = sorted(path for path in labels.glob("*.png") if (images / f"{path.stem}.jpg").is_file())
         names = [path.stem for path in everything if _curated(path)]
         note = (
             f"COCO-Stuff-27, val2017: {len(names)} of {len(everything)} images, derived by IIC's rule (both sides at "
-            f"least {coco.LEAST_SIDE} px, at least {coco.LEAST_STUFF:.0%} of all pixels stuff); may differ from the "
-            f"2,175 images of {coco.LIST}, which --list takes"
+            f"least {coco_stuff.LEAST_SIDE} px, at least {coco_stuff.LEAST_STUFF:.0%} of all pixels stuff); "
+            f"may differ from the 2,175 images of {coco_stuff.LIST}, which --list takes"
         )
     if not names:
         raise DatasetError(f"{labels}: no label map that meets the rule for the curated list; pass one with --list")
     samples = tuple(Sample(name, images / f"{name}.jpg", labels / f"{name}.png") for name in names)
     return Dataset(
-        folder.name, Layout.COCO_STUFF, samples, coco.CLASSES, _mapping(enumerate(coco.FINE_TO_COARSE), UNKNOWN), note
+        folder.name,
+        Layout.COCO_STUFF,
+        samples,
+        coco_stuff.CLASSES,
+        _mapping(enumerate(coco_stuff.FINE_TO_COARSE), UNKNOWN),
+        note,
     )
 
 
 def _curated(path: Path) -> bool:
     try:
-        return coco.is_curated(path)
+        return coco_stuff.is_curated(path)
     except ImageError:
         return True  # it is listed, and fails there with its own error
 

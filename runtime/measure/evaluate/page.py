@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from diffseg import draw
 from diffseg.engines.errors import DiffsegError
-from diffseg.measure.evaluate.datasets import VOID
 from diffseg.measure.evaluate.report import (
     MEANINGS,
     MEASURES,
@@ -22,6 +21,7 @@ from diffseg.measure.evaluate.report import (
     cell,
     row,
 )
+from diffseg.measure.overlap import VOID
 from diffseg.measure.reports.templates import render
 from PIL import Image
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 from diffseg.engines.files import atomic_file
 from diffseg.engines.packages import installed_version
-from diffseg.measure.evaluate.agreement import covering
 from diffseg.measure.evaluate.methods import EXPLANATIONS, Column, Method
 from diffseg.measure.evaluate.scores import Score, score
+from diffseg.measure.overlap import covering
 
 if TYPE_CHECKING:
     from diffseg.measure.evaluate.datasets import Dataset

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from diffseg.engines.errors import DatasetError
-from diffseg.measure.evaluate.agreement import BoundaryCounts, Overlap
+from diffseg.measure.evaluate.boundary import BoundaryCounts
+from diffseg.measure.overlap import Overlap
 
 if TYPE_CHECKING:
     from diffseg.measure.evaluate.methods import Column

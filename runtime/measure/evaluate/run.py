@@ -15,8 +15,8 @@ from diffseg.engines.bundle.manifest import ENCODER, UNET
 from diffseg.engines.errors import DiffsegError, ImageError, MissingPackageError
 from diffseg.engines.packages import install_command
 from diffseg.image import place_labels, read_image
-from diffseg.measure.evaluate.agreement import Boundary, Overlap
-from diffseg.measure.evaluate.datasets import VOID, Dataset, Sample
+from diffseg.measure.evaluate.boundary import Boundary
+from diffseg.measure.evaluate.datasets import Dataset, Sample
 from diffseg.measure.evaluate.methods import (
     CONSTANT_CLUSTERS,
     Column,
@@ -28,6 +28,7 @@ from diffseg.measure.evaluate.methods import (
 )
 from diffseg.measure.evaluate.protocol import PAPER_SIZE, Protocol, prepare, resize_nearest
 from diffseg.measure.evaluate.results import Record, Store
+from diffseg.measure.overlap import VOID, Overlap
 from diffseg.methods.kmeans import kmeans_refine
 from diffseg.methods.suppress import non_max_suppression
 from diffseg.segmentation import Segmentation
@@ -42,12 +43,12 @@ NEEDED = ("scipy", "sklearn", "skimage", "jinja2")
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of one image; `error` is None where all went well."""
+    """Outcome of one image; `error` is None if it was evaluated."""
 
     dataset: str
     sample: Sample
     error: DiffsegError | None
-    kept: bool = False  # nothing had to be computed
+    kept: bool = False  # all results were stored already
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,14 +61,14 @@ class Example:
 
 
 class Evaluation:
-    """One run over data sets. Iterating gives each image's outcome; `records` has what was found.
+    """One run over data sets. Iterate for each image's outcome; `records` returns the results.
 
     Args:
-        datasets: what to evaluate.
-        methods: with which.
+        datasets: the data sets to evaluate on.
+        methods: the methods to evaluate.
         segmenter: for the methods on attention; may be None if there are none.
         protocol: `paper` or `full`.
-        folder: where results are kept; an interrupted run goes on from there.
+        folder: folder of the stored results, from which an interrupted run continues.
         threshold: of `diffseg`, None for the bundle's default.
         thresholds: of the sweep; all of them come from one pass of the network.
         workers: threads that evaluate images side by side.

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from diffseg.measure.evaluate.agreement import Matches, adjusted_rand, covering, image_iou, match_classes
+from diffseg.measure.evaluate.matching import Matches, match_classes
 from diffseg.measure.evaluate.results import Record
+from diffseg.measure.overlap import adjusted_rand, covering, image_iou
 
 SHUFFLES = 4
 """Random numberings of the masks from which the spread of mIoU is taken."""

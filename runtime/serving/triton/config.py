@@ -1,12 +1,13 @@
-"""What config.pbtxt says of each model, derived from the manifest of the bundle and from our own protocol's tensors."""
+"""Contents of config.pbtxt of each model, derived from the bundle's manifest and the tensors of our own protocol."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from diffseg.engines.bundle.manifest import ENCODER, UNET
+from diffseg.engines.bundle.specs import triton_shape
 from diffseg.engines.tensorrt.execute import chained_tensors
 from diffseg.serving.protocol.tensors import INPUTS, MODEL, OUTPUTS
 from diffseg.serving.triton.pbtxt import Map, Message, Word
@@ -26,12 +27,12 @@ KIND = "model"
 PROVIDER = "provider"
 ENVIRONMENT = "EXECUTION_ENV_PATH"
 WARMUP = "warmup"
-"""Folder beside config.pbtxt with the data that a warm-up brings."""
+"""Folder beside config.pbtxt with the data of warm-up requests."""
 
 QUEUE = 64
-"""Requests that may wait for a model; the next one is refused, as by our own server."""
+"""Requests that may wait for a model; further ones are refused, as by our own server."""
 WAIT = 30_000_000
-"""Microseconds that a request may wait; its own `timeout` may say less, or more."""
+"""Microseconds that a request may wait; its own `timeout` may be shorter or longer."""
 GATHER = 4_000
 """Microseconds that a batch waits for more images."""
 DATA_TYPES = {
@@ -50,7 +51,7 @@ PLATFORM_NAMES = {Platform.TENSORRT: "tensorrt_plan", Platform.ONNXRUNTIME: "onn
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What may be chosen of a repository.
+    """Options of a model repository.
 
     Attributes:
         platform: what executes the network.
@@ -86,7 +87,7 @@ class Options:
 
 
 def model_configs(manifest: Manifest, options: Options) -> dict[str, Message]:
-    """Configurations of a repository's models by name, the one that clients ask first."""
+    """Configurations of a repository's models by name, the model that clients call first."""
     batch = options.batch or manifest.max_batch
     if options.platform is Platform.PYTHON:
         return {MODEL: _segment(manifest, options, batch)}
@@ -97,12 +98,6 @@ def model_configs(manifest: Manifest, options: Options) -> dict[str, Message]:
     network = {NETWORK[graph]: _network(manifest, graph, options, limit) for graph in (ENCODER, UNET)}
     models = {RESIZE: _resize(manifest, options, limit), **network, MERGE: _merge(manifest, options, limit)}
     return {MODEL: _ensemble(models, limit), **models}
-
-
-def wire_shape(shape: Sequence[int], limit: int) -> list[int]:
-    """Dimensions of a tensor in a configuration: without the batch where Triton adds it, else for one image."""
-    inner = list(shape[1:])
-    return inner if limit else [1, *inner]
 
 
 def _segment(manifest: Manifest, options: Options, batch: int) -> Message:
@@ -123,7 +118,7 @@ def _segment(manifest: Manifest, options: Options, batch: int) -> Message:
 
 
 def _resize(manifest: Manifest, options: Options, limit: int) -> Message:
-    """Return the configuration of the head: pictures of any size → the network's size, and where they lie in it."""
+    """Return the configuration of the head: images of any size → the network's size, and their placement in it."""
     return {
         "name": RESIZE,
         "backend": "python",
@@ -155,7 +150,7 @@ def _network(manifest: Manifest, graph: str, options: Options, limit: int) -> Me
 
 
 def _merge(manifest: Manifest, options: Options, limit: int) -> Message:
-    """Return the configuration of the tail: attention → masks of the picture's size."""
+    """Return the configuration of the tail: attention → masks of the image's size."""
     attention = manifest.graphs[UNET].tensors.outputs
     between = _between(manifest, limit)
     placement = between[-1] | {"input_data_file": PLACEMENT}
@@ -169,7 +164,7 @@ def _merge(manifest: Manifest, options: Options, limit: int) -> Message:
         "input": [*(_declared(tensor, limit) for tensor in attention), *between],
         "output": _masks(limit),
         "instance_group": _instances(_kind(options)),
-        # One at a time: who comes first need not wait for the masks of the others.
+        # One at a time, so that the first request need not wait for the masks of the others.
         **_batching([1], 0, limit),
         **_warmup([*warm, placement], [1]),
         "version_policy": _this_version(),
@@ -178,10 +173,10 @@ def _merge(manifest: Manifest, options: Options, limit: int) -> Message:
 
 
 def _ensemble(models: dict[str, Message], limit: int) -> Message:
-    """Return the configuration of what clients see: the models in a row."""
+    """Return the configuration of the ensemble that clients call: the models one after the other."""
     steps = []
     for name, model in models.items():
-        # Between the models a tensor has the name of who makes it; the encoder alone calls its input otherwise.
+        # Between the models a tensor has its producer's name for it; only the encoder has another name for its input.
         made = PIXELS if name == NETWORK[ENCODER] else None
         steps.append({
             "model_name": name,
@@ -201,7 +196,7 @@ def _ensemble(models: dict[str, Message], limit: int) -> Message:
 
 
 def _images(limit: int) -> list[Message]:
-    # A request brings one of the two. Images of several sizes go into one batch: Python gets each request by itself.
+    # A request has one of the two. Images of several sizes go into one batch: Python gets each request by itself.
     ragged = {"allow_ragged_batch": True} if limit else {}
     return [_protocol(tensor, limit) | {"optional": True} | ragged for tensor in INPUTS]
 
@@ -214,18 +209,18 @@ def _protocol(tensor: Mapping[str, object], limit: int) -> Message:
     """Declare a tensor of our own endpoint `/v2`."""
     shape = tensor["shape"]
     assert isinstance(shape, list)  # noqa: S101 - for the type checker
-    return _tensor(str(tensor["name"]), str(tensor["datatype"]), wire_shape(shape, limit))
+    return _tensor(str(tensor["name"]), str(tensor["datatype"]), triton_shape(shape, batched=limit > 0))
 
 
 def _between(manifest: Manifest, limit: int) -> list[Message]:
-    """Declare what the head gives: pixels for the network, and the placement that the tail needs."""
+    """Declare the outputs of the head: pixels for the network, and the placement for the tail."""
     image = manifest.graphs[ENCODER].tensors.inputs[0]
-    pixels = _tensor(PIXELS, image.dtype, wire_shape(image.shape(1), limit))
-    return [pixels, _tensor(PLACEMENT, "float64", wire_shape((1, PLACEMENT_VALUES), limit))]
+    pixels = _declared(image, limit) | {"name": PIXELS}
+    return [pixels, _tensor(PLACEMENT, "float64", triton_shape((-1, PLACEMENT_VALUES), batched=limit > 0))]
 
 
 def _declared(tensor: TensorSpec, limit: int) -> Message:
-    return _tensor(tensor.name, tensor.dtype, wire_shape(tensor.shape(1), limit))
+    return _tensor(tensor.name, tensor.dtype, tensor.triton_shape(batched=limit > 0))
 
 
 def _tensor(name: str, dtype: str, dims: list[int]) -> Message:
@@ -256,7 +251,7 @@ def _batching(preferred: list[int], delay: int, limit: int = 1) -> Message:
 
 
 def _warmup(inputs: list[Message], batches: list[int]) -> Message:
-    """Return requests that a model answers before it counts as loaded: single images, and the largest batch."""
+    """Return the requests that Triton sends before a model counts as loaded: single images, and the largest batch."""
     samples = []
     for size in sorted({max(1, batch) for batch in batches}):
         data = Map({sample["name"]: {k: v for k, v in sample.items() if k != "name"} for sample in inputs})
@@ -269,7 +264,7 @@ def _zeros(tensor: TensorSpec, limit: int) -> Message:
 
 
 def _image_zeros(manifest: Manifest, limit: int = 1) -> Message:
-    """Return a black picture of the network's size, under the name that clients give it."""
+    """Return a black image of the network's size, under the name that clients give it."""
     return _zeros(manifest.graphs[ENCODER].tensors.inputs[0], limit) | {"name": INPUTS[0]["name"]}
 
 
@@ -278,6 +273,6 @@ def _this_version() -> Message:
 
 
 def _parameters(kind: str, options: Options, more: dict[str, str] | None = None) -> Map:
-    """Return what a Python model finds in its configuration."""
+    """Return the parameters that a Python model reads from its configuration."""
     chosen = {ENVIRONMENT: options.environment} if options.environment else {}
     return Map({key: {"string_value": value} for key, value in ({KIND: kind} | (more or {}) | chosen).items()})

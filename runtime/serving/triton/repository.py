@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from diffseg.serving.triton.pbtxt import Message
 
 MARKER = "diffseg.json"
-"""At the top of a repository: what it was written from. Triton looks at folders alone."""
+"""File at the top of a repository that says what it was written from. Triton reads folders only."""
 CONFIG = "config.pbtxt"
 MODEL_FILES = {Platform.TENSORRT: "model.plan", Platform.ONNXRUNTIME: "model.onnx", Platform.PYTHON: "model.py"}
 """Names that Triton's backends look for."""
@@ -50,11 +50,11 @@ def write_repository(
     Weights are linked where the file system allows it, else copied; each file is compared with its hash.
 
     Args:
-        bundle: what is served.
+        bundle: the bundle to serve.
         target: folder to write; it appears when everything is in it.
-        options: platform, batch, and where it runs.
+        options: platform, largest batch and device.
         plan: key of the TensorRT plan, where the bundle has several.
-        overwrite: replace a repository of ours that is there already.
+        overwrite: replace an existing repository of ours.
 
     Returns:
         The configurations of its models by name.
@@ -78,23 +78,20 @@ def write_repository(
     chosen = find_tensorrt_plan(bundle, plan) if options.platform is Platform.TENSORRT else None
     models = model_configs(manifest, options)
     _check_neighbours(target)
-    try:
-        with atomic_folder(target, overwrite=overwrite, kind="model repository of ours", marker=MARKER) as folder:
-            for name, model in models.items():
-                _write_model(folder / name, model, manifest)
-            if options.platform is Platform.PYTHON:
-                _place_bundle(bundle, folder / MODEL / str(VERSION) / BUNDLE, options.provider)
-            else:
-                for graph in (ENCODER, UNET):
-                    _place_graph(bundle, graph, folder / NETWORK[graph] / str(VERSION), chosen, on_cpu=on_cpu)
-            _write(folder / MARKER, json.dumps(_record(bundle, options, chosen), indent=1) + "\n")
-    except OSError as error:
-        raise BundleError(f"cannot write {target}: {error.strerror or error}; choose another folder with -o") from None
+    with atomic_folder(target, overwrite=overwrite, kind="model repository of ours", marker=MARKER) as folder:
+        for name, model in models.items():
+            _write_model(folder / name, model, manifest)
+        if options.platform is Platform.PYTHON:
+            _place_bundle(bundle, folder / MODEL / str(VERSION) / BUNDLE, options.provider)
+        else:
+            for graph in (ENCODER, UNET):
+                _place_graph(bundle, graph, folder / NETWORK[graph] / str(VERSION), chosen, on_cpu=on_cpu)
+        _write(folder / MARKER, json.dumps(_record(bundle, options, chosen), indent=1) + "\n")
     return models
 
 
 def _check_neighbours(target: Path) -> None:
-    """See that nothing else would go with a repository of ours that is replaced."""
+    """Check that replacing a repository of ours would delete nothing else."""
     ours = {MARKER, MODEL, RESIZE, MERGE, *NETWORK.values()}
     others = sorted({path.name for path in target.glob("*")} - ours) if (target / MARKER).is_file() else []
     if others:
@@ -105,7 +102,7 @@ def _check_neighbours(target: Path) -> None:
 
 
 def find_tensorrt_plan(bundle: Bundle, key: str | None = None) -> Plan:
-    """Find the TensorRT plan that a server shall run; which machine that is, nobody here knows.
+    """Find the TensorRT plan to serve. The server's machine is unknown here, so the plan is not checked against a GPU.
 
     Raises:
         PlanError: there is none, or several and no `key`, or one that Triton can't load.

@@ -17,6 +17,7 @@ from diffseg.engines.providers.onnxruntime import OrtNetwork
 from diffseg.engines.providers.select import load_network
 from msgspec.structs import replace
 
+from tests.networks import attend, encode
 from tests.pictures import pixels
 
 
@@ -37,9 +38,9 @@ def images(bundle):
 
 
 def test_outputs_are_what_the_manifest_declares(bundle, network, images):
-    latent = network.encode(images[:1])
+    latent = encode(network, images[:1])
     assert latent.shape == bundle.manifest.graphs["unet"].tensors.inputs[0].shape(1)
-    outputs = network.attend(latent)
+    outputs = attend(network, latent)
     assert [o.shape for o in outputs] == [(1, a.queries, a.queries) for a in bundle.manifest.attention]
     for output in outputs:
         assert output.dtype == np.float32
@@ -48,16 +49,18 @@ def test_outputs_are_what_the_manifest_declares(bundle, network, images):
 
 
 def test_a_batch_gives_what_its_images_give_alone(network, images):
-    together = network.attend(network.encode(images))
+    together = attend(network, encode(network, images))
     for i in range(len(images)):
-        alone = network.attend(network.encode(images[i : i + 1]))
+        alone = attend(network, encode(network, images[i : i + 1]))
         for a, b in zip(alone, together, strict=True):
             np.testing.assert_allclose(a[0], b[i], atol=1e-5)
 
 
 def test_threads_change_no_number(bundle, network, images):
     other = load_network(bundle, "cpu", threads=1)
-    for a, b in zip(network.attend(network.encode(images[:1])), other.attend(other.encode(images[:1])), strict=True):
+    for a, b in zip(
+        attend(network, encode(network, images[:1])), attend(other, encode(other, images[:1])), strict=True
+    ):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
@@ -69,9 +72,10 @@ from diffseg.engines import open_bundle
 from diffseg.engines.providers.onnxruntime import OrtNetwork
 from diffseg.measure.profile.memory import peak_resident
 network = OrtNetwork(open_bundle("tiny"))
-for _ in range(2):
-    outputs = network.attend(np.zeros((1, 4, 64, 64), np.float32))
-    print(peak_resident())
+with network.session() as first, network.session() as second:
+    for session in (first, second):
+        outputs = session.attend(np.zeros((1, 4, 64, 64), np.float32))
+        print(peak_resident())
 """
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     first, second = map(int, done.stdout.split())
@@ -79,9 +83,9 @@ for _ in range(2):
 
 
 def test_threads_may_share_a_network(network, images):
-    expected = [network.attend(network.encode(images[i : i + 1])) for i in range(3)]
+    expected = [attend(network, encode(network, images[i : i + 1])) for i in range(3)]
     with ThreadPoolExecutor(3) as pool:
-        found = list(pool.map(lambda i: network.attend(network.encode(images[i % 3 : i % 3 + 1])), range(6)))
+        found = list(pool.map(lambda i: attend(network, encode(network, images[i % 3 : i % 3 + 1])), range(6)))
     for i, outputs in enumerate(found):
         for a, b in zip(outputs, expected[i % 3], strict=True):
             np.testing.assert_allclose(a, b, atol=1e-6)

@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pytest
 from diffseg.engines.errors import DatasetError, ImageError
-from diffseg.measure.evaluate import coco_stuff as coco
+from diffseg.measure.evaluate import coco_stuff
 from diffseg.measure.evaluate.datasets import CITYSCAPES_CLASSES, Layout, open_datasets
 from PIL import Image
 
@@ -30,19 +30,19 @@ def coco_folder(request, tmp_path):
 
 
 def test_the_mapping_of_coco_stuff():
-    assert len(coco.FINE_TO_COARSE) == 182
-    assert len(coco.CLASSES) == 27
+    assert len(coco_stuff.FINE_TO_COARSE) == 182
+    assert len(coco_stuff.CLASSES) == 27
     named = {0: "person-things", 2: "vehicle-things", 12: "outdoor-things", 16: "animal-things", 52: "food-things"}
     named |= {26: "accessory-things", 71: "electronic-things", 78: "appliance-things", 83: "indoor-things"}
     named |= {91: "textile-stuff", 94: "building-stuff", 101: "ceiling-stuff", 105: "sky-stuff", 117: "floor-stuff"}
     named |= {123: "plant-stuff", 131: "rawmaterial-stuff", 145: "structural-stuff", 148: "ground-stuff"}
     named |= {154: "water-stuff", 164: "furniture-stuff", 169: "food-stuff", 176: "wall-stuff", 181: "solid-stuff"}
-    assert {fine: coco.CLASSES[coco.FINE_TO_COARSE[fine]] for fine in named} == named
-    things, stuff = coco.FINE_TO_COARSE[:91], coco.FINE_TO_COARSE[91:]
+    assert {fine: coco_stuff.CLASSES[coco_stuff.FINE_TO_COARSE[fine]] for fine in named} == named
+    things, stuff = coco_stuff.FINE_TO_COARSE[:91], coco_stuff.FINE_TO_COARSE[91:]
     assert set(things) == set(range(12))
     assert set(stuff) == set(range(12, 27))
     sizes = [6, 6, 10, 10, 8, 8, 8, 10, 6, 1, 10, 8, 2, 6, 4, 11, 4, 11, 7, 2, 6, 11, 9, 2, 6, 5, 5]  # STEGO's
-    assert np.bincount(coco.FINE_TO_COARSE).tolist() == sizes
+    assert np.bincount(coco_stuff.FINE_TO_COARSE).tolist() == sizes
 
 
 def test_coco_stuff_derives_the_curated_list(coco_folder):
@@ -52,22 +52,22 @@ def test_coco_stuff_derives_the_curated_list(coco_folder):
     assert "1 of 3 images, derived by IIC's rule" in dataset.note
     assert "may differ" in dataset.note
     label = dataset.read_label(dataset.samples[0])
-    assert set(np.unique(label)) == {coco.CLASSES.index("plant-stuff")}
+    assert set(np.unique(label)) == {coco_stuff.CLASSES.index("plant-stuff")}
 
 
 def test_the_curated_rule_counts_all_pixels(tmp_path):
     label = np.full((400, 400), 123, np.uint8)
     label[300:] = 0  # exactly three quarters are stuff
     save(tmp_path / "a.png", label)
-    assert coco.is_curated(tmp_path / "a.png")
+    assert coco_stuff.is_curated(tmp_path / "a.png")
     label[299, 0] = 255
     save(tmp_path / "b.png", label)
-    assert not coco.is_curated(tmp_path / "b.png")
+    assert not coco_stuff.is_curated(tmp_path / "b.png")
 
 
 @pytest.mark.parametrize("given", [True, False])
 def test_coco_stuff_takes_the_usual_list(coco_folder, tmp_path, given):
-    path = tmp_path / "mine.txt" if given else coco_folder / "curated" / "val2017" / coco.LIST
+    path = tmp_path / "mine.txt" if given else coco_folder / "curated" / "val2017" / coco_stuff.LIST
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("000000000003\n000000000002.jpg\n\n")
     (dataset,) = open_datasets([coco_folder], image_list=path if given else None)

@@ -1,7 +1,6 @@
 import numpy as np
 import pytest
 from diffseg.engines.bundle.manifest import MergeSettings
-from diffseg.measure.evaluate.agreement import Overlap, covering
 from diffseg.measure.evaluate.methods import (
     Method,
     columns_of,
@@ -11,9 +10,10 @@ from diffseg.measure.evaluate.methods import (
     parse_methods,
     parse_thresholds,
 )
+from diffseg.measure.overlap import Overlap, covering
 from PIL import Image
 
-from tests.runtime.measure.evaluate.conftest import draw_sample
+from tests.labelled import draw_sample
 
 
 def test_thresholds():

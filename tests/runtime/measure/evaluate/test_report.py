@@ -6,19 +6,20 @@ import re
 import numpy as np
 import pytest
 from diffseg.measure.evaluate import Evaluation, Method, Protocol, make_report, open_datasets
-from diffseg.measure.evaluate.agreement import BoundaryCounts, Overlap
+from diffseg.measure.evaluate.boundary import BoundaryCounts
 from diffseg.measure.evaluate.page import make_page
 from diffseg.measure.evaluate.report import PUBLISHED, print_report
 from diffseg.measure.evaluate.results import Record
 from diffseg.measure.evaluate.scores import score
+from diffseg.measure.overlap import Overlap
 from PIL import Image
 from rich.console import Console
+
+from tests.labelled import draw_sample
 
 
 @pytest.fixture(scope="module")
 def report_and_run(segmenter, tmp_path_factory):
-    from tests.runtime.measure.evaluate.conftest import draw_sample
-
     folder = tmp_path_factory.mktemp("set") / "<b>set"
     for kind in ("images", "labels"):
         (folder / kind).mkdir(parents=True)

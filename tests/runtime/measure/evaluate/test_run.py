@@ -7,14 +7,15 @@ import pytest
 from diffseg.engines.errors import DatasetError
 from diffseg.measure.evaluate import Evaluation, Method, Protocol, make_report, open_datasets
 from diffseg.measure.evaluate import run as run_module
-from diffseg.measure.evaluate.agreement import BoundaryCounts, Overlap, covering
+from diffseg.measure.evaluate.boundary import BoundaryCounts
 from diffseg.measure.evaluate.methods import Column, kmeans_colour
 from diffseg.measure.evaluate.results import Record, Store
+from diffseg.measure.overlap import Overlap, covering
 from diffseg.methods.merge import merge_attention
 from diffseg.methods.suppress import non_max_suppression
 from PIL import Image
 
-from tests.runtime.measure.evaluate.conftest import draw_sample
+from tests.labelled import draw_sample
 
 
 class Calls:

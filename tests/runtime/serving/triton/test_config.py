@@ -182,3 +182,11 @@ def test_graphs_that_do_not_fit_each_other(fake_bundle):
     manifest = replace(fake_bundle.manifest, graphs=fake_bundle.manifest.graphs | {UNET: other})
     with pytest.raises(PlanError, match="export the bundle again"):
         model_configs(manifest, Options(platform=Platform.ONNXRUNTIME))
+
+
+def test_shapes_follow_the_declaration():
+    """A dynamic axis other than the batch stays dynamic, and a single image keeps its batch axis of 1."""
+    batch, width = specs.batch_axis(4), specs.Axis("width", 8, 16, 32)
+    tensor = specs.TensorSpec("strip", "float32", (batch, specs.Axis.fixed("height", 3), width))
+    assert tensor.triton_shape(batched=True) == [3, -1]
+    assert tensor.triton_shape(batched=False) == [1, 3, -1]
