@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -18,12 +20,15 @@ if TYPE_CHECKING:
     from diffseg.engines.bundle.manifest import MergeSettings
     from numpy.typing import NDArray
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(slots=True, eq=False)
 class _Memo:
     """The anchor distances that were computed last: replaced as a whole, so that threads may share them."""
 
     last: tuple[int, AnchorDistances] | None = None
+    mended_rows: int | None = None  # once it is on the host
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -37,11 +42,13 @@ class AggregatedAttention:
         values: (n, n, n, n) float32, queries then keys; every map sums to 1. NumPy's or CuPy's array.
         pixels: (h, w, 3) uint8, the image as the network saw it.
         placement: where these pixels lie in the image.
+        mended: () integer, in the library of `values`: see `mended_rows`.
     """
 
     values: Array
     pixels: NDArray[np.uint8]
     placement: Placement
+    mended: Array | int = 0
     _memo: _Memo = field(default_factory=_Memo, repr=False)
 
     @property
@@ -50,14 +57,26 @@ class AggregatedAttention:
         last = self._memo.last
         return int(self.values.nbytes) + (0 if last is None else int(last[1].values.nbytes))
 
+    @property
+    def mended_rows(self) -> int:
+        """Rows of the network's attention, over all resolutions, that were not distributions and had to be mended.
+
+        Any number but 0 means that the network computed NaN, infinities or negative probabilities. The first access
+        may wait for the device.
+        """
+        if self._memo.mended_rows is None:
+            self._memo.mended_rows = int(self.mended)
+        return self._memo.mended_rows
+
     def copy(self) -> AggregatedAttention:
         """Copy the values, within their own library: those of a network are overwritten by its next pass."""
         values = namespace(self.values).asarray(self.values, copy=True)
-        return AggregatedAttention(values, self.pixels, self.placement, _Memo(self._memo.last))
+        memo = _Memo(self._memo.last, self._memo.mended_rows)
+        return AggregatedAttention(values, self.pixels, self.placement, self.mended, memo)
 
     def placed(self, placement: Placement) -> AggregatedAttention:
         """Return the same attention, with its memory shared, for masks of another size."""
-        return AggregatedAttention(self.values, self.pixels, placement, self._memo)
+        return AggregatedAttention(self.values, self.pixels, placement, self.mended, self._memo)
 
     def proposals(self, settings: MergeSettings) -> Array:
         """Merge the attention maps → (k, n, n) float32 proposals, see `merge_attention`; without any refinement."""
@@ -91,3 +110,17 @@ class AggregatedAttention:
                 return place_labels(labels, self.placement)
         with stage(timings, "refine"):
             return place_labels(colour_refine(labels, self.pixels), self.placement)
+
+
+def warn_of_mended_rows(attentions: Sequence[AggregatedAttention]) -> None:
+    """Log one warning for a batch if rows of its attention were not distributions."""
+    spoilt = [attention.mended_rows for attention in attentions if attention.mended_rows]
+    if spoilt:
+        logger.warning(
+            "the network computed NaN, infinite or negative attention in %d row%s of %d image%s, whose masks may be "
+            "wrong; use another provider, or export the bundle with another precision",
+            sum(spoilt),
+            "" if sum(spoilt) == 1 else "s",
+            len(spoilt),
+            "" if len(spoilt) == 1 else "s",
+        )

@@ -154,7 +154,7 @@ def test_a_batch_whose_merging_does_not_fit_is_halved(step, fake_bundle, monkeyp
         return checked
 
     if step == "aggregate":
-        monkeypatch.setattr(segmenter, "aggregate_attention", crowded(segmenter.aggregate_attention))
+        monkeypatch.setattr(segmenter, "aggregate_and_count", crowded(segmenter.aggregate_and_count))
     else:
         monkeypatch.setattr(segmenter.AggregatedAttention, "masks", crowded(segmenter.AggregatedAttention.masks))
     found = Segmenter(fake_bundle, network, batch=4)(images, threshold=0.5)
