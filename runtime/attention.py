@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from diffseg.arrays import Array, namespace, to_host
 from diffseg.image import Placement, Segment, place_labels
+from diffseg.methods import fused
 from diffseg.methods.colour import colour_refine
 from diffseg.methods.kmeans import kmeans_refine
-from diffseg.methods.merge import AnchorDistances, anchor_distances, merge_attention
+from diffseg.methods.merge import AnchorDistances, anchor_distances, merge_on_device
 from diffseg.methods.suppress import non_max_suppression
 from diffseg.stages import stage
 
@@ -80,11 +81,25 @@ class AggregatedAttention:
 
     def proposals(self, settings: MergeSettings) -> Array:
         """Merge the attention maps → (k, n, n) float32 proposals, see `merge_attention`; without any refinement."""
+        proposals, count = self._merge(settings)
+        return proposals if count is None else proposals[: int(count), ...]
+
+    def _merge(self, settings: MergeSettings) -> tuple[Array, Array | None]:
+        """Proposals, and their number on the device or None: see `merge_on_device`."""
         last = self._memo.last
         if last is None or last[0] != settings.anchors:
-            last = settings.anchors, anchor_distances(self.values, settings.anchors)
+            last = settings.anchors, anchor_distances(self.values, settings.anchors, clean=True)
             self._memo.last = last
-        return merge_attention(self.values, settings.thresholds, settings.anchors, distances=last[1])
+        return merge_on_device(self.values, settings.thresholds, settings.anchors, distances=last[1])
+
+    def _suppress(self, proposals: Array, count: Array | None) -> NDArray[np.uint16]:
+        """Labels on the host. With the fused kernels, this copy is the only wait for the device in an image's way."""
+        kernels = fused.kernels(proposals)
+        if kernels is None or count is None:
+            return to_host(non_max_suppression(proposals, self.placement.size))
+        packed = to_host(kernels.suppress(proposals, count, self.mended, self.placement.size))
+        self._memo.mended_rows = int(packed[-2]) + (int(packed[-1]) << 16)
+        return packed[:-2].reshape(self.placement.size)
 
     def masks(
         self, settings: MergeSettings, timings: dict[str, float]
@@ -100,12 +115,13 @@ class AggregatedAttention:
             first.
         """
         with stage(timings, "merge"):
-            proposals = self.proposals(settings)
+            proposals, count = self._merge(settings)
         if settings.refine == "kmeans":
             with stage(timings, "refine"):
-                proposals = kmeans_refine(self.values, proposals)
+                known = proposals if count is None else proposals[: int(count), ...]
+                proposals, count = kmeans_refine(self.values, known), None
         with stage(timings, "suppress"):
-            labels = to_host(non_max_suppression(proposals, self.placement.size))
+            labels = self._suppress(proposals, count)
             if settings.refine != "colour":
                 return place_labels(labels, self.placement)
         with stage(timings, "refine"):

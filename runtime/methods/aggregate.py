@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from diffseg.arrays import Array, device, namespace, resize_last, row_blocks
+from diffseg.methods import fused
 
 LEAST_SUM = 1e-30
 """Rows with a smaller sum are computed in float64, where the reciprocal of the sum does not overflow."""
@@ -56,7 +57,7 @@ def aggregate_and_count(
     On a device the count stays there, so that nothing waits for it.
 
     Returns:
-        The aggregated attention, and the number of mended rows of all maps as an int64 array of shape () on the
+        The aggregated attention, and the number of mended rows of all maps as an int32 array of shape () on the
         same device.
     """
     if not maps:
@@ -67,7 +68,12 @@ def aggregate_and_count(
     order = sorted(range(len(maps)), key=lambda i: shapes[i])  # coarse to fine
     height, width = finest = shapes[order[-1]]
 
-    mended = xp.zeros((), dtype=xp.int64, device=device(maps[0]))
+    ordered = [maps[i] for i in order]
+    kernels = fused.kernels(*ordered, *([] if out is None else [out]))
+    if kernels is not None and all(m.ndim == 2 for m in ordered):  # noqa: PLR2004
+        result, mended = kernels.aggregate(ordered, [shapes[i] for i in order], [shares[i] for i in order], out)
+        return xp.reshape(result, (height, width, height, width)), mended
+    mended = xp.zeros((), dtype=xp.int32, device=device(maps[0]))
     total: Array | None = None  # (queries of this level, h·w): the maps of this level and of all coarser ones
     covered: tuple[int, int] = finest
     for i in order:
@@ -199,7 +205,7 @@ def _mended(block: Array, share: float) -> tuple[Array, Array]:
     block = xp.where(good, block, xp.zeros_like(block))
     total = xp.sum(block, axis=1)
     empty = total <= 0
-    bad = xp.sum(xp.astype(empty | ~xp.all(good, axis=1), xp.int64))
+    bad = xp.sum(xp.astype(empty | ~xp.all(good, axis=1), xp.int32), dtype=xp.int32)
     block = xp.where(empty[:, None], xp.ones_like(block), block)
     total = xp.where(empty, xp.full_like(total, block.shape[1]), total)
     return xp.astype(block * (share / total)[:, None], xp.float32, copy=False), bad
