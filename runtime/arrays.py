@@ -50,6 +50,39 @@ def from_host(array: np.ndarray[Any, Any], like: Array) -> Array:
     return namespace(like).asarray(array, device=device(like))
 
 
+def row_dot(left: Array, right: Array) -> Array:
+    """Return the products of the rows of two (r, N) arrays, (r,)."""
+    xp = namespace(left, right)
+    if isinstance(left, np.ndarray):
+        return xp.vecdot(left, right)
+    # CuPy's vecdot copies both arrays and starts a batch of 1 × 1 matrix products.
+    return xp.sum(left * right, axis=1)
+
+
+_on_device: dict[tuple[Any, ...], tuple[Array, ...]] = {}
+
+
+def cached_from_host(
+    make: Callable[..., tuple[np.ndarray[Any, Any], ...]], *arguments: int, like: Array
+) -> tuple[Array, ...]:
+    """Return `make(*arguments)` in the library and on the device of `like`, where it is kept for the next call.
+
+    Meant for small arrays that depend on a few sizes, such as indices: they are copied to a device once, not once per
+    image. Callers must not write into them. On the CPU they are made again by each call.
+    """
+    if isinstance(like, np.ndarray):
+        return make(*arguments)
+    key = make, arguments, namespace(like).__name__, str(device(like))  # CuPy's devices cannot be hashed
+    found = _on_device.get(key)
+    if found is None:
+        found = tuple(from_host(array, like) for array in make(*arguments))
+        if array_api_compat.is_cupy_array(like):
+            # The copy was queued on this thread's stream, and other streams will use it.
+            namespace(like).cuda.get_current_stream().synchronize()
+        _on_device[key] = found
+    return found
+
+
 def row_blocks(rows: int, row_bytes: int, like: Array, least: int = 1) -> list[slice]:
     """Divide rows into blocks whose size suits the device of `like`.
 
@@ -103,11 +136,15 @@ def lerp_indices(size: int, target: int, like: Array) -> tuple[Array, Array, Arr
         `(lower, upper, fraction)`, each of shape `(target,)`. The resized value at i is
         `lower·(1-fraction) + upper·fraction`.
     """
+    lower, upper, fraction = cached_from_host(_lerp_indices, size, target, like=like)
+    return lower, upper, fraction
+
+
+def _lerp_indices(size: int, target: int) -> tuple[np.ndarray[Any, Any], ...]:
     position = np.clip((np.arange(target) + 0.5) * (size / target) - 0.5, 0, size - 1)
     lower = np.floor(position).astype(np.int64)
     upper = np.minimum(lower + 1, size - 1)
-    fraction = (position - lower).astype(np.float32)
-    return from_host(lower, like), from_host(upper, like), from_host(fraction, like)
+    return lower, upper, (position - lower).astype(np.float32)
 
 
 def resize_last(array: Array, target: int) -> Array:

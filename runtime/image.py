@@ -194,8 +194,8 @@ class Segment:
 def place_labels(labels: NDArray[np.uint16], placement: Placement) -> tuple[NDArray[np.uint16], tuple[Segment, ...]]:
     """Resize a label map from the network's input size to the size of the image and renumber its labels.
 
-    Labels are resized by nearest neighbour. Areas and boxes are computed from the small map, because the resize only
-    repeats or drops its rows and columns.
+    Labels are resized by nearest neighbour, which only repeats or drops rows and columns. So areas and boxes are
+    computed on the small map, from its horizontal runs of equal labels, which are far fewer than its pixels.
 
     Args:
         labels: (h, w) uint16, at the network's input size.
@@ -206,20 +206,39 @@ def place_labels(labels: NDArray[np.uint16], placement: Placement) -> tuple[NDAr
         first.
     """
     rows, columns = placement.indices()
-    height, width = labels.shape
-    area = np.outer(
-        np.bincount(rows, minlength=height), np.bincount(columns, minlength=width)
-    )  # image pixels per pixel of the small map
-    areas = np.bincount(labels.ravel(), weights=area.ravel()).astype(np.int64)
-    kept = np.flatnonzero(areas)
-    dense = np.zeros(len(areas), dtype=np.uint16)
+    top, bottom = _spans(rows, labels.shape[0])
+    left, right = _spans(columns, labels.shape[1])
+    seen_rows, seen_columns = np.flatnonzero(bottom > top), np.flatnonzero(right > left)
+    seen = labels
+    if labels.shape != (len(seen_rows), len(seen_columns)):
+        seen = labels.take(seen_rows, axis=0).take(seen_columns, axis=1)
+    begins = np.empty(seen.size, dtype=bool)
+    np.not_equal(seen.ravel()[1:], seen.ravel()[:-1], out=begins[1:])
+    begins[:: seen.shape[1]] = True
+    starts = np.flatnonzero(begins)
+    ends = np.append(starts[1:], seen.size) - 1
+    run_labels, run_rows = seen.ravel()[starts], seen_rows[starts // seen.shape[1]]
+    first, last = left[seen_columns[starts % seen.shape[1]]], right[seen_columns[ends % seen.shape[1]]]
+    order = np.argsort(run_labels, kind="stable")  # the runs of a label stay in the order of their rows
+    sorted_labels = run_labels[order]
+    begin = np.flatnonzero(np.append(True, sorted_labels[1:] != sorted_labels[:-1]))
+    end = np.append(begin[1:], len(order)) - 1
+    kept = sorted_labels[begin]
+    areas = np.add.reduceat(((bottom - top)[run_rows] * (last - first))[order], begin)
+    x, y = np.minimum.reduceat(first[order], begin), top[run_rows[order[begin]]]
+    widths, heights = np.maximum.reduceat(last[order], begin) - x, bottom[run_rows[order[end]]] - y
+    boxes = np.stack([x, y, widths, heights], axis=1).tolist()
+    segments = [Segment(i, area, tuple(box)) for i, (area, box) in enumerate(zip(areas.tolist(), boxes, strict=True))]
+    dense = np.zeros(int(labels.max()) + 1, dtype=np.uint16)
     dense[kept] = np.arange(len(kept), dtype=np.uint16)
-    segments = []
-    for label, old in enumerate(kept):
-        mask = (labels == old) & (area > 0)
-        y, x = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-        top, bottom = np.searchsorted(rows, y[0], "left"), np.searchsorted(rows, y[-1], "right")
-        left, right = np.searchsorted(columns, x[0], "left"), np.searchsorted(columns, x[-1], "right")
-        segments.append(Segment(label, int(areas[old]), (int(left), int(top), int(right - left), int(bottom - top))))
-    placed = dense[labels][rows[:, None], columns[None, :]]
+    placed = dense[labels].take(columns, axis=1).take(rows, axis=0)  # whole rows are copied last, which is fastest
     return placed, tuple(sorted(segments, key=lambda s: (-s.area, s.label)))
+
+
+def _spans(indices: NDArray[np.int64], size: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the first image row of each of `size` rows of the small map, and the row after its last, (size,) each.
+
+    `indices` rises: the row of the small map for each row of the image. Both are equal for a row that is not shown.
+    """
+    ends = np.bincount(indices, minlength=size).cumsum()
+    return np.append(0, ends[:-1]), ends

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 from diffseg.arrays import prefetched
-from diffseg.attention import AggregatedAttention
+from diffseg.attention import AggregatedAttention, warn_of_mended_rows
 from diffseg.engines.bundle.bundle import Bundle, open_bundle
 from diffseg.engines.bundle.manifest import MergeSettings, Refine, Threshold
 from diffseg.engines.errors import DeviceMemoryError, ImageError
 from diffseg.engines.providers.network import Network
 from diffseg.engines.providers.select import load_network
 from diffseg.image import Fit, ImageSource, Placement, fit_image, read_image
-from diffseg.methods.aggregate import aggregate_attention
+from diffseg.methods.aggregate import aggregate_and_count
 from diffseg.segmentation import Segmentation
 from diffseg.stages import stage
 
@@ -209,7 +209,7 @@ class Segmenter:
     def _pass(self, images: Sequence[Prepared]) -> list[Segmentation]:
         grids = [attention.grid for attention in self.bundle.manifest.attention]
         shared: dict[str, float] = {}
-        results = []
+        results, attentions = [], []
         with self.network.session() as session:
             with stage(shared, "encode"):
                 latent = session.encode(np.stack([image.pixels for image in images]))
@@ -221,11 +221,12 @@ class Segmenter:
                 timings = image.timings | {stage: seconds / len(images) for stage, seconds in shared.items()}
                 maps = [output[i, ...] for output in outputs]
                 with stage(timings, "aggregate"):
-                    values = aggregate_attention(maps, grids=grids, out=maps[0])  # overwrites the finest map
+                    values, mended = aggregate_and_count(maps, grids=grids, out=maps[0])  # overwrites the finest map
                     session.wait()
+                attentions.append(AggregatedAttention(values, image.pixels, image.placement, mended))
                 results.append(
                     Segmentation.of(
-                        AggregatedAttention(values, image.pixels, image.placement),
+                        attentions[-1],
                         image.picture,
                         image.settings,
                         timings,
@@ -233,6 +234,7 @@ class Segmenter:
                     )
                 )
             session.wait()  # also finishes the copies of kept attention
+            warn_of_mended_rows(attentions)
         return results
 
 

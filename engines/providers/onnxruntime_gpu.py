@@ -11,7 +11,7 @@ from diffseg.engines.bundle.manifest import ENCODER, UNET, Graph
 from diffseg.engines.errors import DeviceMemoryError, MissingPackageError, ProviderError
 from diffseg.engines.files import cache_folder
 from diffseg.engines.packages import install_command
-from diffseg.engines.providers.cuda import device_errors, import_cupy
+from diffseg.engines.providers.cuda import device_errors, import_cupy, onnxruntime_memory_full
 from diffseg.engines.providers.onnxruntime import check_tensors, import_onnxruntime, session_options
 
 if TYPE_CHECKING:
@@ -49,9 +49,12 @@ class OrtGpuNetwork:
     @contextmanager
     def session(self) -> Iterator[OrtGpuNetwork]:
         """Take a session. All threads get the same one, because it keeps no state between passes."""
-        if self._cupy is not None:
+        if self._cupy is None:
+            yield self
+            return
+        with device_errors(self._cupy, "the masks"):  # what CuPy raises while it merges is translated here
             self._cupy.cuda.Device(0).use()
-        yield self
+            yield self
 
     def encode(self, images: Any) -> Any:  # noqa: ANN401
         """(B, H, W, 3) uint8 → (B, C, H/8, W/8) float32 latent."""
@@ -121,7 +124,7 @@ class OrtGpuNetwork:
             session.run_with_iobinding(binding)
         except Exception as error:  # of onnxruntime and of CuPy  # noqa: BLE001
             reason = str(error).strip().splitlines()[0]
-            full = isinstance(error, DeviceMemoryError) or "alloc" in reason.lower() or "memory" in reason.lower()
+            full = isinstance(error, MemoryError) or onnxruntime_memory_full(error)  # CuPy's is a MemoryError, too
             kind = DeviceMemoryError if full else ProviderError
             raise kind(f"{self.provider} failed in {graph} with a batch of {batch}: {reason}") from None
         return results

@@ -64,9 +64,10 @@ class NativeNetwork:
     @contextmanager
     def session(self) -> Iterator[NativeSession]:
         """Take a session; CuPy's work of this thread goes through its stream meanwhile."""
-        self.cupy.cuda.Device(0).use()  # a thread that is new to CUDA has no device yet
-        with self._pool.take() as session, session.stream:
-            yield session
+        with device_errors(self.cupy, "the masks"):  # what CuPy raises while it merges is translated here
+            self.cupy.cuda.Device(0).use()  # a thread that is new to CUDA has no device yet
+            with self._pool.take() as session, session.stream:
+                yield session
 
     def _load(self, bundle: Bundle, graph: str) -> Any:  # noqa: ANN401 - untyped upstream
         engine = self._runtime.deserialize_cuda_engine(self.plan.read(graph))

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 from diffseg.arrays import Array, device, namespace, resize_last, row_blocks
+from diffseg.methods import fused
+
+LEAST_SUM = 1e-30
+"""Rows with a smaller sum are computed in float64, where the reciprocal of the sum does not overflow."""
 
 
 def aggregate_attention(
@@ -20,8 +26,8 @@ def aggregate_attention(
     At each resolution, the heads are averaged, the keys of each query are upsampled bilinearly (half-pixel
     centres) to the finest grid and divided by their sum, and the queries are repeated to the finest grid. The
     results are then added with `weights`. In a row that is not a distribution, NaN, infinite and negative entries
-    are set to 0; a row without any positive entry becomes uniform. The maps are processed in blocks of rows: besides
-    the result, this takes about 40 MB at 64 × 64.
+    are set to 0; a row without any positive entry becomes uniform. `aggregate_and_count` also counts these rows. The
+    maps are processed in blocks of rows: besides the result, this takes about 40 MB at 64 × 64.
 
     Args:
         maps: one tensor per resolution, in any order: `(heads, n², n²)` or `(n², n²)`, any float dtype.
@@ -37,6 +43,24 @@ def aggregate_attention(
         ValueError: there are no maps, a map does not have the shape of attention, a grid does not divide the next
             finer one, or the weights are invalid.
     """
+    return aggregate_and_count(maps, weights, grids=grids, out=out)[0]
+
+
+def aggregate_and_count(
+    maps: Sequence[Array],
+    weights: Sequence[float] | None = None,
+    *,
+    grids: Sequence[tuple[int, int]] | None = None,
+    out: Array | None = None,
+) -> tuple[Array, Array]:
+    """Aggregate as `aggregate_attention` does, and count the rows that were not distributions.
+
+    On a device the count stays there, so that nothing waits for it.
+
+    Returns:
+        The aggregated attention, and the number of mended rows of all maps as an int32 array of shape () on the
+        same device.
+    """
     if not maps:
         raise ValueError("aggregate_attention: no attention maps given; pass one tensor for each resolution")
     shapes = [_grid(m, g) for m, g in zip(maps, grids if grids is not None else [None] * len(maps), strict=True)]
@@ -45,6 +69,12 @@ def aggregate_attention(
     order = sorted(range(len(maps)), key=lambda i: shapes[i])  # coarse to fine
     height, width = finest = shapes[order[-1]]
 
+    ordered = [maps[i] for i in order]
+    kernels = fused.kernels(*ordered, *([] if out is None else [out]))
+    if kernels is not None and all(m.ndim == 2 for m in ordered):  # noqa: PLR2004
+        result, mended = kernels.aggregate(ordered, [shapes[i] for i in order], [shares[i] for i in order], out)
+        return xp.reshape(result, (height, width, height, width)), mended
+    mended = xp.zeros((), dtype=xp.int32, device=device(maps[0]))
     total: Array | None = None  # (queries of this level, h·w): the sum over this level and all coarser ones
     covered: tuple[int, int] = finest
     for i in order:
@@ -54,12 +84,13 @@ def aggregate_attention(
             here = xp.empty((queries, height * width), dtype=xp.float32, device=device(maps[i]))
         parents = None if total is None else _repeat_index(xp, covered, shapes[i], total)
         for rows in row_blocks(queries, 4 * height * width, here):
-            block = _normalised(_upsample_keys(_mean_heads(maps[i][..., rows, :]), shapes[i], finest), shares[i])
+            block, bad = _upsampled(maps[i][..., rows, :], shapes[i], finest, shares[i])
+            mended += bad
             if total is not None and parents is not None:
                 block += xp.take(total, parents[rows], axis=0)
             here[rows, :] = block
         total, covered = here, shapes[i]
-    return xp.reshape(total, (height, width, height, width))
+    return xp.reshape(total, (height, width, height, width)), mended
 
 
 def _grid(attention: Array, grid: tuple[int, int] | None) -> tuple[int, int]:
@@ -93,14 +124,62 @@ def _shares(shapes: list[tuple[int, int]], weights: Sequence[float] | None) -> l
     return [w / sum(shares) for w in shares]
 
 
-def _mean_heads(attention: Array) -> Array:
-    """(heads, r, n²) or (r, n²) of any float dtype → (r, n²) float32."""
+def _upsampled(
+    attention: Array, grid: tuple[int, int], target: tuple[int, int], share: float
+) -> tuple[Array, Array | int]:
+    """Rows on `target` that sum to `share`, and how many of them had to be mended.
+
+    Args:
+        attention: (heads, r, h·w) or (r, h·w) on `grid`, any float dtype.
+        grid: its rows and columns.
+        target: rows and columns of the result, H and W.
+        share: the sum of each row.
+
+    Returns:
+        (r, H·W) float32, and the count.
+    """
     xp = namespace(attention)
+    with np.errstate(over="ignore", invalid="ignore"):  # mended below
+        if not isinstance(attention, np.ndarray):
+            return _mended(_upsample_keys(_mean_heads(_scaled(attention)), grid, target), share)
+        block = _upsample_keys(_mean_heads(attention), grid, target)
+        total = xp.sum(block, axis=1)
+        # A negative or infinite entry shows in the sum only if it is not cancelled: the minimum settles it.
+        usable = xp.isfinite(total) & (total > LEAST_SUM) & (xp.min(block, axis=1) >= 0)
+        if usable.all():
+            return block * (share / total)[:, None], 0
+        unusable = np.flatnonzero(~usable)
+        block = xp.where(usable[:, None], block, xp.zeros_like(block))
+        block *= (share / xp.where(usable, total, xp.ones_like(total)))[:, None]
+        rare = _mean_heads(attention[..., unusable, :], xp.float64)
+        block[unusable], bad = _mended(_upsample_keys(rare, grid, target), share)
+    return block, bad
+
+
+def _scaled(attention: Array) -> Array:
+    """(heads, r, n²) or (r, n²) → float32, each row of all heads divided by its largest finite entry.
+
+    Sums over heads and keys then neither overflow nor vanish. Unlike the CPU's second look at rare rows, this needs
+    no answer from the device.
+    """
+    xp = namespace(attention)
+    attention = xp.astype(attention, xp.float64 if attention.dtype == xp.float64 else xp.float32, copy=False)
+    finite = xp.where(xp.isfinite(attention), attention, xp.zeros_like(attention))
+    largest = xp.max(finite, axis=-1, keepdims=True)
+    if attention.ndim == 3:  # noqa: PLR2004
+        largest = xp.max(largest, axis=0, keepdims=True)
+    return attention / xp.where(largest > 0, largest, xp.ones_like(largest))
+
+
+def _mean_heads(attention: Array, dtype: Any = None) -> Array:  # noqa: ANN401 - a dtype of any library
+    """(heads, r, n²) or (r, n²) of any float dtype → (r, n²) of `dtype`, float32 if it is None."""
+    xp = namespace(attention)
+    dtype = dtype or xp.float32
     if attention.ndim == 2:  # noqa: PLR2004
-        return xp.astype(attention, xp.float32, copy=False)
-    total = xp.astype(attention[0, ...], xp.float32, copy=True)
+        return xp.astype(attention, dtype, copy=False)
+    total = xp.astype(attention[0, ...], dtype, copy=True)
     for head in range(1, attention.shape[0]):
-        total += xp.astype(attention[head, ...], xp.float32, copy=False)
+        total += xp.astype(attention[head, ...], dtype, copy=False)
     total /= attention.shape[0]
     return total
 
@@ -117,20 +196,20 @@ def _upsample_keys(attention: Array, grid: tuple[int, int], target: tuple[int, i
     return xp.reshape(keys, (queries, target[0] * target[1]))
 
 
-def _normalised(block: Array, share: float) -> Array:
-    """Scale the rows of `block` (r, N) to sum to `share`. Invalid entries become 0, empty rows uniform."""
+def _mended(block: Array, share: float) -> tuple[Array, Array]:
+    """Scale the rows of `block` (r, N) to sum to `share`, in float32, and count those that were not distributions.
+
+    Invalid entries become 0, empty rows uniform.
+    """
     xp = namespace(block)
+    good = xp.isfinite(block) & (block >= 0)
+    block = xp.where(good, block, xp.zeros_like(block))
     total = xp.sum(block, axis=1)
-    # Other entries may cancel a negative one in the sum, so the minimum is checked too.
-    usable = xp.isfinite(total) & (total > 0) & (xp.min(block, axis=1) >= 0)
-    if not bool(xp.all(usable)):
-        zero = xp.zeros_like(block)
-        mended = xp.where(xp.isfinite(block) & (block > 0), block, zero)
-        sums = xp.sum(mended, axis=1)
-        empty = sums <= 0
-        block = xp.where(empty[:, None], xp.ones_like(block), mended)
-        total = xp.sum(block, axis=1)
-    return block * (share / total)[:, None]
+    empty = total <= 0
+    bad = xp.sum(xp.astype(empty | ~xp.all(good, axis=1), xp.int32), dtype=xp.int32)
+    block = xp.where(empty[:, None], xp.ones_like(block), block)
+    total = xp.where(empty, xp.full_like(total, block.shape[1]), total)
+    return xp.astype(block * (share / total)[:, None], xp.float32, copy=False), bad
 
 
 def _repeat_index(xp: Array, coarse: tuple[int, int], fine: tuple[int, int], like: Array) -> Array:

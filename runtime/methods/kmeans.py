@@ -6,7 +6,7 @@ there.
 
 from __future__ import annotations
 
-from diffseg.arrays import Array, device, namespace, row_blocks, to_host
+from diffseg.arrays import Array, device, namespace, row_blocks, row_dot, to_host
 
 
 def kmeans_refine(attention: Array, proposals: Array, *, iterations: int = 300, tolerance: float = 1e-4) -> Array:
@@ -71,8 +71,8 @@ def _assign(maps: Array, means: Array, centre: Array) -> Array:
     """Return the index of the mean nearest to each map: the least ‖mean‖² - 2 map·mean, both centred."""
     xp = namespace(maps)
     offsets = means - centre  # (k, N)
-    norms = xp.vecdot(offsets, offsets)
-    # (map - centre)·offset = map·offset - centre·offset avoids a centred copy of the maps
+    norms = row_dot(offsets, offsets)
+    # (map - centre)·offset = map·offset - centre·offset: avoids a centred copy of the maps
     cross = offsets @ maps.T - (offsets @ centre)[:, None]
     return xp.argmin(norms[:, None] - 2 * cross, axis=0)
 
@@ -105,4 +105,4 @@ def _means(maps: Array, labels: Array, means: Array) -> Array:
 def _squared(maps: Array, labels: Array, means: Array, rows: slice) -> Array:
     xp = namespace(maps)
     difference = maps[rows, :] - xp.take(means, labels[rows], axis=0)
-    return xp.vecdot(difference, difference)
+    return row_dot(difference, difference)

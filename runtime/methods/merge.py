@@ -8,7 +8,18 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from diffseg.arrays import Array, device, from_host, namespace, prefetched, row_blocks, to_host
+from diffseg.arrays import (
+    Array,
+    cached_from_host,
+    device,
+    from_host,
+    namespace,
+    prefetched,
+    row_blocks,
+    row_dot,
+    to_host,
+)
+from diffseg.methods import fused
 
 FLOOR = float(np.finfo(np.float32).tiny)
 """Least probability in a logarithm. Zeros are raised to it; the reference implementation divides by zero instead."""
@@ -59,6 +70,23 @@ def merge_attention(
         ValueError: `attention` does not have the shape of attention, a threshold is negative or NaN, there is no
             threshold, or `anchors` is less than 1.
     """
+    proposals, count = merge_on_device(attention, thresholds, anchors, distances=distances)
+    return proposals if count is None else proposals[: int(count), ...]
+
+
+def merge_on_device(
+    attention: Array,
+    thresholds: Sequence[float] | float = (1.0,) * 3,
+    anchors: int = 16,
+    *,
+    distances: AnchorDistances | None = None,
+) -> tuple[Array, Array | None]:
+    """Merge as `merge_attention` does, but leave the number of proposals on the device, so that nothing waits for it.
+
+    Returns:
+        `(m, h, w)` float32, and the number of proposals: an int32 array of shape (), after which the maps are zeros.
+        None where the fused kernels do not run: all m are proposals.
+    """
     rounds = [float(t) for t in np.atleast_1d(np.asarray(thresholds, dtype=np.float64))]
     if np.ndim(thresholds) == 0:
         rounds *= 3
@@ -67,18 +95,25 @@ def merge_attention(
     distances = distances or anchor_distances(attention, anchors)
     height, width = attention.shape[:2]
     xp = namespace(attention)
-    merged = _merge_anchors(xp.reshape(attention, (height * width, -1)), distances, rounds[0])
+    maps = xp.reshape(attention, (height * width, -1))
+    kernels = fused.kernels(maps, distances.values)
+    if kernels is not None and not distances.unclean:
+        merged, count = kernels.merge(maps, distances.values, rounds)
+        return xp.reshape(merged, (-1, height, width)), count
+    merged = _merge_anchors(maps, distances, rounds[0])
     for threshold in rounds[1:]:
         merged = _merge_greedily(merged, threshold)
-    return xp.reshape(merged, (-1, height, width))
+    return xp.reshape(merged, (-1, height, width)), None
 
 
-def anchor_distances(attention: Array, anchors: int = 16) -> AnchorDistances:
+def anchor_distances(attention: Array, anchors: int = 16, *, clean: bool = False) -> AnchorDistances:
     """Compute the distances that the first round of `merge_attention` needs. They do not depend on the threshold.
 
     Args:
         attention: `(h, w, h, w)`, queries then keys; every map sums to 1.
         anchors: number of anchors per side.
+        clean: all maps are known to be distributions, as those of `aggregate_attention` are. Then nothing is checked,
+            which would wait for a GPU, and fused kernels are used if the library has them.
 
     Raises:
         ValueError: `attention` does not have the shape of attention, or `anchors` is less than 1.
@@ -90,7 +125,10 @@ def anchor_distances(attention: Array, anchors: int = 16) -> AnchorDistances:
         raise ValueError(f"anchors must be at least 1 per side, found {anchors}")
     xp = namespace(attention)
     maps = xp.reshape(attention, (shape[0] * shape[1], -1))
-    where = from_host(anchor_indices(*shape[:2], anchors), maps)
+    (where,) = cached_from_host(_anchor_indices, *shape[:2], anchors, like=maps)
+    kernels = fused.kernels(maps) if clean else None
+    if kernels is not None:
+        return AnchorDistances(kernels.anchor_distances(maps, where), ())
     centres = _clean(xp.take(maps, where, axis=0))
     centre_logs = _log(centres)
     centre_terms = _entropy_terms(centres, centre_logs)
@@ -127,6 +165,10 @@ def anchor_indices(height: int, width: int, anchors: int = 16) -> np.ndarray[tup
     return (rows[:, None] * width + columns[None, :]).reshape(-1)
 
 
+def _anchor_indices(height: int, width: int, anchors: int) -> tuple[np.ndarray[tuple[int], np.dtype[np.int64]]]:
+    return (anchor_indices(height, width, anchors),)
+
+
 def _anchor_axis(n: int, m: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
     step = (n - 1) // (m - 1) if m > 1 else 0
     start = (n - 1 - step * (m - 1)) // 2
@@ -146,7 +188,7 @@ def _log(maps: Array) -> Array:
 
 def _entropy_terms(maps: Array, logs: Array) -> Array:
     """Return Σ x log x of each of the (r, N) maps."""
-    return namespace(maps).vecdot(maps, logs)
+    return row_dot(maps, logs)
 
 
 def _clean(maps: Array) -> Array:

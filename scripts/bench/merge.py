@@ -1,4 +1,4 @@
-"""Time aggregation, merging and suppression on the CPU, beside one large matrix product in the same process.
+"""Time aggregation, merging, suppression and placement on the CPU, beside one large matrix product in the same process.
 
     python scripts/bench/merge.py [--grid 64] [--repeats 7] [--out scripts/results/bench_merge.json]
 
@@ -21,6 +21,7 @@ sys.path.append(str(Path(__file__).parents[1]))  # for the modules that scripts 
 
 import numpy as np
 from bench.record import environment, write_record
+from diffseg.image import Placement, Segment, place_labels
 from diffseg.methods.aggregate import aggregate_attention
 from diffseg.methods.kmeans import kmeans_refine
 from diffseg.methods.merge import anchor_indices, merge_attention
@@ -72,6 +73,33 @@ def merge_whole(attention: NDArray[np.float32], threshold: float, anchors: int =
     return near @ maps / near.sum(1, keepdims=True)
 
 
+def make_labels(size: int, count: int, seed: int = 0) -> NDArray[np.uint16]:
+    """(size, size) labels of `count` regions with straight borders."""
+    centres = np.random.default_rng(seed).random((count, 2)) * size
+    y, x = np.mgrid[:size, :size]
+    distance = (y[..., None] - centres[:, 0]) ** 2 + (x[..., None] - centres[:, 1]) ** 2
+    return distance.argmin(-1).astype(np.uint16)
+
+
+def place_by_mask(labels: NDArray[np.uint16], placement: Placement) -> tuple[NDArray[np.uint16], tuple[Segment, ...]]:
+    """Placement with one comparison of the whole map per label: the earlier code, for the ratio."""
+    rows, columns = placement.indices()
+    height, width = labels.shape
+    area = np.outer(np.bincount(rows, minlength=height), np.bincount(columns, minlength=width))
+    areas = np.bincount(labels.ravel(), weights=area.ravel()).astype(np.int64)
+    kept = np.flatnonzero(areas)
+    dense = np.zeros(len(areas), dtype=np.uint16)
+    dense[kept] = np.arange(len(kept), dtype=np.uint16)
+    segments = []
+    for label, old in enumerate(kept):
+        mask = (labels == old) & (area > 0)
+        y, x = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+        top, bottom = np.searchsorted(rows, y[0], "left"), np.searchsorted(rows, y[-1], "right")
+        left, right = np.searchsorted(columns, x[0], "left"), np.searchsorted(columns, x[-1], "right")
+        segments.append(Segment(label, int(areas[old]), (int(left), int(top), int(right - left), int(bottom - top))))
+    return dense[labels][rows[:, None], columns[None, :]], tuple(sorted(segments, key=lambda s: (-s.area, s.label)))
+
+
 def measure(steps: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
     """Seconds of each step, round robin, after one round that is not counted."""
     seconds: dict[str, list[float]] = {name: [] for name in steps}
@@ -107,6 +135,7 @@ def main() -> None:
     proposals = merge_attention(attention, t)
     scratch = [m.copy() for m in maps]
     size = (8 * arguments.grid, 8 * arguments.grid)
+    labels, placement = make_labels(512, 20), Placement((512, 512), (512, 512), 0, 0, 512, 512)
     left, right = (np.random.default_rng(i).random((GEMM, GEMM), np.float32) for i in (1, 2))
     steps: dict[str, Callable[[], object]] = {
         "gemm": lambda: left @ right,
@@ -115,6 +144,8 @@ def main() -> None:
         "merge": lambda: merge_attention(attention, t),
         "suppress": lambda: non_max_suppression(proposals, size),
         "refine": lambda: kmeans_refine(attention, proposals),
+        "place 20 masks": lambda: place_labels(labels, placement),
+        "place by mask": lambda: place_by_mask(labels, placement),
         "plain numpy aggregate": lambda: aggregate_whole(maps),
         "plain numpy round 1": lambda: merge_whole(attention, t),
     }
@@ -130,10 +161,11 @@ def main() -> None:
         "peak_megabytes": {name: peak_megabytes(steps[name]) for name in ("aggregate", "merge", "suppress")},
     }
     print(f"{arguments.grid} x {arguments.grid} maps, {len(proposals)} proposals; median of {arguments.repeats}")
+    print("place 20 masks: labels of 512 x 512 pixels; place by mask: the earlier code, one comparison per label")
     print(f"{'step':22}{'seconds':>10}{'x GEMM':>10}{'peak MB':>10}")
     for name, s in seconds.items():
         peak = record["peak_megabytes"].get(name)
-        print(f"{name:22}{s:10.3f}{s / seconds['gemm']:10.2f}{'' if peak is None else f'{peak:10.0f}'}")
+        print(f"{name:22}{s:10.4f}{s / seconds['gemm']:10.4f}{'' if peak is None else f'{peak:10.0f}'}")
     print(
         f"gemm: {record['gemm_gflops']:.0f} GFLOP/s; "
         f"aggregate's peak includes its {4 * arguments.grid**4 / 1e6:.0f} MB result"

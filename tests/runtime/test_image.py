@@ -7,7 +7,7 @@ import zlib
 import numpy as np
 import pytest
 from diffseg.engines.errors import ImageError
-from diffseg.image import fit_image, read_image
+from diffseg.image import Placement, Segment, fit_image, place_labels, read_image
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -183,3 +183,48 @@ def test_every_picture_pixel_reads_the_model_pixel_that_shows_it(height, width, 
 def test_an_unknown_fit_is_refused(photo):
     with pytest.raises(ValueError, match="fit must be"):
         fit_image(Image.fromarray(photo), (64, 64), "cover")
+
+
+def placed_one_mask_at_a_time(labels, placement):
+    """The definition: resize, then look at the image-sized mask of each label that is left."""
+    rows, columns = placement.indices()
+    large = labels[rows[:, None], columns[None, :]]
+    kept, placed = np.unique(large, return_inverse=True)
+    segments = []
+    for label in range(len(kept)):
+        y, x = np.nonzero(placed.reshape(large.shape) == label)
+        box = int(x.min()), int(y.min()), int(np.ptp(x)) + 1, int(np.ptp(y)) + 1
+        segments.append(Segment(label, len(y), box))
+    return placed.reshape(large.shape), tuple(sorted(segments, key=lambda s: (-s.area, s.label)))
+
+
+@settings(deadline=None)
+@given(
+    st.integers(1, 70),
+    st.integers(1, 70),
+    st.sampled_from(["stretch", "crop", "pad"]),
+    st.sampled_from([(1, 1), (16, 16), (24, 40)]),
+    st.integers(1, 9),
+    st.sampled_from([1, 3, 8]),
+    st.integers(0, 10_000),
+)
+def test_placed_labels_are_those_of_one_mask_at_a_time(height, width, fit, size, count, cell, seed):
+    """Blocks of labels with gaps in their numbering; in small images some labels are lost."""
+    _, placement = fit_image(Image.new("RGB", (width, height)), size, fit)
+    coarse = 7 * np.random.default_rng(seed).integers(0, count, (size[0] // cell + 1, size[1] // cell + 1))
+    labels = np.kron(coarse, np.ones((cell, cell)))[: size[0], : size[1]].astype(np.uint16)
+    placed, segments = place_labels(labels, placement)
+    expected, expected_segments = placed_one_mask_at_a_time(labels, placement)
+    np.testing.assert_array_equal(placed, expected)
+    assert placed.dtype == np.uint16
+    assert placed.flags.c_contiguous
+    assert segments == expected_segments
+    assert all(type(number) is int for s in segments for number in (s.label, s.area, *s.bbox))
+
+
+def test_the_largest_labels_are_placed():
+    labels = np.arange(65_536, dtype=np.uint16)[::-1].reshape(256, 256)
+    placed, segments = place_labels(labels, Placement((256, 256), (256, 256), 0, 0, 256, 256))
+    np.testing.assert_array_equal(placed, labels)
+    assert segments[0] == Segment(0, 1, (255, 255, 1, 1))
+    assert len(segments) == 65_536

@@ -10,7 +10,7 @@ from diffseg import Segmenter
 from diffseg.engines.errors import DeviceMemoryError, ImageError
 from diffseg.engines.providers.network import SessionPool
 
-from tests.runtime.doubles import LendingNetwork
+from tests.runtime.doubles import LendingNetwork, LendingSession
 
 PATIENCE = 20  # seconds: only a test that fails waits for so long
 
@@ -102,6 +102,36 @@ def test_a_batch_that_does_not_fit_is_halved_once_and_for_all(fake_bundle, caplo
 def test_one_image_that_does_not_fit_is_an_error(fake_bundle):
     with pytest.raises(DeviceMemoryError, match="no room for a batch of 1"):
         Segmenter(fake_bundle, LendingNetwork(room=0))(pictures(1)[0])
+
+
+class Overflowing(LendingNetwork):
+    """Some rows of its attention are NaN, or more than one row per image."""
+
+    def __init__(self, rows):
+        super().__init__()
+        self.rows = rows
+        self.pool = SessionPool(lambda: OverflowingSession(self))
+
+
+class OverflowingSession(LendingSession):
+    def attend(self, latent):
+        outputs = super().attend(latent)
+        for image, rows in zip(outputs[0], self.network.rows, strict=False):
+            image[:rows] = np.nan
+        outputs[1][0, -1, 0] = -1
+        return outputs
+
+
+def test_mended_attention_is_one_warning_per_batch(fake_bundle, caplog):
+    segmenter = Segmenter(fake_bundle, Overflowing((3, 0, 2)), batch=3)
+    with caplog.at_level(logging.WARNING):
+        found = segmenter(pictures(3), keep_attention=True)
+    assert [result.attention.mended_rows for result in found] == [4, 0, 2]
+    (record,) = caplog.records
+    assert "NaN, infinite or negative attention in 6 rows of 2 images" in record.getMessage()
+    caplog.clear()
+    Segmenter(fake_bundle, LendingNetwork())(pictures(2))
+    assert not caplog.records
 
 
 def test_threads_share_a_network_but_no_session(fake_bundle):

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias, TypeVar, get_args
 
 import numpy as np
 from diffseg.arrays import Array, to_host
-from diffseg.attention import AggregatedAttention
+from diffseg.attention import AggregatedAttention, warn_of_mended_rows
 from diffseg.engines.bundle.manifest import Manifest, MergeSettings, read_manifest
 from diffseg.engines.errors import ImageError
 from diffseg.engines.providers.cuda import import_cupy
 from diffseg.image import Fit, ImageSource, Placement, fit_image, read_image
-from diffseg.methods.aggregate import aggregate_attention
+from diffseg.methods.aggregate import aggregate_and_count
 from diffseg.segmentation import Segmentation
 from diffseg.segmenter import Prepared, Segmenter
 from diffseg.serving.protocol.errors import RequestError, bad_request
@@ -164,16 +164,17 @@ class MergeModel:
         settings, _ = _settings(self.settings, request.parameters)
         attention = [request.tensors[output.name] for output in self.manifest.attention]
         grids = [output.grid for output in self.manifest.attention]
-        results = []
+        results, attentions = [], []
         pixels, placements = to_host(request.tensors[PIXELS]), to_host(request.tensors[PLACEMENT])
         for i, (seen, packed) in enumerate(zip(pixels, placements, strict=True)):
             placement, timings = unpack(packed, self.manifest.image_size), dict[str, float]()
             maps = [output[i, ...] for output in attention]
             with stage(timings, "aggregate"):
                 # Write into the finest map: the memory belongs to this request, and nothing else reads it.
-                values = aggregate_attention(maps, grids=grids, out=maps[0])
-            aggregated = AggregatedAttention(values, seen, placement)
-            results.append(Segmentation.of(aggregated, Image.fromarray(seen), settings, timings))
+                values, mended = aggregate_and_count(maps, grids=grids, out=maps[0])
+            attentions.append(AggregatedAttention(values, seen, placement, mended))
+            results.append(Segmentation.of(attentions[-1], Image.fromarray(seen), settings, timings))
+        warn_of_mended_rows(attentions)
         return _masks(results, request.wanted)
 
 

@@ -7,11 +7,11 @@ import sys
 import pytest
 from diffseg.engines.bundle.bundle import open_bundle
 from diffseg.engines.bundle.specs import batch_axis
-from diffseg.engines.errors import DeviceMemoryError, MissingPackageError, PlanError, ProviderError
+from diffseg.engines.errors import MissingPackageError, PlanError, ProviderError
 from diffseg.engines.machine import Gpu, Gpus
 from diffseg.engines.packages import install_command
 from diffseg.engines.providers import select as providers
-from diffseg.engines.providers.cuda import device_errors, import_cupy
+from diffseg.engines.providers.cuda import import_cupy
 from diffseg.engines.providers.onnxruntime_gpu import OrtGpuNetwork
 from diffseg.engines.providers.select import Provider, load_network
 from diffseg.engines.tensorrt.execute import chained_tensors
@@ -111,31 +111,6 @@ def test_without_cupy_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "cupy", None)
     with pytest.raises(MissingPackageError, match=r"pip install 'cupy-cuda13x\[ctk\]'"):
         import_cupy()
-
-
-class FakeCupy:
-    """CuPy's two kinds of error."""
-
-    class cuda:  # noqa: N801
-        class memory:  # noqa: N801
-            class OutOfMemoryError(Exception): ...
-
-        class runtime:  # noqa: N801
-            class CUDARuntimeError(Exception): ...
-
-
-@pytest.mark.parametrize(
-    ("error", "kind"),
-    [
-        (FakeCupy.cuda.memory.OutOfMemoryError("out"), DeviceMemoryError),
-        (FakeCupy.cuda.runtime.CUDARuntimeError("cudaErrorMemoryAllocation: out of memory"), DeviceMemoryError),
-        (FakeCupy.cuda.runtime.CUDARuntimeError("cudaErrorIllegalAddress"), ProviderError),
-    ],
-)
-def test_errors_of_the_gpu_become_ours(error, kind):
-    with pytest.raises(kind, match="a batch of 4") as caught, device_errors(FakeCupy, "a batch of 4"):
-        raise error
-    assert type(caught.value) is kind
 
 
 def test_the_latent_is_one_tensor_for_both_graphs():

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from diffseg.arrays import to_host
-from diffseg.methods.aggregate import aggregate_attention
+from diffseg.methods.aggregate import aggregate_and_count, aggregate_attention
 from diffseg.methods.assign import assign_concepts
 from diffseg.methods.cut import recursive_normalized_cut
 from diffseg.methods.kmeans import kmeans_refine
@@ -58,6 +58,18 @@ def test_aggregate(damage):
     same(aggregate_attention([placed(m) for m in maps]), aggregate_attention(maps), atol=1e-7)
     out = placed(np.empty((256, 256), np.float32))
     same(aggregate_attention([placed(m.mean(0)) for m in maps], out=out), aggregate_attention(maps), atol=1e-6)
+
+
+def test_mended_rows_are_counted_on_the_device():
+    maps = spoilt([attention(n, n) for n in (16, 8, 4)])
+    maps[0][:, 5] *= 1e-44 / np.float64(maps[0][:, 5].max())  # denormal, but a distribution
+    maps[1][:, 7] *= 3e38 / np.float64(maps[1][:, 7].max())
+    maps[1][:, 2, 3] = np.inf
+    values, mended = aggregate_and_count([placed(m) for m in maps])
+    expected, count = aggregate_and_count(maps)
+    same(values, expected, atol=1e-6)
+    same(mended, 4)
+    assert int(count) == 4
 
 
 def test_aggregate_of_an_image_that_is_not_square():

@@ -5,7 +5,7 @@ import tracemalloc
 import numpy as np
 import pytest
 from diffseg.arrays import to_host
-from diffseg.methods.aggregate import aggregate_attention
+from diffseg.methods.aggregate import aggregate_and_count, aggregate_attention
 from diffseg.methods.kmeans import kmeans_refine
 from diffseg.methods.merge import anchor_distances, anchor_indices, merge_attention
 from diffseg.methods.suppress import non_max_suppression
@@ -152,6 +152,41 @@ def test_degenerate_attention_neither_crashes_nor_is_empty(poison, thresholds, a
         refined = kmeans_refine(aggregate_attention([maps.copy()]), proposals)
         assert len(refined) >= 1
         assert np.isfinite(refined).all()
+
+
+@pytest.mark.parametrize("heads", [1, 3])
+@pytest.mark.parametrize("scale", [3e38, 1e-38, 1e-44])
+@pytest.mark.parametrize("sides", [(8,), (8, 4), (16, 8)])
+def test_aggregation_of_huge_and_tiny_rows_neither_overflows_nor_vanishes(sides, scale, heads):
+    """They are distributions once they are divided by their sums, so none of them counts as mended."""
+    maps = [attention(n, n, heads=heads) for n in sides]
+    for m in maps:
+        m[:, ::3] *= np.float64(scale) / m[:, ::3].max((0, 2), keepdims=True)  # the largest entry of a row is `scale`
+    result, mended = aggregate_and_count(maps)
+    assert int(mended) == 0
+    np.testing.assert_allclose(result.sum((2, 3)), 1, atol=1e-5)
+    ordinary = [m.astype(np.float64) / m.max((0, 2), keepdims=True) for m in maps]
+    np.testing.assert_allclose(result, aggregate_attention([m.astype(np.float32) for m in ordinary]), atol=1e-6)
+
+
+def test_rows_of_the_least_and_the_largest_float_become_uniform():
+    for value in (np.float32(1e-45), np.finfo(np.float32).max):
+        maps = [np.full((n * n, n * n), value, np.float32) for n in (8, 4)]
+        result, mended = aggregate_and_count(maps)
+        np.testing.assert_allclose(result, 1 / 64, rtol=1e-6)
+        assert int(mended) == 0
+
+
+@FEW
+@given(st.lists(st.tuples(st.sampled_from([np.nan, np.inf, -np.inf, -1, 0]), st.integers(0, 15)), max_size=6))
+def test_mended_rows_are_counted_once_each(spoilt):
+    maps = [attention(n, n).mean(0) for n in (8, 4)]
+    for value, row in spoilt:
+        maps[1][row] = value
+    result, mended = aggregate_and_count(maps)
+    assert int(mended) == len({row for _, row in spoilt})
+    assert np.isfinite(result).all()
+    np.testing.assert_allclose(result.sum((2, 3)), 1, atol=1e-5)
 
 
 def test_thresholds_may_be_numpys():
