@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,12 @@ import numpy as np
 from diffseg import draw
 from diffseg.attention import AggregatedAttention
 from diffseg.engines.bundle.manifest import MergeSettings, Refine, Threshold
-from diffseg.engines.files import atomic_file
+from diffseg.formats.coco import Shape, coco_dataset
+from diffseg.formats.cutouts import cutouts
+from diffseg.formats.files import label_image, save
+from diffseg.formats.names import DEFAULT_FORMATS, Format, parse_formats
+from diffseg.formats.polygons import Polygon, polygons
+from diffseg.formats.rle import Counts, compress, run_lengths
 from diffseg.image import Segment
 from diffseg.stages import stage
 from msgspec import structs
@@ -20,10 +25,8 @@ from PIL import Image
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-BYTE_LABELS = 256
 
-
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Segmentation:
     """The masks of one image.
 
@@ -108,40 +111,109 @@ class Segmentation:
         """
         return draw.overlay(self.image, self.labels, opacity, outline=outline)
 
-    def label_image(self) -> Image.Image:
-        """Return the labels as a greyscale image: 8-bit, or 16-bit for more than 256 labels."""
-        return Image.fromarray(self.labels.astype(np.uint8) if len(self.segments) <= BYTE_LABELS else self.labels)
+    def masks(self) -> NDArray[np.bool_]:
+        """Return one mask per segment, in their order: (k, H, W) bool. They take k·H·W bytes."""
+        order = np.array([segment.label for segment in self.segments], dtype=np.uint16)
+        return self.labels[None] == order[:, None, None]
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the contents of the JSON file: size, segments, settings and timings."""
+    def polygons(self, tolerance: float = 1.0) -> tuple[Polygon, ...]:
+        """Trace the outlines of the masks, with their holes; see `diffseg.formats.polygons`.
+
+        Args:
+            tolerance: largest distance of a removed corner from the simplified outline, in pixels. With 0 the polygons
+                cover exactly the pixels of the masks.
+
+        Raises:
+            ValueError: the tolerance is negative.
+        """
+        return polygons(self.labels, self.segments, tolerance)
+
+    def to_coco(
+        self, *, image_id: int = 1, file_name: str = "", shape: Shape = "rle", tolerance: float = 1.0
+    ) -> dict[str, Any]:
+        """Describe the masks as a COCO data set of one image, which pycocotools reads.
+
+        Args:
+            image_id: number of the image.
+            file_name: of the image.
+            shape: `rle` for run lengths, which keep every pixel, or `polygon` for outlines, without holes.
+            tolerance: of the outlines, in pixels.
+
+        Raises:
+            ValueError: an unknown shape, or a negative tolerance.
+        """
+        return coco_dataset(
+            self.labels, self.segments, image_id=image_id, file_name=file_name, shape=shape, tolerance=tolerance
+        )
+
+    def cutouts(self) -> tuple[Image.Image, ...]:
+        """Cut each mask out of the image: one RGBA image per segment, of the size of its box."""
+        return cutouts(self.image, self.labels, self.segments)
+
+    def label_image(self, *, palette: bool = False) -> Image.Image:
+        """Return the labels as an image whose pixel values are the labels: 8-bit, or 16-bit for over 256 labels.
+
+        Args:
+            palette: give an 8-bit image the colours of the overlay, so that it can be looked at.
+        """
+        return label_image(self.labels, len(self.segments), palette=palette)
+
+    def to_dict(self, counts: Counts = "string") -> dict[str, Any]:
+        """Return what the .json file holds: the masks as COCO run lengths, and how they were made.
+
+        Args:
+            counts: run lengths as the string that pycocotools writes, or as a list of integers.
+        """
         height, width = self.labels.shape
+        runs = run_lengths(self.labels, len(self.segments))
+
+        def mask(label: int) -> dict[str, Any]:
+            lengths = runs[label]
+            return {
+                "size": [height, width],
+                "counts": compress(lengths) if counts == "string" else lengths.tolist(),
+            }
+
         return {
             "width": width,
             "height": height,
-            "segments": [asdict(segment) for segment in self.segments],
+            "segments": [asdict(segment) | {"segmentation": mask(segment.label)} for segment in self.segments],
             "settings": structs.asdict(self.settings),
             "timings": self.timings,
         }
 
-    def save(self, folder: str | Path, name: str) -> list[Path]:
-        """Write `<name>.labels.png` (8-bit, or 16-bit for more than 256 labels), `.overlay.png` and `.json`.
+    def save(
+        self, folder: str | Path, name: str, formats: Iterable[Format] = DEFAULT_FORMATS, *, source: str = ""
+    ) -> list[Path]:
+        """Write files named `<name>.labels.png` and so on, by default the labels, the overlay and the JSON.
 
-        Each file is written completely or not at all.
+        Each file appears whole or not at all.
+
+        Args:
+            folder: made if it does not exist.
+            name: of the files, without their endings.
+            formats: any of `labels`, `overlay`, `json`, `coco`, `polygons`, `labelme`, `svg`, `cutouts` and `palette`.
+            source: name of the image's file, for the formats that refer to it.
 
         Returns:
-            The paths of the three files, in this order.
+            The files that were written.
 
         Raises:
-            OSError: the folder or a file cannot be written.
+            ValueError: an unknown format.
+            OSError: a file cannot be written.
         """
-        folder = Path(folder)
-        paths = [folder / f"{name}{ending}" for ending in (".labels.png", ".overlay.png", ".json")]
         with stage(None, "write"):
-            folder.mkdir(parents=True, exist_ok=True)
-            with atomic_file(paths[0]) as temporary:
-                self.label_image().save(temporary, "PNG")
-            with atomic_file(paths[1]) as temporary:
-                self.overlay().save(temporary, "PNG", compress_level=1)
-            with atomic_file(paths[2]) as temporary:
-                temporary.write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
-        return paths
+            return save(self, Path(folder), name, parse_formats(",".join(formats)), source)
+
+    def __eq__(self, other: object) -> bool:
+        """Results are equal if their labels are."""
+        if not isinstance(other, Segmentation):
+            return NotImplemented
+        return np.array_equal(self.labels, other.labels)
+
+    __hash__ = None  # type: ignore[assignment]  # labels may be written to
+
+    def __repr__(self) -> str:
+        height, width = self.labels.shape
+        count = len(self.segments)
+        return f"<Segmentation {width} × {height}, {count} segment{'s' * (count != 1)}>"

@@ -14,6 +14,7 @@ from diffseg.cli.terminal import FAILED, consoles, fail, track
 from diffseg.engines.bundle.manifest import Refine
 from diffseg.engines.errors import DiffsegError, ImageError
 from diffseg.engines.providers.select import Provider
+from diffseg.formats.names import DEFAULT_FORMATS, FORMATS, parse_formats
 from diffseg.image import Fit
 
 OUTPUT_ENDINGS = (".labels.png", ".overlay.png")
@@ -39,9 +40,18 @@ def segment(
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Images per pass through the network.")] = 1,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; default: all cores.")] = None,
+    formats: Annotated[
+        str,
+        typer.Option("--format", help=f"What to write for each image, separated by commas: {', '.join(FORMATS)}."),
+    ] = ",".join(DEFAULT_FORMATS),
 ) -> None:
-    """Segment images. For each one, write NAME.labels.png, NAME.overlay.png and NAME.json."""
+    """Segment images. For each one, write NAME.labels.png, NAME.overlay.png and NAME.json, or what --format names."""
     from diffseg.segmenter import Segmenter
+
+    try:
+        wanted = parse_formats(formats)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--format") from None
 
     paths = expand(images)
     if not paths:
@@ -67,14 +77,15 @@ def segment(
             continue
         start = time.perf_counter()
         try:
-            overlay = result.save(output, name)[1]
+            files = result.save(output, name, wanted, source=Path(source).name)
         except OSError as error:
             failed += 1
             errors.print(f"error: {source}: cannot write to {output} ({error.strerror})", style="red")
             continue
         seconds = sum(result.timings.values()) + time.perf_counter() - start
         count = len(result.segments)
-        console.print(f"{source} → {overlay}  {count} segment{'s' * (count != 1)}  {seconds:.2f} s")
+        shown = next((file for file in files if file.name.endswith(".overlay.png")), files[0])
+        console.print(f"{source} → {shown}  {count} segment{'s' * (count != 1)}  {seconds:.2f} s")
     if failed:
         errors.print(f"{failed} of {len(paths)} images failed", style="red")
         raise typer.Exit(FAILED)

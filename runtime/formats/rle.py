@@ -5,12 +5,15 @@ Our own encoder, because pycocotools is a compiled package that not every platfo
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+Counts = Literal["string", "list"]
+"""Form of the run lengths: as pycocotools compresses them, or as integers."""
 
 DIGIT_BITS = 5
 CONTINUED = 0x20

@@ -13,6 +13,7 @@ from diffseg import __version__
 from diffseg.cli.app import app
 from diffseg.cli.segment import expand, output_names
 from diffseg.engines.examples import example_images
+from diffseg.formats.names import FORMATS
 from typer.testing import CliRunner
 
 from tests.commands import diffseg
@@ -43,6 +44,14 @@ def test_segment_writes_three_files_an_image(pictures, tmp_path):
         assert labels.shape == (record["height"], record["width"])
         assert {s["label"] for s in record["segments"]} == set(np.unique(labels).tolist())
         assert f"{len(record['segments'])} segment" in done.stdout.splitlines()[1 + i]
+
+
+def test_segment_writes_the_formats_that_were_asked_for(pictures, tmp_path):
+    done = diffseg("segment", pictures / "photo0.jpg", "-o", tmp_path / "out", "--format", "coco,labelme,svg")
+    assert done.returncode == 0, done.stderr
+    names = {p.name for p in (tmp_path / "out").iterdir()}
+    assert names == {"photo0.coco.json", "photo0.labelme.json", "photo0.svg"}
+    assert json.loads((tmp_path / "out" / "photo0.coco.json").read_text())["images"][0]["file_name"] == "photo0.jpg"
 
 
 def test_failed_images_are_listed_and_the_others_written(pictures, tmp_path):
@@ -112,6 +121,10 @@ def test_a_folder_that_cannot_be_written(pictures, tmp_path):
         (
             ["segment", "x.jpg", "--fit", "cover"],
             "--fit must be one of stretch, crop, pad, found 'cover'; see diffseg segment --help",
+        ),
+        (
+            ["segment", "x.jpg", "--format", "gif"],
+            f"--format: formats must be of {', '.join(FORMATS)}, found gif; see diffseg segment --help",
         ),
         (
             ["serve", "--port", "99999"],

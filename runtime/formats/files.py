@@ -1,0 +1,125 @@
+"""A result as files: one writer per format."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from diffseg import draw
+from diffseg.engines.files import atomic_file
+from diffseg.formats.drawings import labelme, svg
+from diffseg.formats.names import Format
+from PIL import Image
+
+if TYPE_CHECKING:
+    from diffseg.segmentation import Segmentation
+    from numpy.typing import NDArray
+
+FAST = 1
+"""PNG compression level of overlays: a quarter of the time of the default, and files a tenth larger."""
+
+
+def save(result: Segmentation, folder: Path, name: str, formats: Iterable[Format], source: str = "") -> list[Path]:
+    """Write a result in each of `formats`: `<name>.<ending>`. Each file appears whole or not at all.
+
+    Args:
+        result: the result.
+        folder: made if it does not exist.
+        name: of the files, without their endings.
+        formats: what to write.
+        source: name of the image's file, for the formats that refer to it.
+
+    Returns:
+        The files that were written, in the order of `formats`.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    paths: list[Path] = []
+    for item in formats:
+        if item == "cutouts":
+            digits = len(str(max(len(result.segments) - 1, 1)))
+            for segment, cutout in zip(result.segments, result.cutouts(), strict=True):
+                paths.append(folder / f"{name}.{segment.label:0{digits}}.png")
+                with atomic_file(paths[-1]) as temporary:
+                    cutout.save(temporary, "PNG")
+            continue
+        ending, write = WRITERS[item]
+        paths.append(folder / f"{name}{ending}")
+        with atomic_file(paths[-1]) as temporary:
+            write(result, temporary, source)
+    return paths
+
+
+def label_image(labels: NDArray[np.uint16], count: int, *, palette: bool = False) -> Image.Image:
+    """Return labels as an image whose pixel values are the labels: 8-bit, or 16-bit for over 256 labels.
+
+    Args:
+        labels: (H, W).
+        count: number of labels.
+        palette: give an 8-bit image the colours of the overlay, so that it can be looked at.
+    """
+    if count > draw.COLOURS:
+        return Image.fromarray(labels)
+    image = Image.fromarray(labels.astype(np.uint8))
+    if palette:
+        image.putpalette(draw.palette().tobytes())
+    return image
+
+
+def _labels(result: Segmentation, path: Path, _: str) -> None:
+    result.label_image(palette=True).save(path, "PNG")
+
+
+def _palette(result: Segmentation, path: Path, _: str) -> None:
+    draw.colourise(result.labels).save(path, "PNG")
+
+
+def _overlay(result: Segmentation, path: Path, _: str) -> None:
+    result.overlay().save(path, "PNG", compress_level=FAST)
+
+
+def _json(result: Segmentation, path: Path, _: str) -> None:
+    _dump(result.to_dict(), path)
+
+
+def _coco(result: Segmentation, path: Path, source: str) -> None:
+    _dump(result.to_coco(file_name=source), path)
+
+
+def _polygons(result: Segmentation, path: Path, _: str) -> None:
+    height, width = result.labels.shape
+    parts = [
+        {"label": p.label, "exterior": p.exterior.tolist(), "holes": [hole.tolist() for hole in p.holes]}
+        for p in result.polygons()
+    ]
+    _dump({"width": width, "height": height, "polygons": parts}, path)
+
+
+def _labelme(result: Segmentation, path: Path, source: str) -> None:
+    _dump(labelme(result.polygons(), result.labels.shape, source), path)
+
+
+def _svg(result: Segmentation, path: Path, _: str) -> None:
+    path.write_text(svg(result.polygons(), result.labels.shape), encoding="utf-8")
+
+
+def _dump(value: dict[str, Any], path: Path) -> None:
+    path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+
+
+WRITERS: dict[str, tuple[str, Callable[[Segmentation, Path, str], None]]] = {
+    "labels": (".labels.png", _labels),
+    "overlay": (".overlay.png", _overlay),
+    "json": (".json", _json),
+    "coco": (".coco.json", _coco),
+    "polygons": (".polygons.json", _polygons),
+    "labelme": (".labelme.json", _labelme),
+    "svg": (".svg", _svg),
+    "palette": (".palette.png", _palette),
+}
+"""Ending and writer of each format but `cutouts`, which makes one file per mask: `.0.png`, `.1.png`, …"""
