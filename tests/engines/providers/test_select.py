@@ -15,7 +15,7 @@ from diffseg.engines.providers import select as providers
 from diffseg.engines.providers.cuda import device_errors, import_cupy
 from diffseg.engines.providers.onnxruntime_gpu import OrtGpuNetwork
 from diffseg.engines.providers.select import Provider, load_network
-from diffseg.engines.tensorrt.execute import chained_tensors
+from diffseg.engines.tensorrt.session import chained_tensors
 
 L4 = Gpu("NVIDIA L4", "8.9", 24 << 30, 58, "13.0")
 ERRORS = {
