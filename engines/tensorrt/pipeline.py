@@ -201,7 +201,7 @@ def _build(module: Any, bundle: Bundle, spec: PlanSpec, folder: Path, report: Re
                 f"{spec.engine} {spec.version} built {name} with {wrong} of {found.count} convolutions and matrix "
                 f"products, though the bundle is {spec.precision}"
             )
-            if sum(wrong_precision.values()) == found.count:
+            if found.wrong_throughout(spec.precision):
                 raise PlanError(
                     f"{said}; the plan was not kept: export the bundle again with --precision {spec.precision}"
                 )

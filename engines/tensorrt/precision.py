@@ -73,6 +73,11 @@ class EngineLayers:
                     found[name] += count - meant[name]
         return dict(found)
 
+    def wrong_throughout(self, precision: str) -> bool:
+        """Whether no layer at all computes in the precision of the bundle, among those whose format is told."""
+        told = {name for formats in self.counts.values() for name in formats} - {"unknown"}
+        return bool(told) and PRECISIONS[precision] not in told
+
     @property
     def count(self) -> int:
         """How many convolutions and matrix products there are."""

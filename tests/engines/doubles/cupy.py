@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from tests.engines.doubles.signatures import MisuseError, ModuleDouble, function_like, mirrors
+from tests.engines.doubles.signatures import MisuseError, ModuleDouble, function_like, mirrors, real_module
 
 
 class _Pinned(bytearray):
@@ -14,8 +14,7 @@ class _Pinned(bytearray):
 
 def make_cupy(machine, name=b"NVIDIA L4"):  # noqa: C901 - one closure per name of the module
     """Return a double of the module `cupy` on the devices of a `Machine`."""
-    import cupy as real
-
+    real = real_module("cupy")
     arrays = _make_array(machine, real)
 
     def checked_allocate(size):

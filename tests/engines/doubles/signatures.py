@@ -1,6 +1,7 @@
 """Signatures of real modules, and doubles that are held to them."""
 
 import functools
+import importlib
 import inspect
 import re
 
@@ -170,6 +171,12 @@ def function_like(real, name=None):
         return function
 
     return decorate
+
+
+def real_module(name):
+    """Import a module; behind its double, if that was put in its place already."""
+    module = importlib.import_module(name)
+    return module._real if isinstance(module, ModuleDouble) else module
 
 
 class ModuleDouble:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.engines.doubles.signatures import MisuseError, ModuleDouble, mirrors
+from tests.engines.doubles.signatures import MisuseError, ModuleDouble, mirrors, real_module
 
 STRIPPED = b"stripped:"
 """Prefix of a plan without weights, whose engine must be refitted."""
@@ -26,8 +26,7 @@ def make_tensorrt(machine, *, rtx=True, capturable=True, validity="VALID", conte
         validity: what it says of each plan.
         contexts: whether a context can be created.
     """
-    import tensorrt_rtx as real
-
+    real = real_module("tensorrt_rtx")
     config_class = _make_config(real)
     context_class = _make_context(machine, real, capturable)
     engine_class = _make_engine(machine, real, config_class, context_class if contexts else None)
@@ -164,6 +163,11 @@ def _make_config(real):  # noqa: C901
 
 
 def _make_engine(machine, real, config_class, context_class):  # noqa: C901
+    @mirrors(real.EngineInspector)
+    class Inspector:
+        def get_engine_information(self, format):  # noqa: A002, ARG002
+            return '{"Layers": [{"LayerType": "gemm", "Inputs": [{"Format/Datatype": "Half"}]}]}'
+
     @mirrors(real.ICudaEngine)
     class Engine:
         def __init__(self, runtime, data, stripped):
@@ -184,6 +188,13 @@ def _make_engine(machine, real, config_class, context_class):  # noqa: C901
 
         def get_tensor_name(self, index):
             return (*self._inputs, *self._outputs)[index].name
+
+        @property
+        def device_memory_size_v2(self):
+            return 4321
+
+        def create_engine_inspector(self):
+            return Inspector()
 
         def create_runtime_config(self):
             return config_class()
