@@ -30,10 +30,11 @@ class GpuOnnxRuntime:
         machine: devices whose memory is bound.
         host: kinds of nodes that the provider leaves to the CPU.
         graphs: whether sessions can capture CUDA graphs.
+        fails: what a run says that captures one; None if it succeeds.
     """
 
-    def __init__(self, machine, host=(), graphs=True):
-        self.machine, self.host, self.graphs = machine, set(host), graphs
+    def __init__(self, machine, host=(), graphs=True, fails=None):
+        self.machine, self.host, self.graphs, self.fails = machine, set(host), graphs, fails
         self.opened = []
 
     def install(self, monkeypatch):
@@ -71,7 +72,9 @@ class _Session:
             )
         self.options = options
         self.real = runtime.session(path, options, providers=["CPUExecutionProvider"])
-        self.graphs = {}  # thread and id: addresses
+        self.graphs = {}  # id: addresses
+        self.threads = set()  # that executed; each captures graphs of its own
+        self.shapes = []  # of the inputs that were executed
         self.busy = threading.Lock()
 
     def get_providers(self):
@@ -105,6 +108,10 @@ class _Session:
     def _run(self, iobinding, run_options=None):
         if self.captures:
             iobinding.check_fixed(self._graph_id(run_options), self.graphs)
+            if self.runtime.fails and self._graph_id(run_options) != -1:
+                raise RuntimeError(self.runtime.fails)
+        self.threads.add(threading.get_ident())
+        self.shapes += [shape for _, _, _, shape, _ in iobinding.inputs.values()]
         inputs = {name: array.copy() for name, array in iobinding.arrays(iobinding.inputs)}
         for output in self.real.get_outputs():
             if output.name not in iobinding.outputs:
@@ -169,6 +176,6 @@ class _Binding:
             raise MisuseError("a CUDA graph was captured with memory of the host")
         if graph == -1:
             return
-        captured = graphs.setdefault((threading.get_ident(), graph), addresses)
+        captured = graphs.setdefault(graph, addresses)
         if captured != addresses:
             raise MisuseError("a CUDA graph was replayed with other memory or shapes than it was captured with")

@@ -16,7 +16,9 @@ def signatures(real, name):
     Cython writes `name(int device, stream=None)`, pybind11 `name(self: module.Class, name: str) -> bool`.
     """
     try:
-        return [inspect.signature(real)]
+        signature = inspect.signature(real)
+        plain = [parameter.replace(annotation=parameter.empty) for parameter in signature.parameters.values()]
+        return [signature.replace(parameters=plain)]
     except (ValueError, TypeError):
         pass
     pattern = re.compile(rf"^(?:\d+\. )?(?:\w+\.)*{re.escape(name)}\((.*?)\)(?: -> .*)?$", re.MULTILINE)
