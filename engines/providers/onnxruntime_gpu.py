@@ -91,6 +91,10 @@ class OrtGpuNetwork:
                 self.cupy.cuda.Device(session.device).use()
             yield session
 
+    def sizes_to_warm(self, batch: int) -> list[int]:
+        """Batch sizes, up to a largest one, whose first pass takes longer: the padded ones, which others become."""
+        return sorted({*(1 << i for i in range(batch.bit_length())), batch})
+
     def _open(self, bundle: Bundle, name: str, device: int) -> Any:  # noqa: ANN401 - untyped upstream
         ort, wanted, path = import_onnxruntime(), NAMES[self.provider], bundle.graph_path(name)
         if wanted not in ort.get_available_providers():

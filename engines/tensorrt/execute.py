@@ -73,6 +73,10 @@ class NativeNetwork:
             with session.stream:
                 yield session
 
+    def sizes_to_warm(self, batch: int) -> list[int]:
+        """Batch sizes, up to a largest one, whose first pass takes longer: each has contexts and a graph of its own."""
+        return list(range(1, batch + 1))
+
     def _session(self, device: int) -> NativeSession:
         self.cupy.cuda.Device(device).use()
         return NativeSession(self, device)

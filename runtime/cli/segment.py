@@ -41,6 +41,9 @@ def segment(
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Images per pass through the network.")] = 1,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; all cores if not set.")] = None,
+    device: Annotated[
+        int | None, typer.Option(min=0, help="Index of the NVIDIA GPU, in CUDA's order; the first if not set.")
+    ] = None,
 ) -> None:
     """Segment images: write <stem>.labels.png, <stem>.overlay.png and <stem>.json for each."""
     from diffseg.segmenter import Segmenter
@@ -53,7 +56,13 @@ def segment(
     if problem is not None:  # better now than after minutes
         fail(f"cannot write to {output}: {problem}; choose another folder with -o")
     try:
-        segmenter = Segmenter.load(model, provider=provider, batch=batch, threads=threads)
+        segmenter = Segmenter.load(
+            model,
+            provider=provider,
+            batch=batch,
+            threads=threads,
+            devices=None if device is None else (device,),
+        )
     except DiffsegError:
         raise
     except ValueError as error:

@@ -105,7 +105,9 @@ def _provider(provider: Provider, packages: dict[str, tuple[str, str]], gpus: Gp
     if provider in (Provider.CUDA, Provider.ORT_TENSORRT):
         if packages["onnxruntime-gpu"][0] == "missing":
             return "no", "needs onnxruntime-gpu: extra 'gpu'"
-        return "yes", "" if _has_cupy() else NO_CUPY
+        version = engine_version("tensorrt") or "none" if provider is Provider.ORT_TENSORRT else "10."
+        other = "" if version.startswith("10.") else f"needs TensorRT 10: extra 'ort-tensorrt'; found {version}"
+        return "yes", other or ("" if _has_cupy() else NO_CUPY)
     engine = "tensorrt" if provider is Provider.TENSORRT else "tensorrt-rtx"
     if engine_version(engine) is None:  # type: ignore[arg-type]
         return "no", f"needs {engine}: extra '{EXTRAS[engine]}'"  # type: ignore[index]

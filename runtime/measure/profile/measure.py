@@ -131,6 +131,8 @@ def take_profile(
     load_seconds = (time.perf_counter_ns() - start) / 1e9
     peaks = {"after_load": peak_resident()}
     environment["provider"] = segmenter.provider
+    if placement := getattr(segmenter.network, "placement", None):
+        environment["placement"] = placement  # nodes by graph and ONNX Runtime's provider
     recorder = Recorder()
     with tempfile.TemporaryDirectory(prefix="diffseg-") as folder, observing(recorder):
         runner = _Runner(segmenter, images, settings.batch, Path(folder), recorder)

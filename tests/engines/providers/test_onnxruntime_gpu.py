@@ -86,6 +86,17 @@ def test_few_batch_sizes_are_executed(load, images):
     assert {shape[0] for session in runtime.opened for shape in session.shapes} == {1, 2, 4}
 
 
+def test_the_sizes_to_warm_are_those_that_are_executed(load, images):
+    network, runtime = load()
+    assert [network.sizes_to_warm(batch) for batch in (1, 2, 3, 4)] == [[1], [1, 2], [1, 2, 3], [1, 2, 4]]
+    for count in network.sizes_to_warm(3):
+        segment(network, images[:count])
+    warmed = {shape for session in runtime.opened for shape in session.shapes}
+    for count in (1, 2, 3):
+        segment(network, images[:count])
+    assert {shape for session in runtime.opened for shape in session.shapes} == warmed
+
+
 def test_images_and_latents_may_come_from_the_device(load, images, expected):
     network, _ = load()
     with network.session() as session:
