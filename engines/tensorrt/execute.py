@@ -105,9 +105,11 @@ class NativeNetwork:
             return
         validity, diagnostics = self._runtime.get_engine_validity(data)
         if validity == self.module.EngineValidity.INVALID:
+            known = self.module.EngineInvalidityDiagnostics.__members__.items()
+            reasons = [name.lower().replace("_", " ") for name, flag in known if int(diagnostics) & int(flag)]
             raise PlanError(
-                f"{self.provider} says that {path} is not valid on this GPU and driver (diagnostics {diagnostics}); "
-                "build it again"
+                f"{self.provider} {self.module.__version__} says that {path} cannot run here "
+                f"({', '.join(reasons) or 'no reason given'}); build it again"
             )
         if validity == self.module.EngineValidity.SUBOPTIMAL:
             logger.warning("%s runs slower on this GPU than one built for it; build it again", path)

@@ -47,7 +47,9 @@ def make_tensorrt(machine, *, rtx=True, capturable=True, validity="VALID", conte
             self._allowed = value
 
         def get_engine_validity(self, buffer):  # noqa: ARG002
-            return real.EngineValidity.__members__[validity], 0
+            flags = real.EngineInvalidityDiagnostics
+            problems = int(flags.UNSUPPORTED_CC) | int(flags.OLD_CUDA_DRIVER) if validity == "INVALID" else 0
+            return real.EngineValidity.__members__[validity], problems
 
         def deserialize_cuda_engine(self, serialized_engine):
             log, data = _alive(self._log, "the logger"), bytes(serialized_engine)

@@ -206,7 +206,9 @@ def test_a_plan_that_cannot_run_here_fails_when_it_is_loaded(load):
 
 
 def test_a_plan_that_is_not_valid_here_is_refused_before_it_is_read(load):
-    with pytest.raises(PlanError, match="not valid on this GPU and driver .diagnostics 0.; build it again"):
+    with pytest.raises(
+        PlanError, match="says that .* cannot run here .unsupported cc, old cuda driver.; build it again"
+    ):
         load(validity="INVALID")
 
 
@@ -243,3 +245,14 @@ def test_a_plan_of_another_graph_is_refused(load, bundle):
     record["unet"] = record["vae_encoder"]
     with pytest.raises(PlanError, match=r"has tensors \['image', 'latent'\], the manifest says"):
         load(plan=plan)
+
+
+def test_the_real_runtime_says_what_is_wrong_with_a_plan():
+    """It needs no GPU for that."""
+    import tensorrt_rtx as trt
+    from diffseg.engines.tensorrt.build import make_logger
+
+    log = make_logger(trt)
+    validity, diagnostics = trt.Runtime(log).get_engine_validity(b"no plan" * 1000)
+    assert validity == trt.EngineValidity.INVALID
+    assert int(diagnostics) & int(trt.EngineInvalidityDiagnostics.MALFORMED_ENGINE)
