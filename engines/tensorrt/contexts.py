@@ -21,11 +21,17 @@ class ReadyContext:
 
     context: Any
     scratch_bytes: int
+    names: tuple[str, ...]  # of the graph's tensors
     # TensorRT-RTX does not say that a context keeps these alive.
     settings: Any = None
     compiled: Any = None
     graph: Any = None  # the captured CUDA graph
     runs: int = 0
+
+    def bind(self, addresses: dict[str, int]) -> None:
+        """Set the device address of each tensor."""
+        for name in self.names:
+            self.context.set_tensor_address(name, addresses[name])
 
     def captures(self, stream: int) -> bool:
         """Whether its work can be captured on a stream. TensorRT has no such question: all of its engines can here."""
@@ -91,6 +97,7 @@ def create_context(
     for tensor in tensors.inputs:
         if not context.set_input_shape(tensor.name, tensor.shape(batch)):
             raise ProviderError(f"the plan takes no {tensor.name} of shape {tensor.shape(batch)}; build it again")
-    for tensor in (*tensors.inputs, *tensors.outputs):
-        context.set_tensor_address(tensor.name, addresses[tensor.name])
-    return ReadyContext(context, int(context.update_device_memory_size_for_shapes()), settings, compiled)
+    names = tuple(tensor.name for tensor in (*tensors.inputs, *tensors.outputs))
+    ready = ReadyContext(context, int(context.update_device_memory_size_for_shapes()), names, settings, compiled)
+    ready.bind(addresses)
+    return ready

@@ -74,8 +74,11 @@ class NativeNetwork:
                 yield session
 
     def sizes_to_warm(self, batch: int) -> list[int]:
-        """Batch sizes, up to a largest one, whose first pass takes longer: each has contexts and a graph of its own."""
-        return list(range(1, batch + 1))
+        """Batch sizes, up to a largest one, whose first pass takes longer: each has contexts and a graph of its own.
+
+        The largest is first, so that the buffers need not grow.
+        """
+        return list(range(batch, 0, -1))
 
     def _session(self, device: int) -> NativeSession:
         self.cupy.cuda.Device(device).use()

@@ -1,8 +1,8 @@
 """One pass at a time through the engines of a plan.
 
 The encoder writes its latent into the UNet's input buffer, and the attention stays in the UNet's output buffers. A
-session keeps buffers, a context and a captured CUDA graph per batch size. All contexts of a session share one scratch
-buffer, since no two of them run at the same time.
+session keeps a context and a captured CUDA graph per batch size. Its contexts share the buffers and one scratch buffer,
+since no two of them run at the same time.
 """
 
 from __future__ import annotations
@@ -40,7 +40,9 @@ def chained_tensors(graphs: dict[str, GraphTensors]) -> list[TensorSpec]:
 class _Memory:
     """Device memory of a session."""
 
-    buffers: dict[int, dict[str, Any]] = field(default_factory=dict)  # batch: tensor name: array
+    capacity: int = 0  # largest batch that the arrays hold
+    arrays: dict[str, Any] = field(default_factory=dict)  # by tensor name
+    views: dict[int, dict[str, Any]] = field(default_factory=dict)  # batch: tensor name: first rows of the array
     pinned: dict[int, np.ndarray[Any, Any]] = field(default_factory=dict)  # batch: images on their way to the GPU
     scratch: Any = None
 
@@ -106,12 +108,28 @@ class NativeSession:
 
     def _buffers(self, batch: int) -> dict[str, Any]:
         """Arrays of every tensor at a batch size. The latent is one array: an output here, an input there."""
-        if batch not in self._memory.buffers:
-            self._memory.buffers[batch] = {
-                tensor.name: self.cupy.empty(tensor.shape(batch), tensor.dtype)
-                for tensor in chained_tensors(self.network.tensors)
-            }
-        return self._memory.buffers[batch]
+        if batch > self._memory.capacity:
+            self._grow(batch)
+        if batch not in self._memory.views:
+            self._memory.views[batch] = {name: array[:batch] for name, array in self._memory.arrays.items()}
+        return self._memory.views[batch]
+
+    def _grow(self, batch: int) -> None:
+        """Allocate arrays for a larger batch, which smaller ones share; captured graphs point into the old ones."""
+        memory = self._memory
+        self.stream.synchronize()
+        memory.capacity, memory.arrays, memory.views = 0, {}, {}  # the old go first: both might not fit
+        memory.arrays = {
+            tensor.name: self.cupy.empty(tensor.shape(batch), tensor.dtype)
+            for tensor in chained_tensors(self.network.tensors)
+        }
+        memory.capacity = batch
+        for ready in self._ready.values():
+            ready.graph = None
+            ready.bind(self._addresses())
+
+    def _addresses(self) -> dict[str, int]:
+        return {name: array.data.ptr for name, array in self._memory.arrays.items()}
 
     def _upload(self, images: Any, target: Any, batch: int) -> None:  # noqa: ANN401
         if not isinstance(images, np.ndarray):
@@ -148,11 +166,12 @@ class NativeSession:
         key = graph, batch, network.whole_graph
         if key not in self._ready:
             rtx = network.provider == "tensorrt-rtx"
+            self._buffers(batch)
             ready = create_context(
                 network.module,
                 network.engines[self.device][graph],
                 network.tensors[graph],
-                {name: array.data.ptr for name, array in self._buffers(batch).items()},
+                self._addresses(),
                 batch,
                 cache=network.runtime_cache_path(self.device) if rtx else None,
                 whole_graph=network.whole_graph,

@@ -1,6 +1,5 @@
 """Double of TensorRT and TensorRT-RTX. A "plan" is an ONNX file, which ONNX Runtime executes on the CPU."""
 
-import itertools
 import threading
 import weakref
 from pathlib import Path
@@ -255,8 +254,6 @@ class _Launch:
 
 
 def _make_context(machine, real, capturable):  # noqa: C901
-    count = itertools.count(1)
-
     @mirrors(real.IExecutionContext)
     class Context:
         def __init__(self, engine, given):
@@ -266,7 +263,7 @@ def _make_context(machine, real, capturable):  # noqa: C901
             self._strategy = given
             if hasattr(given, "_allocation"):
                 self._strategy, self._config, self._cache = given._allocation, weakref.ref(given), given._cache
-            self._busy, self._index = threading.Lock(), next(count)
+            self._busy = threading.Lock()
 
         def _check_alive(self):
             _alive(self._engine._runtime._log, "the logger")
@@ -296,7 +293,8 @@ def _make_context(machine, real, capturable):  # noqa: C901
         def update_device_memory_size_for_shapes(self):
             if len(self._shapes) < len(self._engine._inputs):
                 raise MisuseError("the scratch memory was asked for before the shapes of the inputs were set")
-            self._needed = 1000 * self._index * next(iter(self._shapes.values()))[0]
+            (name, shape), *_ = self._shapes.items()
+            self._needed = shape[0] * 1000 * len(name)  # graphs need different amounts
             return self._needed
 
         def set_device_memory(self, memory, size):

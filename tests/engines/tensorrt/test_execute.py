@@ -92,6 +92,21 @@ def test_a_replay_allocates_nothing_and_sees_the_new_images(load, images, expect
     assert not {"allocate", "execute", "begin"} & set(kinds)
 
 
+def test_batch_sizes_share_their_buffers(load, images):
+    network, machine = load()
+    for count in network.sizes_to_warm(4):
+        segment(network, images[:count])
+    machine.events.clear()
+    for count in (1, 2, 3, 4):
+        segment(network, images[:count])
+    assert {kind for kind, _ in machine.events} == {"replay", "wait"}
+    gc.collect()
+    outputs = [
+        block.size for block in machine.blocks.values() if block.size % (64 * 64 * 4) == 0 and block.size > 50000
+    ]
+    assert sorted(outputs) == [4 * 64 * 64 * 4]
+
+
 def test_passes_without_a_wait_between_them_do_not_mix(load, images, expected):
     """The page-locked images of one pass must not be overwritten by the next one before they are copied."""
     network, _ = load()
