@@ -37,9 +37,9 @@ class OrtGpuSession:
     def __init__(self, network: OrtGpuNetwork, device: int) -> None:
         self.network, self.device, self.cupy = network, device, network.cupy
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="diffseg-cuda") if network.capture else None
-        # Graphs are named by number. Those of an earlier session hold addresses of buffers that are gone.
-        self._first_graph = next(network.serial) * (1 + self._largest)
-        self._memory: dict[int, dict[str, Any]] = {}  # padded batch: tensor name: array
+        self._first_graph = 0
+        self._capacity = 0  # largest padded batch that the arrays hold
+        self._memory: dict[str, Any] = {}  # by tensor name
         self._bindings: dict[tuple[str, int], Any] = {}
         self._done: set[tuple[str, int]] = set()
         self._latent: Any = None  # what `encode` returned last
@@ -78,12 +78,22 @@ class OrtGpuSession:
 
     def _buffers(self, padded: int) -> dict[str, Any]:
         """Arrays of every tensor at a batch size. The latent is one array: an output here, an input there."""
-        if padded not in self._memory:
-            make = np.zeros if self.cupy is None else self.cupy.zeros  # rows beyond the batch are executed, too
-            tensors = [t for graph in self.network.tensors.values() for t in (*graph.inputs, *graph.outputs)]
-            shapes = {tensor.name: (tensor.shape(padded), tensor.dtype) for tensor in tensors}
-            self._memory[padded] = {name: make(shape, dtype) for name, (shape, dtype) in shapes.items()}
-        return self._memory[padded]
+        if padded > self._capacity:
+            self._grow(padded)
+        return {name: array[:padded] for name, array in self._memory.items()}
+
+    def _grow(self, padded: int) -> None:
+        """Allocate arrays for a larger batch, which smaller ones share."""
+        self._capacity, self._memory, self._latent = 0, {}, None  # the old go first: both might not fit
+        self._bindings.clear()
+        self._done.clear()
+        # Graphs are named by number. Earlier ones, of any session, hold addresses of arrays that are gone.
+        self._first_graph = next(self.network.serial) * (1 + self._largest)
+        make = np.zeros if self.cupy is None else self.cupy.zeros  # rows beyond the batch are executed, too
+        tensors = [t for graph in self.network.tensors.values() for t in (*graph.inputs, *graph.outputs)]
+        shapes = {tensor.name: (tensor.shape(padded), tensor.dtype) for tensor in tensors}
+        self._memory = {name: make(shape, dtype) for name, (shape, dtype) in shapes.items()}
+        self._capacity = padded
 
     def _run(self, graph: str, value: Any) -> list[Any]:  # noqa: ANN401
         tensors, batch = self.network.tensors[graph], len(value)

@@ -77,7 +77,7 @@ class OrtGpuNetwork:
         self.capture = capture and provider == "cuda" and self.cupy is not None
         self.placement: dict[str, dict[str, int]] = {}
         """Nodes by graph and ONNX Runtime's provider, as it reports them; empty before ONNX Runtime 1.25."""
-        self.serial = itertools.count()  # of the sessions: each names its captured graphs differently
+        self.serial = itertools.count()  # of sets of buffers: each names its captured graphs differently
         self.sessions = {
             device: {name: self._open(bundle, name, device) for name in (ENCODER, UNET)} for device in devices
         }
@@ -92,8 +92,11 @@ class OrtGpuNetwork:
             yield session
 
     def sizes_to_warm(self, batch: int) -> list[int]:
-        """Batch sizes, up to a largest one, whose first pass takes longer: the padded ones, which others become."""
-        return sorted({*(1 << i for i in range(batch.bit_length())), batch})
+        """Batch sizes, up to a largest one, whose first pass takes longer: the padded ones, which others become.
+
+        The largest is first, so that the buffers need not grow.
+        """
+        return sorted({*(1 << i for i in range(batch.bit_length())), batch}, reverse=True)
 
     def _open(self, bundle: Bundle, name: str, device: int) -> Any:  # noqa: ANN401 - untyped upstream
         ort, wanted, path = import_onnxruntime(), NAMES[self.provider], bundle.graph_path(name)

@@ -88,7 +88,7 @@ def test_few_batch_sizes_are_executed(load, images):
 
 def test_the_sizes_to_warm_are_those_that_are_executed(load, images):
     network, runtime = load()
-    assert [network.sizes_to_warm(batch) for batch in (1, 2, 3, 4)] == [[1], [1, 2], [1, 2, 3], [1, 2, 4]]
+    assert [network.sizes_to_warm(batch) for batch in (1, 2, 3, 4)] == [[1], [2, 1], [3, 2, 1], [4, 2, 1]]
     for count in network.sizes_to_warm(3):
         segment(network, images[:count])
     warmed = {shape for session in runtime.opened for shape in session.shapes}
@@ -122,6 +122,18 @@ def test_a_session_made_anew_replays_no_graph_of_the_old_one(load, images, expec
     with pytest.raises(RuntimeError, match="broken"), network.session():
         raise RuntimeError("broken")
     np.testing.assert_array_equal(segment(network, images[:1]), expected[:1])
+
+
+def test_batch_sizes_share_their_buffers(load, images, expected):
+    network, runtime = load()
+    for count in network.sizes_to_warm(4):
+        segment(network, images[:count])
+    sizes = [block.size for block in runtime.machine.blocks.values()]
+    assert sizes.count(4 * 64 * 64 * 4) == 1
+    assert max(s for s in sizes if s != 4 * 64 * 64 * 4) == 4 * 64 * 64 * 3
+    for count in SIZES:
+        np.testing.assert_array_equal(segment(network, images[:count]), expected[:count])
+    assert [block.size for block in runtime.machine.blocks.values()] == sizes
 
 
 def test_several_devices(load, images, expected):
@@ -264,7 +276,10 @@ def test_the_doubles_notice_buffers_that_are_not_kept(load, images, expected, mo
     kept = bound_session.OrtGpuSession._buffers
 
     def forget(self, padded):
-        self._memory.clear()
+        if self._capacity:
+            bindings = dict(self._bindings)
+            self._grow(self._capacity)
+            self._bindings |= bindings
         return kept(self, padded)
 
     monkeypatch.setattr(bound_session.OrtGpuSession, "_buffers", forget)
@@ -275,7 +290,7 @@ def test_the_doubles_notice_buffers_that_are_not_kept(load, images, expected, mo
 def test_the_doubles_notice_graphs_with_one_name_for_two_sessions(load, images, monkeypatch):
     network, _ = load()
     segment(network, images[:1])
-    network.serial = iter([0])
+    network.serial = iter([0, 0, 0])
     with pytest.raises(RuntimeError, match="broken"), network.session():
         raise RuntimeError("broken")
     monkeypatch.setattr(bound_session.logger, "warning", lambda *_: pytest.fail("noticed"))
