@@ -11,11 +11,13 @@ import pytest
 pytest.importorskip("onnxruntime", reason="needs the extra 'cpu'")
 pytest.importorskip("cupy", reason="needs CuPy, whose signatures the double takes")
 pytest.importorskip("onnx", reason="needs the extra 'export', for the toy bundle")
+from diffseg.cli.tables import comparison_tables
 from diffseg.engines.errors import DeviceMemoryError, ProviderError
 from diffseg.engines.packages import install_command
 from diffseg.engines.providers import bound_session, onnxruntime_gpu
 from diffseg.engines.providers.onnxruntime import OrtNetwork
 from diffseg.engines.providers.onnxruntime_gpu import OrtGpuNetwork, check_bf16, cuda_options
+from diffseg.measure.compare import Comparison
 from onnx import TensorProto, helper
 
 from tests.engines.doubles.cupy import make_cupy
@@ -200,6 +202,13 @@ def test_where_nodes_are_executed_is_read(load, caplog):
     assert network.placement["vae_encoder"] == {"CPUExecutionProvider": 2, "CUDAExecutionProvider": 2}
     assert network.placement["unet"]["CUDAExecutionProvider"] >= 3
     assert "vae_encoder.onnx: 2 nodes on CPUExecutionProvider, 2 nodes on CUDAExecutionProvider" in caplog.text
+
+
+def test_verify_says_where_nodes_are_executed():
+    comparison = Comparison("cuda", "fp16", (), {}, {"unet": {"CPUExecutionProvider": 9, "CUDAExecutionProvider": 812}})
+    assert list(comparison_tables(comparison))[-1] == (
+        "unet: 9 nodes on CPUExecutionProvider, 812 nodes on CUDAExecutionProvider"
+    )
 
 
 def test_computation_on_the_cpu_is_refused(load):
