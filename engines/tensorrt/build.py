@@ -172,8 +172,7 @@ def _interruptible(work: Callable[[], Any], cancel: Callable[[], None]) -> Any: 
 
 _GENERIC = re.compile(
     r"engine build failed|building engine failed|engine deserialization failed|could not find any implementation|"
-    r"need_?ed?_?shape|see (the )?(log|previous|above)|failed to (parse|create|build|deserialize)|creation failed|"
-    r"skipping tactic|internal error \(\s*\)",
+    r"see (the )?(log|previous|above)|failed to (parse|create|build|deserialize)|creation failed|skipping tactic",
     re.IGNORECASE,
 )
 _SPECIFIC = re.compile(

@@ -81,8 +81,9 @@ class NativeNetwork:
         return list(range(batch, 0, -1))
 
     def _session(self, device: int) -> NativeSession:
-        self.cupy.cuda.Device(device).use()
-        return NativeSession(self, device)
+        with device_errors(self.cupy, "a session"):
+            self.cupy.cuda.Device(device).use()
+            return NativeSession(self, device)
 
     def _load(self, bundle: Bundle, graph: str) -> Any:  # noqa: ANN401 - untyped upstream
         data, path = self.plan.read(graph), self.plan.path(graph)
