@@ -53,6 +53,7 @@ class Segmenter:
         provider: str = "auto",
         batch: int = 1,
         threads: int | None = None,
+        devices: Sequence[int] | None = None,
     ) -> Segmenter:
         """Load a bundle.
 
@@ -62,13 +63,15 @@ class Segmenter:
                 `provider` property holds the one selected.
             batch: number of images per pass through the network, at most the bundle's maximum batch size.
             threads: number of CPU threads for the network; None uses all cores.
+            devices: indices of the NVIDIA GPUs, in CUDA's order; None uses the first. Each GPU works on one batch at a
+                time, so name several only where threads share this segmenter.
 
         Raises:
             BundleError: the bundle does not exist or is damaged.
             ProviderError: the provider cannot run on this machine.
         """
         bundle = open_bundle(model)
-        return cls(bundle, load_network(bundle, provider, threads=threads), batch=batch)
+        return cls(bundle, load_network(bundle, provider, threads=threads, devices=devices), batch=batch)
 
     @property
     def provider(self) -> str:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from diffseg.engines.errors import MissingPackageError, PlanError, ProviderError
 from diffseg.engines.machine import find_gpus
+from diffseg.engines.providers.devices import check_devices
 from diffseg.engines.providers.network import Network
 from diffseg.engines.providers.onnxruntime import OrtNetwork
 from diffseg.engines.tensorrt.build import import_engine
@@ -37,7 +39,9 @@ FASTEST_FIRST = (Provider.TENSORRT, Provider.TENSORRT_RTX, Provider.CUDA, Provid
 openvino, which needs twice the memory of cpu and was slower on the only CPU it was measured on (without bfloat16)."""
 
 
-def load_network(bundle: Bundle, provider: str = "auto", *, threads: int | None = None) -> Network:
+def load_network(
+    bundle: Bundle, provider: str = "auto", *, threads: int | None = None, devices: Sequence[int] | None = None
+) -> Network:
     """Load a bundle's graphs into a provider.
 
     Args:
@@ -45,6 +49,8 @@ def load_network(bundle: Bundle, provider: str = "auto", *, threads: int | None 
         provider: one of `Provider`; `auto` takes the fastest one that runs on this machine, and logs which one it took
             and why no faster one.
         threads: CPU threads of the providers cpu and openvino; None: the provider decides. Others ignore it.
+        devices: indices of the NVIDIA GPUs, in CUDA's order; None: the first. Each GPU executes one batch at a time,
+            so several serve threads that share the network.
 
     Raises:
         ProviderError: the provider is unknown or can't run on this machine; it never falls back to the CPU silently.
@@ -56,11 +62,11 @@ def load_network(bundle: Bundle, provider: str = "auto", *, threads: int | None 
     except ValueError:
         raise ProviderError(f"unknown provider {provider!r}; choose one of {', '.join(Provider)}") from None
     if wanted is not Provider.AUTO:
-        return _load(bundle, wanted, threads)
+        return _load(bundle, wanted, threads, devices)
     reasons: list[str] = []
     for candidate in FASTEST_FIRST:
         try:
-            network = _load(bundle, candidate, threads)
+            network = _load(bundle, candidate, threads, devices)
         except (ProviderError, PlanError, MissingPackageError) as error:
             reasons.append(f"{candidate.value}: {error}")
             continue
@@ -70,10 +76,12 @@ def load_network(bundle: Bundle, provider: str = "auto", *, threads: int | None 
     raise ProviderError(f"no provider can run bundle {bundle.manifest.name!r}; {reasons[-1]}")
 
 
-def _load(bundle: Bundle, provider: Provider, threads: int | None) -> Network:
-    if provider is Provider.CPU:
-        return OrtNetwork(bundle, threads=threads)
-    if provider is Provider.OPENVINO:
+def _load(bundle: Bundle, provider: Provider, threads: int | None, devices: Sequence[int] | None) -> Network:
+    if provider in (Provider.CPU, Provider.OPENVINO):
+        if devices is not None:
+            raise ProviderError(f"--device names NVIDIA GPUs, which provider {provider.value!r} does not use; omit it")
+        if provider is Provider.CPU:
+            return OrtNetwork(bundle, threads=threads)
         from diffseg.engines.providers.openvino import OpenVinoNetwork
 
         return OpenVinoNetwork(bundle, threads=threads)
@@ -82,12 +90,17 @@ def _load(bundle: Bundle, provider: Provider, threads: int | None) -> Network:
         raise ProviderError(
             f"provider {provider.value!r} needs an NVIDIA GPU ({gpus.reason}); use provider='cpu' or 'auto'"
         )
+    chosen = check_devices((0,) if devices is None else devices, len(gpus.gpus))
     if provider in (Provider.CUDA, Provider.ORT_TENSORRT):
         from diffseg.engines.providers.onnxruntime_gpu import OrtGpuNetwork
 
-        return OrtGpuNetwork(bundle, provider.value)
+        return OrtGpuNetwork(bundle, provider.value, devices=chosen)
     from diffseg.engines.tensorrt.execute import NativeNetwork
 
     engine: Engine = "tensorrt" if provider is Provider.TENSORRT else "tensorrt-rtx"
-    machine = Machine(str(import_engine(engine).__version__), gpus.first)
-    return NativeNetwork(bundle, find_plan(bundle, engine, machine))
+    version = str(import_engine(engine).__version__)
+    plans = [find_plan(bundle, engine, Machine(version, gpus.gpus[device])) for device in chosen]
+    if any(plan.folder != plans[0].folder for plan in plans):
+        names = ", ".join(f"{device} ({gpus.gpus[device].name})" for device in chosen)
+        raise PlanError(f"the GPUs {names} need different {engine} plans; choose GPUs of one kind with --device")
+    return NativeNetwork(bundle, plans[0], devices=chosen)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import logging
 import mmap
+import re
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -92,7 +93,7 @@ def build_graph(
     network = builder.create_network(1 << int(module.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = module.OnnxParser(network, log)
     if not parser.parse_from_file(str(path)):
-        raise PlanError(f"{spec.engine} {spec.version} cannot read {path}: {log.first_error()}")
+        raise PlanError(f"{spec.engine} {spec.version} cannot read {path}: {log.telling_error()}")
     inputs = [network.get_input(i).name for i in range(network.num_inputs)]
     outputs = [network.get_output(i).name for i in range(network.num_outputs)]
     declared = [t.name for t in (*graph.tensors.inputs, *graph.tensors.outputs)]
@@ -108,7 +109,7 @@ def build_graph(
     cache = _TimingCache(config, spec) if spec.engine == "tensorrt" else None
     plan = _interruptible(lambda: builder.build_serialized_network(network, config), monitor.cancel)
     if plan is None:
-        raise PlanError(f"{spec.engine} {spec.version} cannot build {name}: {log.first_error()}")
+        raise PlanError(f"{spec.engine} {spec.version} cannot build {name}: {log.telling_error()}")
     if cache is not None:
         cache.keep()
     return memoryview(plan)
@@ -118,6 +119,11 @@ def _configure(module: Any, config: Any, spec: PlanSpec) -> None:  # noqa: ANN40
     options = spec.options
     config.builder_optimization_level = options.optimization_level
     config.profiling_verbosity = module.ProfilingVerbosity.DETAILED  # so that the inspector tells formats
+    if spec.precision == "fp32":
+        config.clear_flag(module.BuilderFlag.TF32)  # it is set by default, and rounds operands to 10 bits
+    if spec.engine == "tensorrt-rtx":
+        # Otherwise the engine may allocate memory at run time, which no captured stream can do.
+        config.set_flag(module.BuilderFlag.REQUIRE_USER_ALLOCATION)
     if options.version_compatible:
         config.set_flag(module.BuilderFlag.VERSION_COMPATIBLE)
     if options.strip_weights:
@@ -164,6 +170,30 @@ def _interruptible(work: Callable[[], Any], cancel: Callable[[], None]) -> Any: 
     return results[0] if results else None
 
 
+_GENERIC = re.compile(
+    r"engine build failed|building engine failed|engine deserialization failed|could not find any implementation|"
+    r"see (the )?(log|previous|above)|failed to (parse|create|build|deserialize)|creation failed|skipping tactic",
+    re.IGNORECASE,
+)
+_SPECIFIC = re.compile(
+    r"out ?of ?memory|insufficient memory|not supported|unsupported|no kernel image|compute capability|"
+    r"version|insufficient driver|host code|assertion|no importer|cannot open|must be",
+    re.IGNORECASE,
+)
+
+
+def telling_error(errors: list[str]) -> str:
+    """The error that names a cause: TensorRT reports tactics that it skips before it, and its consequences after it."""
+    if not errors:
+        return "it gave no reason"
+    ranked = [(bool(_SPECIFIC.search(text)) - bool(_GENERIC.search(text)), text) for text in errors]
+    best = max(rank for rank, _ in ranked)
+    # Of equals, the last one: earlier errors may be of attempts that were given up.
+    text = next(text for rank, text in reversed(ranked) if rank == best)[:400]
+    more = len(errors) - 1
+    return f"{text} (and {more} more error{'s' if more > 1 else ''})" if more else text
+
+
 def make_logger(module: Any) -> Any:  # noqa: ANN401 - a class of the module's own
     """Return a logger for builders, parsers and runtimes that remembers what went wrong."""
 
@@ -179,10 +209,20 @@ def make_logger(module: Any) -> Any:  # noqa: ANN401 - a class of the module's o
                 self.errors.append(" ".join(message.split()))
             logger.debug("%s", message)
 
-        def first_error(self) -> str:
-            return self.errors[0][:400] if self.errors else "it gave no reason"
+        def telling_error(self) -> str:
+            return telling_error(self.errors)
 
     return Log()
+
+
+def make_runtime(module: Any, log: Any, spec: PlanSpec) -> Any:  # noqa: ANN401 - untyped upstream
+    """Return a runtime that may load a plan. It does not keep the logger alive."""
+    runtime = module.Runtime(log)
+    if spec.options.version_compatible:
+        # Such a plan brings code, the runtime of its version, which TensorRT executes only when it is allowed to. The
+        # plan comes from our own build, and its hash is in the record.
+        runtime.engine_host_code_allowed = True
+    return runtime
 
 
 def _monitor(module: Any, graph: str, report: Report) -> Any:  # noqa: ANN401 - a class of the module's own
@@ -216,9 +256,10 @@ def read_layers(module: Any, spec: PlanSpec, path: Path) -> EngineLayers | None:
     if spec.engine == "tensorrt-rtx":
         with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
             return read_program(data)
-    log = make_logger(module)  # the runtime does not keep it alive
-    engine = module.Runtime(log).deserialize_cuda_engine(path.read_bytes())
+    log = make_logger(module)
+    runtime = make_runtime(module, log, spec)
+    engine = runtime.deserialize_cuda_engine(path.read_bytes())
     if engine is None:
-        raise PlanError(f"tensorrt {spec.version} cannot load what it built: {log.first_error()}")
+        raise PlanError(f"tensorrt {spec.version} cannot load what it built: {log.telling_error()}")
     text = engine.create_engine_inspector().get_engine_information(module.LayerInformationFormat.JSON)
     return read_inspector(text, engine.device_memory_size_v2)

@@ -14,10 +14,10 @@ from diffseg.engines.bundle.bundle import PLANS, Bundle
 from diffseg.engines.errors import PlanError
 from diffseg.engines.files import cache_folder
 from diffseg.engines.machine import Gpu
-from diffseg.engines.tensorrt.plan import Engine, Plan, PlanSpec
+from diffseg.engines.tensorrt.plan import PORTABLE, Engine, Plan, PlanSpec
 
-PORTABLE_FROM = (8, 0)
-"""Lowest compute capability that a TensorRT-RTX plan runs on if it was built for no particular one."""
+AMPERE = (8, 0)
+"""Lowest compute capability of a TensorRT plan for Ampere and newer."""
 SHOWN = 3
 
 
@@ -147,11 +147,11 @@ def _gpu_mismatch(spec: PlanSpec, gpu: Gpu) -> str | None:
     target, compatibility = spec.target, spec.options.hardware_compatibility
     found = f"found {gpu.name} ({gpu.compute_capability})"
     capability = _numbers(gpu.compute_capability)
-    if not target.compute_capabilities or compatibility == "ampere-plus":
-        fits, wanted = capability >= PORTABLE_FROM, "compute capability 8.0 and newer"
+    if compatibility == "ampere-plus":
+        fits, wanted = capability >= AMPERE, "compute capability 8.0 and newer"
     else:
-        fits = gpu.compute_capability in target.compute_capabilities
-        wanted = f"compute capability {', '.join(target.compute_capabilities)}"
+        listed = target.compute_capabilities or PORTABLE
+        fits, wanted = gpu.compute_capability in listed, f"compute capability {', '.join(listed)}"
     if not fits:
         return f"was built for {wanted}, {found}"
     if target.gpu not in (None, gpu.name) and compatibility == "none":

@@ -27,6 +27,9 @@ HardwareCompatibility = Literal["none", "ampere-plus", "same-compute-capability"
 
 SCHEMA = 1
 RECORD = "plan.json"
+PORTABLE = ("8.0", "8.6", "8.9", "12.0")
+"""Compute capabilities that run a TensorRT-RTX plan built for none in particular, by its documentation ("CPU-Only AOT",
+support matrix). Others need a plan built for them by name, or have no builder at all: 9.0 and 10.0 (H100, B200)."""
 
 
 class BuildOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -54,7 +57,7 @@ class BuildOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Target(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The machine that a plan was built for."""
 
-    compute_capabilities: tuple[str, ...]  # none: 8.0 and newer (TensorRT-RTX)
+    compute_capabilities: tuple[str, ...]  # none: those of PORTABLE (TensorRT-RTX)
     gpu: str | None  # None: for any GPU of these compute capabilities
     driver: str | None  # CUDA version of the driver that was there
     system: str  # linux, windows
@@ -97,7 +100,7 @@ class PlanSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def purpose(self) -> str:
         """What the plan is for, in words."""
         target, batches = self.target, [p["max"][0] for profile in self.profiles.values() for p in profile.values()]
-        capabilities = ", ".join(target.compute_capabilities) or "8.0 and newer"
+        capabilities = ", ".join(target.compute_capabilities or PORTABLE)
         words = [
             f"{self.engine} {self.version}",
             f"{target.gpu} ({capabilities})" if target.gpu else f"compute capability {capabilities}",

@@ -78,6 +78,11 @@ class EngineLayers(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                     found[name] += count - meant[name]
         return dict(found)
 
+    def wrong_throughout(self, precision: str) -> bool:
+        """Whether no layer at all computes in the precision of the bundle, among those whose format is told."""
+        told = {name for formats in self.counts.values() for name in formats} - {"unknown"}
+        return bool(told) and PRECISIONS[precision] not in told
+
     @property
     def count(self) -> int:
         """The number of convolutions and matrix products."""

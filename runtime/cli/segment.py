@@ -44,6 +44,9 @@ def segment(
         str,
         typer.Option("--format", help=f"What to write for each image, separated by commas: {', '.join(FORMATS)}."),
     ] = ",".join(DEFAULT_FORMATS),
+    device: Annotated[
+        int | None, typer.Option(min=0, help="Index of the NVIDIA GPU, in CUDA's order; default: the first.")
+    ] = None,
 ) -> None:
     """Segment images. For each one, write NAME.labels.png, NAME.overlay.png and NAME.json, or what --format names."""
     from diffseg.segmenter import Segmenter
@@ -61,7 +64,13 @@ def segment(
     if problem is not None:  # check before the work, which can take minutes
         fail(f"cannot write to {output}: {problem}; choose another folder with -o")
     try:
-        segmenter = Segmenter.load(model, provider=provider, batch=batch, threads=threads)
+        segmenter = Segmenter.load(
+            model,
+            provider=provider,
+            batch=batch,
+            threads=threads,
+            devices=None if device is None else (device,),
+        )
     except DiffsegError:
         raise
     except ValueError as error:

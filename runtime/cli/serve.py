@@ -23,6 +23,9 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes any free one.")] = 8000,
     batch: Annotated[int | None, typer.Option(min=1, help="Largest batch; the bundle's if not set.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; all cores if not set.")] = None,
+    device: Annotated[
+        int | None, typer.Option(min=0, help="Index of the NVIDIA GPU, in CUDA's order; the first if not set.")
+    ] = None,
     queue: Annotated[int, typer.Option(min=1, help="Images that may wait; further requests get status 503.")] = 64,
     deadline: Annotated[float, typer.Option(min=0.1, help="Seconds after which a request is given up.")] = 30,
     max_body: Annotated[float, typer.Option(min=0.001, help="Largest request body, in megabytes.")] = 32,
@@ -69,7 +72,13 @@ def serve(
         fail(str(error), WRONG_USAGE)
     size = batch or open_bundle(model).manifest.max_batch
     try:
-        segmenter = Segmenter.load(model, provider=provider, batch=size, threads=threads)
+        segmenter = Segmenter.load(
+            model,
+            provider=provider,
+            batch=size,
+            threads=threads,
+            devices=None if device is None else (device,),
+        )
     except DiffsegError:
         raise
     except ValueError as error:

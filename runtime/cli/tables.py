@@ -82,6 +82,8 @@ def comparison_tables(comparison: Comparison) -> Iterator[Table | str]:
     yield table
     for name, iou in comparison.mask_iou.items():
         yield f"masks of {name}: mean IoU {iou:.4f}"
+    for graph, nodes in comparison.placement.items():
+        yield f"{graph}: {', '.join(f'{count} nodes on {name}' for name, count in nodes.items())}"
 
 
 def formats(layers: Mapping[str, Mapping[str, int]]) -> str:

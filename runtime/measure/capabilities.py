@@ -145,7 +145,9 @@ def _provider(provider: Provider, packages: dict[str, State], gpus: Gpus) -> Sta
     if provider in (Provider.CUDA, Provider.ORT_TENSORRT):
         if packages["onnxruntime-gpu"].state == "missing":
             return State("no", "needs onnxruntime-gpu: extra 'gpu'")
-        return State("yes", "" if _has_cupy() else NO_CUPY)
+        version = engine_version("tensorrt") or "none" if provider is Provider.ORT_TENSORRT else "10."
+        other = "" if version.startswith("10.") else f"needs TensorRT 10: extra 'ort-tensorrt'; found {version}"
+        return State("yes", other or ("" if _has_cupy() else NO_CUPY))
     engine: Engine = "tensorrt" if provider is Provider.TENSORRT else "tensorrt-rtx"
     if engine_version(engine) is None:
         return State("no", f"needs {engine}: extra '{EXTRAS[engine]}'")

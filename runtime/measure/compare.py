@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -59,6 +59,7 @@ class Comparison:
     precision: str
     outputs: tuple[Agreement, ...]
     mask_iou: dict[str, float]  # by image: mean IoU of the CPU's masks with those that fit them best (Hungarian)
+    placement: dict[str, dict[str, int]] = field(default_factory=dict)  # graph: ONNX Runtime's provider: nodes, if told
 
     @property
     def first_difference(self) -> str | None:
@@ -104,7 +105,8 @@ def compare_providers(bundle: Bundle, provider: str, images: Sequence[Path]) -> 
     segmenters = Segmenter(bundle, expected), Segmenter(bundle, found)
     for path, picture in zip(images, pictures, strict=True):
         ious[path.name] = mask_iou(*(segmenter(picture).labels for segmenter in segmenters))
-    return Comparison(provider, bundle.manifest.precision, tuple(_worst(rows[name]) for name in names), ious)
+    worst = tuple(_worst(rows[name]) for name in names)
+    return Comparison(provider, bundle.manifest.precision, worst, ious, getattr(found, "placement", {}))
 
 
 def _outputs(expected: Network, found: Network, image: NDArray[np.uint8]) -> Iterator[list[NDArray[np.float32]]]:

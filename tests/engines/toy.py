@@ -12,8 +12,8 @@ from onnx import TensorProto, helper, numpy_helper
 SIZE = (64, 64)
 
 
-def make_toy(folder: Path, precision: str = "fp32", dtype: str = "float32") -> Bundle:
-    """Write the bundle; its graphs compute in `dtype`, whatever the manifest says."""
+def make_toy(folder: Path, precision: str = "fp32", dtype: str = "float32", scale: float = 1.0) -> Bundle:
+    """Write the bundle; its graphs compute in `dtype`, whatever the manifest says. `scale` multiplies the weights."""
     folder.mkdir(parents=True)
     attention = (specs.AttentionOutput("attention_8", (8, 8), 1, 1),)
     encoder, unet = specs.encoder_tensors(SIZE, 4, 4), specs.unet_tensors(SIZE, 4, attention, 4)
@@ -27,7 +27,7 @@ def make_toy(folder: Path, precision: str = "fp32", dtype: str = "float32") -> B
             helper.make_node("Conv", ["pixels", "kernel"], ["found"], strides=[8, 8]),
             helper.make_node("Cast", ["found"], ["latent"], to=TensorProto.FLOAT),
         ],
-        {"kernel": rng.standard_normal((4, 3, 8, 8)).astype(dtype)},
+        {"kernel": (rng.standard_normal((4, 3, 8, 8)) * scale).astype(dtype)},
     )
     write(
         folder / "unet.onnx",
@@ -42,7 +42,7 @@ def make_toy(folder: Path, precision: str = "fp32", dtype: str = "float32") -> B
             helper.make_node("Softmax", ["logits"], ["attention_8"], axis=-1),
         ],
         {
-            "kernel": rng.standard_normal((32, 4, 1, 1)).astype(dtype),
+            "kernel": (rng.standard_normal((32, 4, 1, 1)) * scale).astype(dtype),
             "shape": np.array([0, 32, 64]),
         },
     )

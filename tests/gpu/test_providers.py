@@ -8,6 +8,7 @@ from diffseg import Segmenter
 from diffseg.arrays import to_host
 from diffseg.engines import example_images, open_bundle
 from diffseg.engines.bundle import bundle
+from diffseg.engines.providers.onnxruntime_gpu import OrtGpuNetwork
 from diffseg.engines.tensorrt.build import engine_version
 from diffseg.engines.tensorrt.execute import NativeNetwork
 from diffseg.engines.tensorrt.lookup import Machine, find_plan
@@ -67,6 +68,29 @@ def test_the_attention_stays_on_the_gpu(tiny, provider):
     segmenter(example_images()[1])
     np.testing.assert_array_equal(to_host(kept.attention.values), before)
     np.testing.assert_array_equal(kept.resegment().labels, kept.labels)
+
+
+def test_onnxruntime_executes_the_network_on_the_gpu(tiny):
+    """Node placement as ONNX Runtime reports it, and CUDA graphs against single launches."""
+    ort = pytest.importorskip("onnxruntime")
+    if "CUDAExecutionProvider" not in ort.get_available_providers():
+        pytest.skip("onnxruntime-gpu is not installed")
+    images = np.random.default_rng(0).integers(0, 256, (3, 512, 512, 3), np.uint8)
+    outputs = {}
+    for capture in (False, True):
+        network = OrtGpuNetwork(tiny, "cuda", capture=capture)
+        for graph in ("vae_encoder", "unet"):
+            assert network.placement[graph]["CUDAExecutionProvider"] > network.placement[graph].get(
+                "CPUExecutionProvider", 0
+            )
+        for count in (1, 3, 1):  # 3 is padded to 4; the last pass replays
+            with network.session() as session:
+                outputs[capture] = [to_host(a).copy() for a in session.attend(session.encode(images[:count]))]
+                session.wait()
+        if pytest.importorskip("cupy"):
+            assert network.capture == capture  # capturing did not fail
+    for alone, replayed in zip(outputs[False], outputs[True], strict=True):
+        np.testing.assert_allclose(replayed, alone, atol=1e-3)
 
 
 @pytest.mark.parametrize("engine", NATIVE)

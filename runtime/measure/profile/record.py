@@ -83,6 +83,7 @@ class Environment(msgspec.Struct, frozen=True):
     packages: dict[str, str]  # versions of those that are installed
     bundle: ProfiledBundle
     provider: str
+    placement: dict[str, dict[str, int]] = {}  # nodes by graph and ONNX Runtime's provider, if it tells
 
 
 class ProfiledImage(msgspec.Struct, frozen=True):

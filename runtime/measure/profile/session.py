@@ -89,7 +89,9 @@ def take_profile(
     record = ProfileRecord(
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         settings=settings,
-        environment=structs.replace(environment, provider=segmenter.provider),
+        environment=structs.replace(
+            environment, provider=segmenter.provider, placement=getattr(segmenter.network, "placement", {})
+        ),
         images=facts,
         fresh_processes=starts,
         load_seconds=load_seconds,

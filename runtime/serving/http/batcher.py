@@ -193,7 +193,7 @@ class Batcher:
 
     def _work(self) -> None:
         try:
-            self._probe()
+            self._warm_up()
             self._health = Health.READY
             while self._step():
                 pass
@@ -208,10 +208,16 @@ class Batcher:
             for job in rest:
                 job.fail(unavailable("the worker ended before this image's turn"))
 
-    def _probe(self) -> None:
-        """Segment a grey image, to warm up the network or to check whether the device still works after a failure."""
+    def _warm_up(self) -> None:
+        """Segment grey images in batches of every size whose first pass takes longer; without such, a single image."""
+        sizes = getattr(self.segmenter.network, "sizes_to_warm", lambda _: [1])
+        for size in sizes(self.segmenter.batch):
+            self._probe(size)
+
+    def _probe(self, count: int = 1) -> None:
+        """Segment a batch of grey images, to see whether the device works."""
         size = self.segmenter.bundle.manifest.image_size
-        self.segmenter(np.full((*size, 3), 127, np.uint8))
+        self.segmenter([np.full((*size, 3), 127, np.uint8)] * count)
 
     def _step(self) -> bool:
         group = self._take()  # a separate function, so that no local variable keeps results alive during the next wait

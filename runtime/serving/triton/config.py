@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from diffseg.engines.bundle.manifest import ENCODER, UNET
 from diffseg.engines.bundle.specs import triton_shape
-from diffseg.engines.tensorrt.execute import chained_tensors
+from diffseg.engines.tensorrt.session import chained_tensors
 from diffseg.serving.protocol.tensors import INPUTS, MODEL, OUTPUTS
 from diffseg.serving.triton.pbtxt import Map, Message, Word
 from diffseg.serving.triton.platforms import Device, Platform

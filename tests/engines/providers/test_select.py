@@ -5,6 +5,8 @@ import re
 import sys
 
 import pytest
+from diffseg.cli.app import app
+from diffseg.engines import example_images
 from diffseg.engines.bundle.bundle import open_bundle
 from diffseg.engines.bundle.specs import batch_axis
 from diffseg.engines.errors import MissingPackageError, PlanError, ProviderError
@@ -14,8 +16,14 @@ from diffseg.engines.providers import select as providers
 from diffseg.engines.providers.cuda import import_cupy
 from diffseg.engines.providers.onnxruntime_gpu import OrtGpuNetwork
 from diffseg.engines.providers.select import Provider, load_network
-from diffseg.engines.tensorrt.execute import chained_tensors
+from diffseg.engines.tensorrt.build import engine_version
+from diffseg.engines.tensorrt.plan import Target
+from diffseg.engines.tensorrt.session import chained_tensors
+from diffseg.measure import capabilities
 from msgspec.structs import replace
+from typer.testing import CliRunner
+
+from tests.plans import plan_of
 
 L4 = Gpu("NVIDIA L4", "8.9", 24 << 30, 58, "13.0")
 ERRORS = {
@@ -30,7 +38,7 @@ def loaders(monkeypatch):
     """Providers that can't be loaded, by what they raise; the others give their name."""
     failing = dict(ERRORS)
 
-    def load(bundle, provider, threads):
+    def load(bundle, provider, threads, devices):
         if provider in failing:
             raise failing[provider]
         return provider
@@ -121,3 +129,52 @@ def test_the_latent_is_one_tensor_for_both_graphs():
     other = replace(graphs["unet"].inputs[0], axes=(batch_axis(9), *graphs["unet"].inputs[0].axes[1:]))
     with pytest.raises(PlanError, match="export the bundle again"):
         chained_tensors(graphs | {"unet": replace(graphs["unet"], inputs=(other,))})
+
+
+def test_devices_are_those_that_exist(a_gpu, monkeypatch):
+    tiny = open_bundle("tiny")
+    with pytest.raises(ProviderError, match="there is no GPU 1 here, only GPU 0: choose another --device"):
+        load_network(tiny, "cuda", devices=(1,))
+    with pytest.raises(ProviderError, match="names each GPU once, found 0, 0"):
+        load_network(tiny, "cuda", devices=(0, 0))
+    with pytest.raises(ProviderError, match="names NVIDIA GPUs, which provider 'cpu' does not use; omit it"):
+        load_network(tiny, "cpu", devices=(0,))
+    with pytest.raises(ProviderError, match="no provider can run bundle 'tiny'; cpu: --device names NVIDIA GPUs"):
+        load_network(tiny, "auto", devices=(0,))  # the CPU is not what was asked for
+
+
+def test_gpus_of_two_kinds_need_two_plans(monkeypatch, fake_bundle):
+    pytest.importorskip("tensorrt_rtx", reason="needs the extra 'rtx-build'")
+    version = engine_version("tensorrt-rtx")
+    a10 = replace(L4, name="NVIDIA A10", compute_capability="8.6")
+    for gpu in (L4, a10):
+        target = Target((gpu.compute_capability,), None, None, "linux", "x86_64")
+        plan_of(fake_bundle, engine="tensorrt-rtx", version=version, target=target)
+    monkeypatch.setattr(providers, "find_gpus", lambda: Gpus((L4, a10)))
+    with pytest.raises(PlanError, match=r"the GPUs 0 .NVIDIA L4., 1 .NVIDIA A10. need different tensorrt-rtx plans"):
+        load_network(fake_bundle, "tensorrt-rtx", devices=(0, 1))
+
+
+@pytest.mark.parametrize("command", ["segment", "serve"])
+def test_the_commands_name_a_device(monkeypatch, tmp_path, command):
+    """Where no GPU is, the CPU does not take its place."""
+    monkeypatch.setattr(providers, "find_gpus", lambda: Gpus((), "none in this test"))
+    words = [str(example_images()[0]), "-o", str(tmp_path)] if command == "segment" else []
+    result = CliRunner().invoke(app, [command, *words, "--device", "0"])
+    assert result.exit_code != 0
+    said = " ".join((result.output + str(result.exception or "")).split())
+    assert "--device names NVIDIA GPUs, which provider 'cpu' does not use; omit it" in said
+
+
+@pytest.mark.parametrize(
+    ("version", "note"), [("11.4.0.106", "needs TensorRT 10: extra 'ort-tensorrt'"), ("10.16.1", "")]
+)
+def test_info_says_which_tensorrt_onnxruntime_needs(monkeypatch, version, note):
+    monkeypatch.setattr(capabilities, "engine_version", lambda _: version)
+    monkeypatch.setattr(capabilities, "_has_cupy", lambda: True)
+    packages = {"onnxruntime-gpu": ("1.31.1", "")}
+    state, found = capabilities._provider(Provider.ORT_TENSORRT, packages, Gpus((L4,)))
+    assert state == "yes"
+    assert found.startswith(note)
+    assert (version in found) == bool(note)
+    assert capabilities._provider(Provider.CUDA, packages, Gpus((L4,))) == ("yes", "")

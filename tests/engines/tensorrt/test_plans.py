@@ -111,6 +111,7 @@ NATIVE = replace(HERE, version="11.3.0.5")
 A10 = replace(L4, name="NVIDIA A10", compute_capability="8.6")
 L40 = replace(L4, name="NVIDIA L40")
 T4 = replace(L4, name="Tesla T4", compute_capability="7.5")
+H100 = replace(L4, name="NVIDIA H100", compute_capability="9.0")
 FITS = {
     "listed capability": (lambda s: s, HERE),
     "another GPU of a listed capability": (lambda s: s, replace(HERE, gpu=A10)),
@@ -129,9 +130,21 @@ FITS = {
 }
 REFUSED = {
     "was built for compute capability 8.6, 8.9, found Tesla T4 (7.5)": (lambda s: s, replace(HERE, gpu=T4)),
-    "was built for compute capability 8.0 and newer, found Tesla T4 (7.5)": (
+    "was built for compute capability 8.0, 8.6, 8.9, 12.0, found Tesla T4 (7.5)": (
         for_capabilities,
         replace(HERE, gpu=T4),
+    ),
+    "was built for compute capability 8.0, 8.6, 8.9, 12.0, found NVIDIA H100 (9.0)": (
+        for_capabilities,
+        replace(HERE, gpu=H100),
+    ),
+    "was built for compute capability 8.0, 8.6, 8.9, 12.0, found NVIDIA B200 (10.0)": (
+        for_capabilities,
+        replace(HERE, gpu=replace(H100, name="NVIDIA B200", compute_capability="10.0")),
+    ),
+    "was built for compute capability 8.0 and newer, found Tesla T4 (7.5)": (
+        lambda s: native(s, hardware_compatibility="ampere-plus"),
+        replace(NATIVE, gpu=T4),
     ),
     "was built by tensorrt-rtx 1.7.1.116, found 1.8.0.2": (lambda s: s, replace(HERE, version="1.8.0.2")),
     "was built for linux x86_64, found linux aarch64": (lambda s: s, replace(HERE, machine="aarch64")),

@@ -99,3 +99,10 @@ def test_what_an_inspector_does_not_tell_is_not_held_against_the_engine():
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"Layers": ["conv1", "conv2"]}'])
 def test_an_inspector_without_details_claims_nothing(text):
     assert read_inspector(text) is None
+
+
+def test_an_engine_is_wrong_throughout_only_without_a_right_layer():
+    assert EngineLayers({"convolution": {"float32": 3}, "matmul": {"float32": 2}}).wrong_throughout("fp16")
+    assert EngineLayers({"convolution": {"float32": 3}, "matmul": {"unknown": 2}}).wrong_throughout("fp16")
+    assert not EngineLayers({"convolution": {"float32": 3}, "matmul": {"float16": 1}}).wrong_throughout("fp16")
+    assert not EngineLayers({"matmul": {"unknown": 2}}).wrong_throughout("fp16")

@@ -1,0 +1,30 @@
+"""Plans that the double of TensorRT reads: the graphs themselves."""
+
+import dataclasses
+import hashlib
+import json
+
+from diffseg.engines.bundle.manifest import File
+from diffseg.engines.tensorrt.plan import RECORD, BuildOptions, Plan, PlanRecord, PlanSpec, Target
+
+
+def put_plan(bundle, engine="tensorrt-rtx", prefix=b"", **options):
+    """Write a plan of a toy bundle, whose engines are its ONNX files."""
+    spec = PlanSpec(
+        engine=engine,
+        version="1.7.1.116",
+        target=Target(("8.9",), None, None, "linux", "x86_64"),
+        options=BuildOptions(**options),
+        precision=bundle.manifest.precision,
+        content={name: bundle.content_hash(name) for name in bundle.manifest.graphs},
+        profiles={name: graph.tensors.profile() for name, graph in bundle.manifest.graphs.items()},
+    )
+    folder = bundle.folder / "plans" / spec.key
+    folder.mkdir(parents=True)
+    files = {}
+    for graph in spec.content:
+        data = prefix + bundle.graph_path(graph).read_bytes()
+        (folder / f"{graph}.plan").write_bytes(data)
+        files[graph] = File(hashlib.sha256(data).hexdigest(), len(data))
+    (folder / RECORD).write_text(json.dumps(dataclasses.asdict(PlanRecord(spec, files))))
+    return Plan.open(folder)
