@@ -51,13 +51,20 @@ class DeviceArray(np.ndarray):
 
 
 def device_array(values):
-    """Copy to an address that a multiple of 256 bytes, as CuPy's allocator gives."""
+    """Copy to an address that is a multiple of 256 bytes, as CuPy's allocator gives."""
     values = np.asarray(values)
     memory = np.empty(values.nbytes + 256, np.uint8)
     start = -memory.ctypes.data % 256
     array = memory[start : start + values.nbytes].view(values.dtype).reshape(values.shape)
     array[...] = values
     return array.view(DeviceArray)
+
+
+class Refused(cupy.cuda.driver.CUDADriverError):
+    """The driver's error, whose own constructor asks the driver for a text."""
+
+    def __init__(self, text):
+        RuntimeError.__init__(self, text)
 
 
 class Kernel:
@@ -128,10 +135,10 @@ class Cupy:
         )
         assert {"id", "compute_capability"} <= {*dir(cupy.cuda.Device)}
 
-    def empty(self, shape, dtype=float, order="C"):
-        assert [*inspect.signature(cupy.empty).parameters] == ["shape", "dtype", "order"]
-        self.allocated.append(shape)
-        return device_array(np.full(shape, np.nan, dtype))
+    def empty(self, *args, **kwargs):
+        call = inspect.signature(cupy.empty).bind(*args, **kwargs).arguments
+        self.allocated.append(call["shape"])
+        return device_array(np.full(call["shape"], np.nan, call["dtype"]))
 
     def RawModule(self, *args, **kwargs):  # noqa: N802 - CuPy's name
         call = bind(cupy.RawModule.__doc__.splitlines()[0], *args, **kwargs)
@@ -145,7 +152,7 @@ class Cupy:
         def load(_):
             assert path.is_file()
             if path.suffix in self.refuses:
-                raise cupy.cuda.driver.CUDADriverError(209)
+                raise Refused("CUDA_ERROR_NO_BINARY_FOR_GPU")
             self.loaded.append(path)
 
         return SimpleNamespace(get_function=get_function)
