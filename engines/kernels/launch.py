@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from diffseg.engines.errors import ProviderError
-from diffseg.engines.kernels.compiled import CompiledKernel, find_kernels, read_files
+from diffseg.engines.kernels.record import CompiledKernel, find_kernels, read_files
 from diffseg.engines.kernels.variants import Kernel
 from diffseg.engines.providers.cuda import device_errors, import_cupy
 

@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from diffseg.engines.kernels import source, variants
-from diffseg.engines.kernels.compiled import FOLDER, source_hash
+from diffseg.engines.kernels.record import FOLDER, source_hash
 from diffseg.engines.kernels.variants import PARTS, PTX_VERSION, SHARED_MEMORY, Variant
 from triton import knobs
 from triton.backends.compiler import GPUTarget

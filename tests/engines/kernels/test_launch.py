@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from diffseg.engines.errors import ProviderError
 from diffseg.engines.kernels import launch
-from diffseg.engines.kernels.compiled import FOLDER, read_record
 from diffseg.engines.kernels.launch import averaged_attention
+from diffseg.engines.kernels.record import FOLDER, read_record
 from diffseg.engines.kernels.twin import averaged_attention as twin
 from diffseg.engines.kernels.variants import AMPERE, SHARED_MEMORY
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 from diffseg.engines.errors import ProviderError
-from diffseg.engines.kernels import compiled
-from diffseg.engines.kernels.compiled import FOLDER, find_kernels, read_files, read_record, source_hash
+from diffseg.engines.kernels import record
+from diffseg.engines.kernels.record import FOLDER, find_kernels, read_files, read_record, source_hash
 from diffseg.engines.kernels.variants import PTX_VERSION, SHARED_MEMORY, variants
 
 ROOT = Path(__file__).parents[3]
@@ -78,10 +78,10 @@ def test_a_gpu_gets_the_newest_kernels_that_it_can_read(capability, arch):
 def damage(folder, how):
     data = (FOLDER / "sm_90.tar.xz").read_bytes()
     if how == "altered":
-        record = json.loads((FOLDER / "record.json").read_text())
-        for entry in record["kernels"]:
+        listed = json.loads((FOLDER / "record.json").read_text())
+        for entry in listed["kernels"]:
             entry["ptx"]["sha256"] = "0" * 64
-        (folder / "record.json").write_text(json.dumps(record))
+        (folder / "record.json").write_text(json.dumps(listed))
     if how != "missing":
         (folder / "sm_90.tar.xz").write_bytes(data[: len(data) // 3] if how == "cut" else data)
 
@@ -90,7 +90,7 @@ def damage(folder, how):
 def test_damaged_archives_are_refused(tmp_path, monkeypatch, how):
     (tmp_path / "record.json").write_text((FOLDER / "record.json").read_text())
     damage(tmp_path, how)
-    monkeypatch.setattr(compiled, "FOLDER", tmp_path)
+    monkeypatch.setattr(record, "FOLDER", tmp_path)
     read_record.cache_clear()
     try:
         with pytest.raises(ProviderError, match="install diffseg again"):
