@@ -114,7 +114,8 @@ class Segmentation:
     def masks(self) -> NDArray[np.bool_]:
         """Return one mask per segment, in their order: (k, H, W) bool. They take k·H·W bytes."""
         order = np.array([segment.label for segment in self.segments], dtype=np.uint16)
-        return self.labels[None] == order[:, None, None]
+        masks: NDArray[np.bool_] = self.labels[None] == order[:, None, None]
+        return masks
 
     def polygons(self, tolerance: float = 1.0) -> tuple[Polygon, ...]:
         """Trace the outlines of the masks, with their holes; see `diffseg.formats.polygons`.

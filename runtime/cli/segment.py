@@ -86,7 +86,7 @@ def segment(
             continue
         start = time.perf_counter()
         try:
-            files = result.save(output, name, wanted, source=Path(source).name)
+            files = result.save(output, name, wanted, source=Path(str(source)).name)
         except OSError as error:
             failed += 1
             errors.print(f"error: {source}: cannot write to {output} ({error.strerror})", style="red")

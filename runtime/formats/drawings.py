@@ -19,7 +19,7 @@ def svg(polygons: Iterable[Polygon], size: tuple[int, int]) -> str:
     """
     height, width = size
     colours = palette()
-    paths = []
+    paths: list[str] = []
     for polygon in polygons:
         red, green, blue = colours[polygon.label % COLOURS].tolist()
         outline = "".join(_path(ring) for ring in (polygon.exterior, *polygon.holes))

@@ -7,6 +7,7 @@ from http import HTTPStatus
 from typing import Annotated, Any
 
 from diffseg.engines.bundle.manifest import MergeSettings, Refine
+from diffseg.formats.rle import Counts
 from diffseg.image import Fit
 from diffseg.segmentation import Segmentation
 from diffseg.serving.http.access import authorised
@@ -23,7 +24,6 @@ from diffseg.serving.http.responses import (
     shrunk,
 )
 from diffseg.serving.http.service import Service, settings_of
-from diffseg.serving.protocol.masks import Counts
 from diffseg.serving.protocol.settings import MOST_ROUNDS
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from PIL import Image

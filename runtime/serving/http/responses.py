@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from diffseg.arrays import resize_last, to_host
+from diffseg.formats.rle import Counts
 from diffseg.image import Placement, place_labels
 from diffseg.segmentation import Segmentation
 from diffseg.serving.http.errors import HTTPRequestError
 from diffseg.serving.protocol.errors import bad_request
-from diffseg.serving.protocol.masks import Counts, to_json
+from diffseg.serving.protocol.masks import to_json
 from PIL import Image
 
 if TYPE_CHECKING:
