@@ -47,8 +47,8 @@ class RecordError(ValueError):
     """A record can't be read. The caller adds to the message how to fix it."""
 
 
-def read_record(path: Path, kind: type[T], schema: int) -> T:
-    """Read a JSON file whose field `schema` equals `schema` as the structure `kind`.
+def read_record(path: Path, kind: type[T], schema: int | tuple[int, ...]) -> T:
+    """Read a JSON file whose field `schema` is `schema`, or one of several, as the structure `kind`.
 
     Raises:
         RecordError: the file is missing, not a regular file, larger than 1 MiB, not JSON or of another schema, or a
@@ -70,15 +70,17 @@ def read_record(path: Path, kind: type[T], schema: int) -> T:
     return parse_record(text, kind, schema, str(path))
 
 
-def parse_record(text: str, kind: type[T], schema: int, where: str) -> T:
+def parse_record(text: str, kind: type[T], schema: int | tuple[int, ...], where: str) -> T:
     """Decode JSON text as `read_record` does; `where` names the text in messages."""
     try:
         value = msgspec.json.decode(text)
     except (ValueError, RecursionError) as error:
         raise RecordError(f"{where} {_not_json(error, text)}") from None
     found = value.get("schema") if isinstance(value, dict) else None
-    if found != schema:
-        raise RecordError(f"{where} has schema {_show(found)}, this version of diffseg reads {schema}")
+    known = schema if isinstance(schema, tuple) else (schema,)
+    if type(found) is not int or found not in known:
+        names = " and ".join(map(str, known))
+        raise RecordError(f"{where} has schema {_show(found)}, this version of diffseg reads {names}")
     for keys, string in _strings(value):
         if any(unicodedata.category(character) in {"Cc", "Zl", "Zp"} for character in string):
             raise RecordError(f"{where}: {_name(keys)} contains a control character, found {_show(string)}")

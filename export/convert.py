@@ -9,12 +9,13 @@ from pathlib import Path
 
 import torch
 from diffseg.engines.bundle import specs
-from diffseg.engines.bundle.manifest import ENCODER, UNET, Manifest, Precision
+from diffseg.engines.bundle.manifest import ENCODER, QUERIES_KEYS, UNET, Manifest, Precision
 from diffseg.engines.packages import installed_version
 from diffseg.export import parity
 from diffseg.export.checkpoint import load_files
 from diffseg.export.graphs import AttentionUNet, Encoder
 from diffseg.export.locate import CheckpointFiles
+from diffseg.export.recorders import QueriesKeys
 from diffseg.export.settings import ExportSettings
 from diffseg.export.trace import trace
 from diffusers import UNet2DConditionModel
@@ -22,6 +23,7 @@ from msgspec.structs import replace
 from torch.utils.flop_counter import FlopCounterMode
 
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+NAMES: dict[Precision, specs.DType] = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 RECORDED = ("diffseg", "torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxruntime")
 
 
@@ -68,11 +70,15 @@ def convert(
 
     encoder_tensors = specs.encoder_tensors(size, channels, max_batch)
     unet_tensors = specs.unet_tensors(size, channels, outputs, max_batch)
+    form_tensors = specs.queries_keys_tensors(size, channels, outputs, unet.widths(), NAMES[precision], max_batch)
     progress(f"trace the VAE encoder in {precision}")
     traced_encoder = trace(encoder.to(dtype), encoder_tensors, folder / f"{ENCODER}.onnx")
     progress(f"trace the UNet in {precision}")
-    traced_unet = trace(unet.to(dtype), unet_tensors, folder / f"{UNET}.onnx")
-    del loaded, encoder, unet  # the only references; ONNX Runtime needs the memory
+    path = folder / f"{UNET}.onnx"
+    traced_unet = trace(unet.to(dtype), unet_tensors, path, external=True)
+    unet.recorder = QueriesKeys()
+    form = trace(unet, form_tensors, folder / f"{UNET}.{QUERIES_KEYS}.onnx", weights_of=path)
+    del loaded, encoder, unet  # the only references: ONNX Runtime needs the memory
 
     progress("compare the graphs with PyTorch")
     figures: dict[str, dict[str, float]] = {}
@@ -87,6 +93,9 @@ def convert(
         found = parity.execute(folder / unet_file, latent, precision, max_batch)
         for output, expected, actual in zip(outputs, attention, found, strict=True):
             figures[f"{output.name}{suffix}"] = parity.measure_attention(expected, actual)
+    found = parity.execute_form(folder / form.file, latent, precision)
+    for output, expected, actual in zip(outputs, attention, found, strict=True):
+        figures[f"{output.name}_{QUERIES_KEYS}"] = parity.measure_attention(expected, actual)
     parity.check(figures, precision, size)
 
     return Manifest(
@@ -102,6 +111,7 @@ def convert(
                 traced_unet,
                 parameters_dropped=unet_parameters - traced_unet.parameters,
                 flops_dropped=unet_flops - traced_unet.flops,
+                forms={QUERIES_KEYS: form},
             ),
         },
         attention=outputs,

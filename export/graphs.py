@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from diffseg.engines.bundle import specs
+from diffseg.export.recorders import Accumulator, Recorder, attend_by_head
 from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
@@ -33,7 +34,10 @@ class Encoder(nn.Module):
 
 
 class AttentionUNet(nn.Module):
-    """Graph 2: latent (B, C, h, w) → (B, n², n²) float32 self-attention a resolution, finest first.
+    """Graph 2: latent (B, C, h, w) → what `recorder` makes of the self-attention, per resolution, finest first.
+
+    By default that is an `Accumulator`: (B, n², n²) float32 averaged attention. Assign a `QueriesKeys` to get the other
+    form of the same network.
 
     The prompt and the timestep never change, so all that depends on them alone is computed here, once: the keys
     and values of the cross-attention, and what each residual block adds for the timestep. Tracing drops what the
@@ -47,13 +51,14 @@ class AttentionUNet(nn.Module):
         self.unet = unet
         self.prompt_shape = tuple(prompt.shape)
         latent = [n // specs.LATENT_FACTOR for n in size]
-        self.attention = Accumulator()
+        self._processors: list[SelfAttention] = []
         with torch.no_grad():
             embedding = self.unet.time_embedding(self.unet.time_proj(torch.tensor([timestep])))
             for name, module in self.unet.named_modules():
                 if isinstance(module, Attention):
                     if name.endswith("attn1"):
-                        module.set_processor(SelfAttention(self.attention))
+                        self._processors.append(SelfAttention())
+                        module.set_processor(self._processors[-1])
                     else:
                         module.set_processor(CrossAttention(module, prompt))
                         del module.to_k, module.to_v
@@ -61,6 +66,18 @@ class AttentionUNet(nn.Module):
                     activated = embedding if module.skip_time_act else module.nonlinearity(embedding)
                     module.time_emb_proj = Constant(module.time_emb_proj(activated))
         self.grids = self._grids(latent)
+        self.recorder = Accumulator()
+
+    @property
+    def recorder(self) -> Recorder:
+        """What computes the self-attention of every layer and keeps what the graph returns."""
+        return self._recorder
+
+    @recorder.setter
+    def recorder(self, recorder: Recorder) -> None:
+        self._recorder = recorder
+        for processor in self._processors:
+            processor.recorder = recorder
 
     def _grids(self, latent: list[int]) -> dict[int, tuple[int, int]]:
         """Grid of each possible number of queries."""
@@ -74,49 +91,20 @@ class AttentionUNet(nn.Module):
         prompt = torch.zeros(1, *self.prompt_shape[1:], dtype=dtype).expand(
             batch, -1, -1
         )  # a shape: its values are baked in
-        self.attention.clear()
+        self.recorder.clear()
         self.unet(latent.to(dtype), torch.zeros((), dtype=torch.long), encoder_hidden_states=prompt, return_dict=False)
-        return self.attention.means()
+        return self.recorder.results()
 
     def outputs(self) -> tuple[specs.AttentionOutput, ...]:
-        """Describe the outputs, after a forward pass has shown them."""
+        """Describe the averaged attention, after a forward pass has shown its layers."""
         return tuple(
             specs.AttentionOutput(specs.attention_name(self.grids[n]), self.grids[n], len(heads), heads[0])
-            for n, heads in self.attention.heads.items()
+            for n, heads in self.recorder.heads.items()
         )
 
-
-class Accumulator:
-    """Adds up the attention of a pass, map by map: one (B, N, N) tensor a resolution is all that lives."""
-
-    def __init__(self) -> None:
-        self.clear()
-
-    def clear(self) -> None:
-        """Forget everything: a pass begins."""
-        self._totals: dict[int, Tensor] = {}
-        self._heads: dict[int, list[int]] = {}
-
-    def add(self, probabilities: Tensor) -> None:
-        """Add the (B, N, N) attention of one head."""
-        n = probabilities.shape[-1]
-        self._totals[n] = self._totals[n] + probabilities if n in self._totals else probabilities
-
-    def end_layer(self, n: int, heads: int) -> None:
-        """Note that a layer of N = n places had so many heads."""
-        self._heads.setdefault(n, []).append(heads)
-
-    @property
-    def heads(self) -> dict[int, list[int]]:
-        """Number of heads of each layer, by number of places, the most first."""
-        return {n: self._heads[n] for n in sorted(self._heads, reverse=True)}
-
-    def means(self) -> tuple[Tensor, ...]:
-        """Mean over the heads, then over the layers, of each resolution, finest first.
-
-        All layers of a resolution have as many heads, so it is the mean of all maps.
-        """
-        return tuple(self._totals[n] / sum(heads) for n, heads in self.heads.items())
+    def widths(self) -> tuple[int, ...]:
+        """Width of the heads of each output, after a forward pass has shown its layers."""
+        return tuple(self.recorder.widths[n] for n in self.recorder.heads)
 
 
 class Constant(nn.Module):
@@ -134,14 +122,9 @@ class Constant(nn.Module):
 
 
 class SelfAttention:
-    """Attention processor: softmax in float32 whatever the precision; its maps go to an accumulator, if there is one.
+    """Attention processor: softmax in float32 whatever the precision; a recorder computes it, if there is one."""
 
-    One head after the other: a (heads, N, N) tensor would be 0.5 GB in Stable Diffusion at 512 px, and most of the time
-    of the whole layer would go into writing and reading it.
-    """
-
-    def __init__(self, accumulator: Accumulator | None = None) -> None:
-        self.accumulator = accumulator
+    recorder: Recorder | None = None
 
     def __call__(
         self, attn: Attention, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None,
@@ -158,17 +141,11 @@ class SelfAttention:
         # Scaled before the product: in float16 the scores of SD 2.x would overflow after it.
         query = split_heads(attn.to_q(hidden_states), attn.heads) * attn.scale
         key = split_heads(attn.to_k(hidden_states), attn.heads)
-        if attn.upcast_attention:
-            query, key = query.float(), key.float()
-        results = []
-        for q, k, v in zip(query.unbind(1), key.unbind(1), value.unbind(1), strict=True):  # (B, N, d)
-            probabilities = (q @ k.transpose(-1, -2)).float().softmax(-1)  # (B, N, N)
-            if self.accumulator is not None:
-                self.accumulator.add(probabilities)
-            results.append(probabilities.to(v.dtype) @ v)
-        if self.accumulator is not None:
-            self.accumulator.end_layer(hidden_states.shape[1], attn.heads)
-        hidden_states = project_out(attn, torch.stack(results, 1))
+        if self.recorder is not None:
+            attended = self.recorder.attend(query, key, value, upcast=attn.upcast_attention)
+        else:
+            attended = torch.stack([r for r, _ in attend_by_head(query, key, value, upcast=attn.upcast_attention)], 1)
+        hidden_states = project_out(attn, attended)
         if len(image_shape) == 4:  # noqa: PLR2004
             hidden_states = hidden_states.transpose(1, 2).reshape(image_shape)
         if attn.residual_connection:

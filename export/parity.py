@@ -13,6 +13,7 @@ from diffseg.engines import agreement
 from diffseg.engines.bundle.manifest import CPU_SUFFIX
 from diffseg.engines.errors import ParityError
 from diffseg.engines.examples import example_images
+from diffseg.engines.kernels.twin import averaged_attention
 from diffseg.engines.providers.onnxruntime import load_session
 from PIL import Image
 
@@ -75,6 +76,15 @@ def execute(path: Path, value: NDArray[Any], precision: Precision, max_batch: in
             for result, output in zip(results, session.run(None, {name: value[i : i + batch]}), strict=True):
                 result[i : i + batch] = output
         return results
+
+
+def execute_form(path: Path, latent: NDArray[Any], precision: Precision) -> list[NDArray[np.float32]]:
+    """Averaged attention of the UNet's form `queries_keys`: its ONNX file on the CPU, and the kernel's NumPy twin.
+
+    One image at a time, because all heads of a layer live at once.
+    """
+    outputs = execute(path, latent, precision, 1)
+    return [averaged_attention(queries, keys) for queries, keys in zip(outputs[::2], outputs[1::2], strict=True)]
 
 
 def measure_latent(expected: NDArray[np.float32], found: NDArray[np.float32]) -> dict[str, float]:

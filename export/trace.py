@@ -11,8 +11,10 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import onnx_ir as ir
 import torch
 from diffseg.engines.bundle.manifest import CPU_SUFFIX, Graph
+from diffseg.export.share import share_weights
 from diffseg.export.widen import widen
 
 if TYPE_CHECKING:
@@ -24,7 +26,14 @@ INLINE_BYTES = 64 << 20
 """Float32 weights up to this size stay inside the .onnx file; protobuf ends at 2 GiB."""
 
 
-def trace(module: torch.nn.Module, tensors: GraphTensors, path: Path) -> Graph:
+def trace(
+    module: torch.nn.Module,
+    tensors: GraphTensors,
+    path: Path,
+    *,
+    external: bool = False,
+    weights_of: Path | None = None,
+) -> Graph:
     """Export `module` with the declared names and axes.
 
     Tracing runs on shapes alone, so its time does not depend on the precision.
@@ -33,6 +42,8 @@ def trace(module: torch.nn.Module, tensors: GraphTensors, path: Path) -> Graph:
         module: takes one tensor, returns one or a tuple.
         tensors: declaration of its input and outputs.
         path: the .onnx file to write; large weights go to a `.data` file beside it.
+        external: put the weights there even if they are small, so that another graph can share them.
+        weights_of: a graph in the same folder whose external weights this one uses where they are equal.
 
     Returns:
         The graph as the manifest records it, without what tracing dropped: that takes a comparison with the module.
@@ -60,20 +71,27 @@ def trace(module: torch.nn.Module, tensors: GraphTensors, path: Path) -> Graph:
     _strip(model)
     weights = [value.const_value for value in model.graph.initializers.values() if value.const_value is not None]
     narrow = any(weight.dtype.itemsize < FLOAT_BYTES for weight in weights if weight.dtype.is_floating_point())
-    external = narrow or sum(weight.nbytes for weight in weights) > INLINE_BYTES  # two graphs share narrow weights
-    program.save(str(path), external_data=external)
-    if narrow:
-        widen(path, path.with_suffix(CPU_SUFFIX))
+    external_data: tuple[str, ...] = ()
+    if weights_of is not None:
+        external_data = share_weights(model, weights_of)
+        ir.save(model, path)
+    else:
+        # Two graphs share narrow weights.
+        external = external or narrow or sum(weight.nbytes for weight in weights) > INLINE_BYTES
+        program.save(str(path), external_data=external)
+        external_data = (f"{path.name}.data",) if external else ()
+        if narrow:
+            widen(path, path.with_suffix(CPU_SUFFIX))
     return Graph(
         file=path.name,
-        external_data=(f"{path.name}.data",) if external else (),
+        external_data=external_data,
         tensors=tensors,
         opset=OPSET,
         parameters=sum(weight.size for weight in weights),
         flops=sum(_node_flops(node) for node in model.graph),
         layers=_layers(model.graph),
         activation_bytes=_activation_bytes(model.graph),
-        cpu_file=path.with_suffix(CPU_SUFFIX).name if narrow else None,
+        cpu_file=path.with_suffix(CPU_SUFFIX).name if narrow and weights_of is None else None,
     )
 
 

@@ -49,17 +49,34 @@ class Bundle:
         """Whether the bundle ships with the package, so that commands accept its name instead of its folder."""
         return MODELS in self.folder.parents
 
-    def graph_path(self, graph: str) -> Path:
-        """Path of a graph's ONNX file."""
-        return self.folder / self.manifest.graphs[graph].file
+    def has_form(self, graph: str, form: str) -> bool:
+        """Whether the bundle has a further form of a graph; those of schema 1 have none."""
+        return form in self.manifest.graphs[graph].forms
+
+    def graph(self, graph: str, form: str | None = None) -> Graph:
+        """Return the declaration of a graph, or of a further form of it.
+
+        Raises:
+            BundleError: the bundle lacks that form.
+        """
+        declared = self.manifest.graphs[graph]
+        if form is None:
+            return declared
+        if form not in declared.forms:
+            raise BundleError(f"{self.folder}: {graph} has no form {form!r}; export the bundle again")
+        return declared.forms[form]
+
+    def graph_path(self, graph: str, form: str | None = None) -> Path:
+        """Path of the ONNX file of a graph, or of a further form of it."""
+        return self.folder / self.graph(graph, form).file
 
     def cpu_path(self, graph: str) -> Path:
         """Path of the ONNX file that a CPU runs for a graph."""
         return self.folder / (self.manifest.graphs[graph].cpu_file or self.manifest.graphs[graph].file)
 
-    def content_hash(self, graph: str) -> str:
-        """SHA-256 over a graph and its external data, independent of the files' order."""
-        return content_hash(self.manifest.graphs[graph], self.manifest.files)
+    def content_hash(self, graph: str, form: str | None = None) -> str:
+        """SHA-256 over a graph, or a form of it, and its external data, independent of the files' order."""
+        return content_hash(self.graph(graph, form), self.manifest.files)
 
     def verify(self) -> Iterator[tuple[str, str | None]]:
         """Compare every file with its hash.

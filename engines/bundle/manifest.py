@@ -10,16 +10,20 @@ from typing import Annotated, Literal, TypeAlias, get_args
 
 import msgspec
 import numpy as np
-from diffseg.engines.bundle.specs import AttentionOutput, GraphTensors
+from diffseg.engines.bundle.specs import AttentionOutput, GraphTensors, attention_name
 from diffseg.engines.errors import BundleError
 from diffseg.engines.files import sha256
 from diffseg.engines.records import Count, RecordError, Size, parse_record, read_record
 from msgspec import field
 
-SCHEMA = 1
+SCHEMA = 2
+SCHEMAS = (1, SCHEMA)
+"""Schemas that are read. Those of schema 1 have no further forms of a graph."""
 MANIFEST = "manifest.json"
 FIX = "export the bundle again"
 ENCODER, UNET = "vae_encoder", "unet"
+QUERIES_KEYS = "queries_keys"
+"""Form of the UNet whose outputs are `specs.queries_keys_tensors`, for a kernel that computes the attention of them."""
 CPU_SUFFIX = ".cpu.onnx"
 """Ending of a `Graph.cpu_file`."""
 
@@ -55,6 +59,7 @@ class Graph(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     cpu_file: str | None = (
         None  # the same graph in float32 for CPUs; casts the shared half-precision weights when it uses them
     )
+    forms: dict[str, Graph] = field(default_factory=dict)  # the same network with other outputs, on the same weights
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -168,7 +173,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             BundleError: the text is not JSON or of another schema, or a field is unknown, missing, mistyped or unsafe.
         """
         try:
-            manifest = parse_record(text, cls, SCHEMA, where)
+            manifest = parse_record(text, cls, SCHEMAS, where)
         except RecordError as error:
             raise BundleError(f"{error}; {FIX}") from None
         manifest.check(where)
@@ -192,7 +197,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def _check_files(self, where: str) -> None:
         """Check that every file is named safely, and that those of the graphs have a size and a hash."""
-        graphs = self.graphs.values()
+        graphs = [g for graph in self.graphs.values() for g in (graph, *graph.forms.values())]
         names = [*self.files, *(name for graph in graphs for name in (*graph.files, graph.cpu_file) if name)]
         for name in names:
             if not is_safe_name(name):
@@ -214,12 +219,33 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise BundleError(f"{where}: an attention output is not (batch, n², n²); {FIX}")
         if [a.queries for a in self.attention] != sorted((a.queries for a in self.attention), reverse=True):
             raise BundleError(f"{where}: 'attention' must have the finest grid first; {FIX}")
+        self._check_forms(where)
         image = self.graphs[ENCODER].tensors.inputs
         if len(image) != 1 or image[0].shape(1) != (1, *self.image_size, 3):
             raise BundleError(f"{where}: the input of {ENCODER} is not (batch, *image_size, 3); {FIX}")
         if len(self.graphs[UNET].tensors.inputs) != 1:
             found = len(self.graphs[UNET].tensors.inputs)
             raise BundleError(f"{where}: {UNET} must have one input, found {found}; {FIX}")
+
+    def _check_forms(self, where: str) -> None:
+        """Check that only the UNet has a further form, with the queries and keys of every attention output."""
+        for name, graph in self.graphs.items():
+            if unknown := set(graph.forms) - ({QUERIES_KEYS} if name == UNET else set()):
+                raise BundleError(f"{where}: {name} has an unknown form {min(unknown)!r}; upgrade diffseg")
+        form = self.graphs[UNET].forms.get(QUERIES_KEYS)
+        if form is None:
+            return
+        outputs = form.tensors.outputs
+        names = [attention_name(a.grid, kind) for a in self.attention for kind in ("queries", "keys")]
+        heads = [(a.layers * a.heads, a.queries) for a in self.attention for _ in ("queries", "keys")]
+        if form.tensors.inputs != self.graphs[UNET].tensors.inputs or [o.name for o in outputs] != names:
+            raise BundleError(f"{where}: the form {QUERIES_KEYS} of {UNET} has other tensors than 'attention'; {FIX}")
+        if any(o.shape(1)[:3] != (1, *expected) for o, expected in zip(outputs, heads, strict=True)):
+            raise BundleError(f"{where}: an output of the form {QUERIES_KEYS} is not (batch, heads, n², width); {FIX}")
+        if any(
+            q.shape(1) != k.shape(1) or q.dtype != k.dtype for q, k in zip(outputs[::2], outputs[1::2], strict=True)
+        ):
+            raise BundleError(f"{where}: queries and keys of the form {QUERIES_KEYS} differ; {FIX}")
 
 
 def is_plain_name(name: str) -> bool:
@@ -247,7 +273,7 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST
     try:
-        manifest = read_record(path, Manifest, SCHEMA)
+        manifest = read_record(path, Manifest, SCHEMAS)
     except RecordError as error:
         raise BundleError(f"{error}; {FIX}") from None
     manifest.check(str(path))

@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 from diffseg.engines.records import Size
 
-DType = Literal["uint8", "float16", "float32"]
+DType = Literal["uint8", "float16", "bfloat16", "float32"]
 Profile = dict[str, dict[str, tuple[Size, ...]]]
 """Smallest, optimal and largest shape of each input: {tensor: {"min" | "opt" | "max": shape}}."""
 GridSide = Annotated[int, msgspec.Meta(ge=1, le=1024)]
@@ -73,7 +73,8 @@ class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def nbytes(self, batch: int) -> int:
         """Return the bytes of the tensor at a batch size."""
-        return int(np.prod(self.shape(batch), dtype=np.int64)) * np.dtype(self.dtype).itemsize
+        itemsize = 2 if self.dtype == "bfloat16" else np.dtype(self.dtype).itemsize  # NumPy has no bfloat16
+        return int(np.prod(self.shape(batch), dtype=np.int64)) * itemsize
 
 
 class AttentionOutput(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -114,9 +115,12 @@ def triton_shape(shape: Sequence[int], *, batched: bool) -> list[int]:
     return [*([] if batched else [1]), *shape[1:]]
 
 
-def attention_name(grid: tuple[int, int]) -> str:
-    """Return the name of the attention output of a grid: `attention_64`, or `attention_64x96` when it is not square."""
-    return f"attention_{grid[0]}" if grid[0] == grid[1] else f"attention_{grid[0]}x{grid[1]}"
+def attention_name(grid: tuple[int, int], kind: str = "attention") -> str:
+    """Return the name of an output of a grid: `attention_64`, or `attention_64x96` when it is not square.
+
+    The queries and keys of a grid are `queries_64` and `keys_64`.
+    """
+    return f"{kind}_{grid[0]}" if grid[0] == grid[1] else f"{kind}_{grid[0]}x{grid[1]}"
 
 
 def batch_axis(max_batch: int) -> Axis:
@@ -141,6 +145,44 @@ def unet_tensors(
     outputs = tuple(
         TensorSpec(a.name, "float32", (batch, Axis.fixed("queries", a.queries), Axis.fixed("keys", a.queries)))
         for a in attention
+    )
+    return GraphTensors((latent_tensor(size, channels, max_batch),), outputs)
+
+
+def queries_keys_tensors(
+    size: tuple[int, int],
+    channels: int,
+    attention: tuple[AttentionOutput, ...],
+    widths: tuple[int, ...],
+    dtype: DType,
+    max_batch: int,
+) -> GraphTensors:
+    """Declare graph 2 in its form `queries_keys`: latent → queries and keys of each resolution, finest first.
+
+    Both are (B, layers·heads, n², d). The queries are scaled, so that softmax(queries · keysᵀ), averaged over the
+    heads, is the attention output of that resolution.
+
+    Args:
+        size: height and width of the image in pixels.
+        channels: of the latent.
+        attention: the outputs of the form that computes the averaged attention itself.
+        widths: d of each of them.
+        dtype: that of the network.
+        max_batch: largest batch.
+    """
+    outputs = tuple(
+        TensorSpec(
+            attention_name(a.grid, kind),
+            dtype,
+            (
+                batch_axis(max_batch),
+                Axis.fixed("heads", a.layers * a.heads),
+                Axis.fixed(kind, a.queries),
+                Axis.fixed("width", width),
+            ),
+        )
+        for a, width in zip(attention, widths, strict=True)
+        for kind in ("queries", "keys")
     )
     return GraphTensors((latent_tensor(size, channels, max_batch),), outputs)
 

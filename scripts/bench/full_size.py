@@ -47,11 +47,14 @@ def run(*command: str | Path) -> dict[str, float]:
 def describe(folder: Path) -> dict[str, Any]:
     """What a bundle's manifest says of its size, cost and parity."""
     manifest = Bundle.open(folder).manifest
-    graphs = {
+    graphs: dict[str, dict[str, Any]] = {
         name: {"parameters": g.parameters, "flops": g.flops, "parameters_dropped": g.parameters_dropped}
         for name, g in manifest.graphs.items()
     }
     graphs[UNET]["flops_dropped"] = manifest.graphs[UNET].flops_dropped
+    for name, form in manifest.graphs[UNET].forms.items():
+        size_alone = manifest.files[form.file].bytes  # its weights are those of the graph
+        graphs[f"{UNET}.{name}"] = {"flops": form.flops, "bytes_without_weights": size_alone, "layers": form.layers}
     size = sum(file.bytes for file in manifest.files.values())
     return {
         "gigabytes": round(size / 1e9, 3),

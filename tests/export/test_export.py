@@ -179,6 +179,20 @@ def test_nan_in_an_output_shows_in_its_figures():
             parity.check({"attention_2": parity.measure_attention(good, bad)}, precision, (64, 64))
 
 
+def test_queries_that_are_not_numbers_fail_the_form(monkeypatch):
+    rng = np.random.default_rng(0)
+    queries, keys = rng.standard_normal((2, 1, 2, 4, 8)).astype(np.float32)
+    monkeypatch.setattr(parity, "execute", lambda *_: [queries, keys])
+    good = parity.execute_form(None, None, "fp16")[0]
+    parity.check({"attention_2_queries_keys": parity.measure_attention(good, good)}, "fp16", (64, 64))
+    for value in (np.nan, np.inf):
+        queries[0, 1, 2, 3] = value
+        with np.errstate(invalid="ignore"):
+            found = parity.execute_form(None, None, "fp16")[0]
+        with pytest.raises(ParityError):
+            parity.check({"attention_2_queries_keys": parity.measure_attention(good, found)}, "fp16", (64, 64))
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -13,6 +13,8 @@ import pytest
 import torch
 from diffseg import Segmenter
 from diffseg.engines.agreement import row_cosines
+from diffseg.engines.bundle.manifest import QUERIES_KEYS
+from diffseg.engines.kernels.twin import averaged_attention
 from diffseg.engines.machine import Gpus
 from diffseg.engines.providers.onnxruntime import OrtNetwork
 from diffseg.engines.tensorrt.pipeline import build_plan
@@ -20,6 +22,9 @@ from diffseg.engines.tensorrt.precision import PRECISIONS
 from diffseg.export import ExportSettings, export_bundle
 from diffseg.export.checkpoint import load_checkpoint
 from diffseg.export.parity import execute, sample_images
+from diffseg.methods.aggregate import aggregate_attention
+from diffseg.methods.merge import merge_attention
+from diffseg.methods.suppress import non_max_suppression
 from diffusers.models.attention_processor import Attention, AttnProcessor
 
 from tests.networks import attend, encode
@@ -33,6 +38,8 @@ CASES = {
 }
 LAYERS = {"sd15": (5, 5, 5, 1), "sd21": (5, 5, 5, 1), "bk-sdm-small": (3, 3, 3), "bk-sdm-tiny": (3, 3, 3)}
 HEADS = {"sd15": (2, 2, 2, 2), "sd21": (1, 2, 4, 4), "bk-sdm-small": (2, 2, 2), "bk-sdm-tiny": (2, 2, 2)}
+
+TYPES = {"fp32": "FLOAT", "fp16": "FLOAT16", "bf16": "BFLOAT16"}
 
 
 @dataclass
@@ -103,6 +110,52 @@ def test_the_bundle_agrees_with_diffusers(case):
             assert np.percentile(row_cosines(result, expected), 1) >= least
         errors = [np.abs(result - expected).mean() for result in (found, narrow)]
         assert 0 < errors[0] < errors[1]  # only the weights were rounded, not what is computed from them
+
+
+def test_queries_and_keys_give_the_attention(case):
+    declared = case.bundle.graph("unet", QUERIES_KEYS)
+    path = case.bundle.graph_path("unet", QUERIES_KEYS)
+    graph = ir.load(path).graph
+    for tensor, output in zip(declared.tensors.outputs, graph.outputs, strict=True):
+        assert tensor.dtype == PRECISIONS[case.precision]
+        assert (output.name, str(output.dtype)) == (tensor.name, TYPES[case.precision])
+        assert list(output.shape)[1:] == list(tensor.shape(1))[1:]
+    outputs = execute(path, case.latent, case.precision, 3)
+    maps = [averaged_attention(q, k) for q, k in zip(outputs[::2], outputs[1::2], strict=True)]
+    least = {"fp32": 1 - 1e-6, "fp16": 0.999, "bf16": 0.95}[case.precision]
+    for found, expected in zip(maps, case.attention, strict=True):
+        if case.precision == "fp32":
+            np.testing.assert_allclose(found, expected, atol=1e-5)
+        assert np.isfinite(found).all()
+        assert np.abs(found.sum(-1) - 1).max() < 1e-5
+        assert np.percentile(cosine(found, expected), 1) >= least
+
+
+def test_queries_and_keys_give_the_same_labels(case):
+    if case.precision != "fp32":
+        pytest.skip("label for label only where nothing is rounded")
+    outputs = execute(case.bundle.graph_path("unet", QUERIES_KEYS), case.latent, case.precision, 3)
+    maps = [averaged_attention(q, k) for q, k in zip(outputs[::2], outputs[1::2], strict=True)]
+    grids = [output.grid for output in case.bundle.manifest.attention]
+    averaged = OrtNetwork(case.bundle).attend(case.latent)
+    for i in range(len(case.latent)):
+        labels = []
+        for form in (maps, averaged):
+            attention = aggregate_attention([m[i].copy() for m in form], grids=grids)
+            labels.append(non_max_suppression(merge_attention(attention, (0.2, 0.2, 0.2)), case.size))
+        np.testing.assert_array_equal(*labels)
+
+
+def test_the_forms_share_their_weights(case):
+    form = case.bundle.graph("unet", QUERIES_KEYS)
+    assert form.external_data == case.bundle.manifest.graphs["unet"].external_data == ("unet.onnx.data",)
+    inline = [
+        value.const_value
+        for value in ir.load(case.bundle.graph_path("unet", QUERIES_KEYS)).graph.initializers.values()
+        if not isinstance(value.const_value, ir.ExternalTensor)
+    ]
+    assert sum(weight.nbytes for weight in inline) < 1e5
+    assert case.bundle.manifest.files[form.file].bytes < 6e5
 
 
 def test_a_cpu_casts_narrow_weights_as_it_needs_them(case, monkeypatch):

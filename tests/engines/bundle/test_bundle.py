@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
+from diffseg.engines.bundle import specs
 from diffseg.engines.bundle.bundle import (
     Bundle,
     embedded_models,
@@ -14,11 +15,21 @@ from diffseg.engines.bundle.bundle import (
     open_bundle,
     write_manifest,
 )
-from diffseg.engines.bundle.manifest import MANIFEST, MAX_ROUNDS, Manifest, is_safe_name, read_manifest
+from diffseg.engines.bundle.manifest import (
+    MANIFEST,
+    MAX_ROUNDS,
+    QUERIES_KEYS,
+    UNET,
+    Graph,
+    Manifest,
+    is_safe_name,
+    read_manifest,
+)
 from diffseg.engines.errors import BundleError, BundleNotFoundError, DiffsegError
 from diffseg.engines.records import MAX_BYTES
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 
 def edit(bundle, change):
@@ -78,7 +89,8 @@ def axis(manifest):
 
 
 CHANGES = {
-    "schema 2, this version of diffseg reads 1": lambda m: m.update(schema=2),
+    "schema 3, this version of diffseg reads 1 and 2": lambda m: m.update(schema=3),
+    "schema true, this version": lambda m: m.update(schema=True),
     "schema null": lambda m: m.pop("schema"),
     "manifest.json: 'timestep' is missing": lambda m: m.pop("timestep"),
     'timestep must be a whole number, found "300"': lambda m: m.update(timestep="300"),
@@ -123,7 +135,9 @@ CHANGES = {
     r"inputs\[0\]: tensor 'latent' has more than": lambda m: [
         a.update(max=2**31 - 1) for a in graph(m)["tensors"]["inputs"][0]["axes"]
     ],
-    "dtype must be one of uint8, float16, float32, found": lambda m: graph(m)["tensors"]["inputs"][0].update(dtype="f"),
+    "dtype must be one of uint8, float16, bfloat16, float32": lambda m: graph(m)["tensors"]["inputs"][0].update(
+        dtype="f"
+    ),
     "source.licence must be text or null, found false": lambda m: m["source"].update(licence=False),
     "latent_scale must be a number above 0, found 0": lambda m: m.update(latent_scale=0),
     "latent_scale must be a number, found 1000": lambda m: m.update(latent_scale=10**400),
@@ -206,11 +220,67 @@ def test_bundles_of_earlier_exports_still_open():
     for added in ("parameters_dropped", "flops_dropped", "layers", "activation_bytes"):
         for graph in value["graphs"].values():
             graph.pop(added)
+            graph.pop("forms", None)
+    value["schema"] = 1
     for added in ("defaults", "versions", "parity"):
         value.pop(added)
     manifest = Manifest.from_json(json.dumps(value))
     assert manifest.graphs["unet"].layers == {}
+    assert manifest.graphs["unet"].forms == {}
     assert manifest.defaults.thresholds == (1.0, 1.0, 1.0)
+
+
+@pytest.fixture
+def formed_bundle(fake_bundle):
+    """The bundle without meaning, with the queries and keys of its UNet."""
+    manifest = fake_bundle.manifest
+    (fake_bundle.folder / "unet.queries_keys.onnx").write_bytes(b"form" * 100)
+    tensors = specs.queries_keys_tensors((64, 64), 4, manifest.attention, (40, 80), "float16", 4)
+    form = Graph("unet.queries_keys.onnx", ("unet.onnx.data",), tensors, 18, 10, 20)
+    unet = structs.replace(manifest.graphs[UNET], forms={QUERIES_KEYS: form})
+    write_manifest(fake_bundle.folder, structs.replace(manifest, graphs=manifest.graphs | {UNET: unet}))
+    return Bundle.open(fake_bundle.folder)
+
+
+def test_a_form_is_found_by_its_name(formed_bundle):
+    form = formed_bundle.graph(UNET, QUERIES_KEYS)
+    assert [t.name for t in form.tensors.outputs] == ["queries_8", "keys_8", "queries_4", "keys_4"]
+    assert [t.shape(2) for t in form.tensors.outputs[::2]] == [(2, 40, 64, 40), (2, 8, 16, 80)]
+    assert form.tensors.outputs[0].nbytes(1) == 40 * 64 * 40 * 2
+    assert formed_bundle.graph_path(UNET, QUERIES_KEYS).name == "unet.queries_keys.onnx"
+    assert formed_bundle.content_hash(UNET, QUERIES_KEYS) != formed_bundle.content_hash(UNET)
+    assert formed_bundle.graph(UNET) is formed_bundle.manifest.graphs[UNET]
+    assert [problem for _, problem in formed_bundle.verify()] == [None] * 4
+
+
+def test_a_bundle_without_the_form_says_so(fake_bundle):
+    assert not fake_bundle.has_form(UNET, QUERIES_KEYS)
+    with pytest.raises(BundleError, match="unet has no form 'queries_keys'; export the bundle again"):
+        fake_bundle.graph_path(UNET, QUERIES_KEYS)
+
+
+def outputs_of(form):
+    return form["tensors"]["outputs"]
+
+
+BAD_FORMS = {
+    "has no size and hash": lambda m, _: m["files"].pop("unet.queries_keys.onnx"),
+    "'../x' is no path inside": lambda _, form: form.update(file="../x"),
+    "unet has an unknown form 'novelty'": lambda m, form: m["graphs"]["unet"]["forms"].update(novelty=form),
+    "vae_encoder has an unknown form": lambda m, form: m["graphs"]["vae_encoder"].update(forms={"queries_keys": form}),
+    "has other tensors than 'attention'": lambda _, form: outputs_of(form).reverse(),
+    "has other tensors": lambda _, form: form["tensors"]["inputs"].clear(),
+    "is not \\(batch, heads, n², width\\)": lambda _, form: outputs_of(form)[1]["axes"][1].update(min=9, opt=9, max=9),
+    "queries and keys of the form queries_keys differ": lambda _, form: outputs_of(form)[1].update(dtype="float32"),
+}
+
+
+@pytest.mark.parametrize("message", BAD_FORMS)
+def test_a_form_that_does_not_fit_is_refused(formed_bundle, message):
+    value = json.loads((formed_bundle.folder / MANIFEST).read_text())
+    BAD_FORMS[message](value, value["graphs"]["unet"]["forms"]["queries_keys"])
+    with pytest.raises(BundleError, match=message):
+        Manifest.from_json(json.dumps(value))
 
 
 @given(

@@ -1,0 +1,124 @@
+"""Ways to compute the self-attention of the traced UNet: what each keeps of it is what a form of the graph returns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class Recorder(Protocol):
+    """Computes the self-attention of each layer of a pass, and keeps of it what the graph returns."""
+
+    def clear(self) -> None:
+        """Forget everything: a pass begins."""
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, *, upcast: bool) -> Tensor:
+        """Attend with scaled queries; everything is (B, heads, N, d)."""
+
+    @property
+    def heads(self) -> dict[int, list[int]]:
+        """Number of heads of each layer, by number of places, the most first."""
+
+    @property
+    def widths(self) -> dict[int, int]:
+        """Width of the heads, by number of places."""
+
+    def results(self) -> tuple[Tensor, ...]:
+        """What the graph returns."""
+
+
+class Accumulator:
+    """Adds up the attention of a pass, map by map: one (B, N, N) tensor a resolution is all that lives."""
+
+    def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget everything: a pass begins."""
+        self._totals: dict[int, Tensor] = {}
+        self._heads: dict[int, list[int]] = {}
+        self._widths: dict[int, int] = {}
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, *, upcast: bool) -> Tensor:
+        """Attend one head after the other, and add up the maps."""
+        n = query.shape[2]
+        results = []
+        for result, probabilities in attend_by_head(query, key, value, upcast=upcast):
+            self._totals[n] = self._totals[n] + probabilities if n in self._totals else probabilities
+            results.append(result)
+        self._heads.setdefault(n, []).append(query.shape[1])
+        self._widths[n] = query.shape[3]
+        return torch.stack(results, 1)
+
+    @property
+    def heads(self) -> dict[int, list[int]]:
+        """Number of heads of each layer, by number of places, the most first."""
+        return {n: self._heads[n] for n in sorted(self._heads, reverse=True)}
+
+    @property
+    def widths(self) -> dict[int, int]:
+        """Width of the heads, by number of places."""
+        return self._widths
+
+    def results(self) -> tuple[Tensor, ...]:
+        """Mean over the heads, then over the layers, of each resolution, finest first.
+
+        All layers of a resolution have as many heads, so it is the mean of all maps.
+        """
+        return tuple(self._totals[n] / sum(heads) for n, heads in self.heads.items())
+
+
+class QueriesKeys:
+    """Keeps the scaled queries and the keys of a pass, from which a kernel can compute the averaged attention.
+
+    Their probabilities stay inside the attention, so an engine may fuse it. TensorRT and TensorRT-RTX fuse a matrix
+    product, a softmax and a matrix product over all heads. ONNX's operator `Attention` would say the same in one node,
+    but needs opset 23, for which ONNX Runtime's CUDA provider has no InstanceNormalization, and TensorRT-RTX refuses
+    it in float32 and where a query or key is an output itself.
+    """
+
+    def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget everything: a pass begins."""
+        self._layers: dict[int, list[tuple[Tensor, Tensor]]] = {}
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, *, upcast: bool) -> Tensor:
+        """Attend with all heads at once, and keep the query and the key.
+
+        `upcast` is not followed: a fused attention sums in float32, and operands in float32 would not be fused.
+        """
+        del upcast
+        self._layers.setdefault(query.shape[2], []).append((query, key))
+        return (query @ key.transpose(-1, -2)).float().softmax(-1).to(value.dtype) @ value
+
+    @property
+    def heads(self) -> dict[int, list[int]]:
+        """Number of heads of each layer, by number of places, the most first."""
+        return {n: [query.shape[1] for query, _ in self._layers[n]] for n in sorted(self._layers, reverse=True)}
+
+    @property
+    def widths(self) -> dict[int, int]:
+        """Width of the heads, by number of places."""
+        return {n: layers[0][0].shape[3] for n, layers in self._layers.items()}
+
+    def results(self) -> tuple[Tensor, ...]:
+        """Queries and keys (B, layers·heads, n², d) of each resolution, finest first: queries, keys, queries, …."""
+        return tuple(torch.cat(part, 1) for n in self.heads for part in zip(*self._layers[n], strict=True))
+
+
+def attend_by_head(query: Tensor, key: Tensor, value: Tensor, *, upcast: bool) -> Iterator[tuple[Tensor, Tensor]]:
+    """Attend one head after the other → the result (B, N, d) and the float32 probabilities (B, N, N) of each.
+
+    A (heads, N, N) tensor would be 0.5 GB in Stable Diffusion at 512 px, and most of the time of the whole layer would
+    go into writing and reading it.
+    """
+    if upcast:
+        query, key = query.float(), key.float()
+    for q, k, v in zip(query.unbind(1), key.unbind(1), value.unbind(1), strict=True):  # (B, N, d)
+        probabilities = (q @ k.transpose(-1, -2)).float().softmax(-1)  # (B, N, N)
+        yield probabilities.to(v.dtype) @ v, probabilities
