@@ -94,7 +94,7 @@ def convert_record(value: object, kind: type[T]) -> T:
     """Turn parsed JSON into the structure `kind`.
 
     Raises:
-        RecordError: a field is missing, of the wrong type or out of range, or unknown where the structure forbids it.
+        RecordError: a field is missing, of the wrong type or out of range.
     """
     try:
         return msgspec.convert(value, kind)
@@ -140,14 +140,12 @@ def _refusal(value: Any, kind: type, message: str) -> str:  # noqa: ANN401 - par
         keys = _locate(value, kind, path if found_path else "", message)
         for key in keys:
             found = found[key]
-    except (LookupError, TypeError):  # no path of msgspec: the name of an unknown field looks like one
+    except (LookupError, TypeError):  # no path of msgspec: text of the file looks like one
         reason, keys, found = message, (), value
     reason = reason or message
-    field = re.search(r"(missing required|unknown) field `(.*)`", reason, re.DOTALL)
-    if field and field[1] == "unknown":
-        return f"'{_name((*keys, field[2]))}' is not a field that this version of diffseg knows"
+    field = re.search(r"missing required field `(.*)`", reason, re.DOTALL)
     if field:
-        return f"'{_name((*keys, field[2]))}' is missing"
+        return f"'{_name((*keys, field[1]))}' is missing"
     if "out of range" in reason:
         reason = "Expected `float`"
     if reason.startswith("Invalid enum value"):

@@ -35,7 +35,7 @@ MAX_ROUNDS = 64
 """Largest number of thresholds, one per round of merging."""
 
 
-class Source(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Source(msgspec.Struct, frozen=True):
     """The checkpoint that the weights come from."""
 
     checkpoint: str
@@ -43,7 +43,7 @@ class Source(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     licence: str | None = None
 
 
-class Graph(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Graph(msgspec.Struct, frozen=True):
     """One ONNX file: its tensors, its size, and what tracing removed."""
 
     file: str
@@ -67,7 +67,7 @@ class Graph(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return (self.file, *self.external_data)
 
 
-class MergeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class MergeSettings(msgspec.Struct, frozen=True):
     """How attention becomes masks; a bundle's defaults are used where the caller does not say.
 
     Attributes:
@@ -109,7 +109,7 @@ class MergeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return MergeSettings(thresholds, self.anchors if anchors is None else anchors, refine or self.refine)
 
 
-class File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class File(msgspec.Struct, frozen=True):
     """Size and hash of one file of a bundle or plan."""
 
     sha256: str
@@ -139,7 +139,7 @@ class File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return None if digest == self.sha256 else f"sha256 {digest[:12]}…, expected {self.sha256[:12]}…"
 
 
-class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Manifest(msgspec.Struct, frozen=True):
     """Everything that is known about a bundle without opening its graphs."""
 
     name: str

@@ -25,7 +25,7 @@ LATENT_FACTOR = 8
 """Image pixels per latent cell, along each axis."""
 
 
-class Axis(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Axis(msgspec.Struct, frozen=True):
     """One axis of a tensor. Fixed if `min == max`; otherwise an engine profile spans `min` to `max`."""
 
     name: str
@@ -48,7 +48,7 @@ class Axis(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return cls(name, size, size, size)
 
 
-class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class TensorSpec(msgspec.Struct, frozen=True):
     """An input or output of a graph."""
 
     name: str
@@ -77,7 +77,7 @@ class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return int(np.prod(self.shape(batch), dtype=np.int64)) * itemsize
 
 
-class AttentionOutput(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class AttentionOutput(msgspec.Struct, frozen=True):
     """One attention output of the UNet: its grid, and how many layers and heads were averaged."""
 
     name: str
@@ -91,7 +91,7 @@ class AttentionOutput(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return self.grid[0] * self.grid[1]
 
 
-class GraphTensors(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class GraphTensors(msgspec.Struct, frozen=True):
     """Inputs and outputs of one graph, in the graph's own order."""
 
     inputs: tuple[TensorSpec, ...]

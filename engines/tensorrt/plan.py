@@ -32,7 +32,7 @@ PORTABLE = ("8.0", "8.6", "8.9", "12.0")
 support matrix). Others need a plan built for them by name, or have no builder at all: 9.0 and 10.0 (H100, B200)."""
 
 
-class BuildOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class BuildOptions(msgspec.Struct, frozen=True):
     """Options of the builder."""
 
     optimization_level: Annotated[int, msgspec.Meta(ge=0, le=5)] = 3  # 0: fastest build, 5: fastest engine
@@ -54,7 +54,7 @@ class BuildOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return words
 
 
-class Target(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Target(msgspec.Struct, frozen=True):
     """The machine that a plan was built for."""
 
     compute_capabilities: tuple[str, ...]  # none: those of PORTABLE (TensorRT-RTX)
@@ -69,7 +69,7 @@ class Target(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 raise ValueError(f"a compute capability must be like 8.9, found {capability!r}")
 
 
-class PlanSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class PlanSpec(msgspec.Struct, frozen=True):
     """Everything that determines a plan; its hash is the plan's key."""
 
     engine: Engine
@@ -112,7 +112,7 @@ class PlanSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return ", ".join(words)
 
 
-class PlanRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class PlanRecord(msgspec.Struct, frozen=True):
     """`plan.json`: what the plan was built from and for, and what came out."""
 
     spec: PlanSpec

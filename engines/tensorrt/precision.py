@@ -50,7 +50,7 @@ _INSPECTED = (
 _FORMAT = re.compile(r"\b(FP32|FP16|BF16|TF32|Half|Float|BFloat16)\b", re.IGNORECASE)
 
 
-class EngineLayers(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class EngineLayers(msgspec.Struct, frozen=True):
     """The convolutions and matrix products of one engine."""
 
     counts: Counts = msgspec.field(default_factory=dict)  # by the number format of the operands

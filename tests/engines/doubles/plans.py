@@ -1,8 +1,6 @@
 """Plans that the double of TensorRT reads: the graphs themselves."""
 
-import dataclasses
 import hashlib
-import json
 
 from diffseg.engines.bundle.manifest import File
 from diffseg.engines.tensorrt.plan import RECORD, BuildOptions, Plan, PlanRecord, PlanSpec, Target
@@ -26,5 +24,5 @@ def put_plan(bundle, engine="tensorrt-rtx", prefix=b"", **options):
         data = prefix + bundle.graph_path(graph).read_bytes()
         (folder / f"{graph}.plan").write_bytes(data)
         files[graph] = File(hashlib.sha256(data).hexdigest(), len(data))
-    (folder / RECORD).write_text(json.dumps(dataclasses.asdict(PlanRecord(spec, files))))
+    (folder / RECORD).write_text(PlanRecord(spec, files).to_json())
     return Plan.open(folder)

@@ -20,6 +20,7 @@ from tests.engines.doubles.plans import put_plan
 from tests.engines.doubles.signatures import MisuseError, ModuleDouble, check_call, mirrors, signatures
 from tests.engines.doubles.tensorrt import make_tensorrt
 from tests.engines.toy import make_toy
+from tests.networks import attend, encode
 
 SIZES = (1, 4, 1, 2, 4, 2, 2)
 
@@ -39,7 +40,7 @@ def run(toy, monkeypatch, device=0):
     network = execute.NativeNetwork(bundle, plan, devices=(device,))
     images = np.random.default_rng(2).integers(0, 256, (4, 64, 64, 3), np.uint8)
     cpu = OrtNetwork(bundle, threads=1)
-    expected = cpu.attend(cpu.encode(images))[0].copy()
+    expected = attend(cpu, encode(cpu, images))[0]
     with ThreadPoolExecutor(1) as threads:  # a thread that is new to CUDA
         return threads.submit(passes, network, images, expected).result()
 

@@ -24,6 +24,7 @@ from tests.engines.doubles.cupy import make_cupy
 from tests.engines.doubles.device import Machine
 from tests.engines.doubles.onnxruntime import GpuOnnxRuntime
 from tests.engines.toy import make_toy, write
+from tests.networks import attend, encode
 
 SIZES = (1, 3, 4, 2, 3, 1, 4)
 
@@ -47,7 +48,7 @@ def images():
 @pytest.fixture
 def expected(toy, images):
     network = OrtNetwork(toy, threads=1)
-    return network.attend(network.encode(images))[0].copy()
+    return attend(network, encode(network, images))[0]
 
 
 @pytest.fixture

@@ -1,8 +1,8 @@
 """What the builder is told and what is made of what it says, without a build."""
 
+import dataclasses
 import logging
 import sys
-from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -13,6 +13,7 @@ from diffseg.engines.tensorrt.build import read_layers, telling_error
 from diffseg.engines.tensorrt.pipeline import build_plan
 from diffseg.engines.tensorrt.plan import BuildOptions, PlanSpec, Target
 from diffseg.engines.tensorrt.precision import EngineLayers
+from msgspec.structs import replace
 
 L4 = Gpu("NVIDIA L4", "8.9", 24 << 30, 58, "13.0")
 
@@ -80,7 +81,7 @@ def built(fake_bundle, monkeypatch):
         monkeypatch.setitem(sys.modules, "tensorrt", module)
         monkeypatch.setattr(pipeline, "build_graph", lambda *_: memoryview(b"plan"))
         monkeypatch.setattr(pipeline, "read_layers", lambda *_: EngineLayers(layers))
-        bundle = replace(fake_bundle, manifest=replace(fake_bundle.manifest, precision="fp16"))
+        bundle = dataclasses.replace(fake_bundle, manifest=replace(fake_bundle.manifest, precision="fp16"))
         return build_plan(bundle, "tensorrt", gpus=Gpus((L4,)))
 
     return built

@@ -21,6 +21,7 @@ from tests.engines.doubles.device import Machine
 from tests.engines.doubles.plans import put_plan
 from tests.engines.doubles.tensorrt import HOST_CODE, STRIPPED, make_tensorrt
 from tests.engines.toy import make_toy
+from tests.networks import attend, encode
 
 ENGINES = ("tensorrt", "tensorrt-rtx")
 
@@ -44,7 +45,7 @@ def images():
 def expected(toy, images):
     """What the CPU gives for each image."""
     network = OrtNetwork(toy, threads=1)
-    return network.attend(network.encode(images))[0].copy()
+    return attend(network, encode(network, images))[0]
 
 
 @pytest.fixture

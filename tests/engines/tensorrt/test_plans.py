@@ -277,7 +277,6 @@ def test_an_unreadable_record_is_refused(fake_bundle, spec, message):
 
 
 VALUES = {
-    "'spec.novelty' is not a field": lambda r: r["spec"].update(novelty=1),
     'files.unet.bytes must be a whole number, found "1"': lambda r: r["files"]["unet"].update(bytes="1"),
     "seconds.unet must be a number of at least 0, found -1.5": lambda r: r["seconds"].update(unet=-1.5),
     "spec.options.optimization_level must be a whole number of at most 5": lambda r: r["spec"]["options"].update(
