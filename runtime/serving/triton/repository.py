@@ -54,7 +54,7 @@ def write_repository(
         target: folder to write; it appears when everything is in it.
         options: platform, largest batch and device.
         plan: key of the TensorRT plan, where the bundle has several.
-        overwrite: replace an existing repository of ours.
+        overwrite: replace an existing repository of diffseg.
 
     Returns:
         The configurations of its models by name.
@@ -78,7 +78,7 @@ def write_repository(
     chosen = find_tensorrt_plan(bundle, plan) if options.platform is Platform.TENSORRT else None
     models = model_configs(manifest, options)
     _check_neighbours(target)
-    with atomic_folder(target, overwrite=overwrite, kind="model repository of ours", marker=MARKER) as folder:
+    with atomic_folder(target, overwrite=overwrite, kind="model repository of diffseg", marker=MARKER) as folder:
         for name, model in models.items():
             _write_model(folder / name, model, manifest)
         if options.platform is Platform.PYTHON:
@@ -91,7 +91,7 @@ def write_repository(
 
 
 def _check_neighbours(target: Path) -> None:
-    """Check that replacing a repository of ours would delete nothing else."""
+    """Check that replacing a repository of diffseg would delete nothing else."""
     ours = {MARKER, MODEL, RESIZE, MERGE, *NETWORK.values()}
     others = sorted({path.name for path in target.glob("*")} - ours) if (target / MARKER).is_file() else []
     if others:

@@ -105,7 +105,7 @@ def test_a_link_in_the_bundle_is_not_linked_to(fake_bundle, repository):
 def test_only_our_own_repository_is_replaced(fake_bundle, repository):
     repository.mkdir()
     (repository / "config.pbtxt").touch()
-    with pytest.raises(BundleError, match="exists and is no model repository of ours"):
+    with pytest.raises(BundleError, match="exists and is not a model repository of diffseg"):
         write_repository(fake_bundle, repository, overwrite=True)
     shutil.rmtree(repository)
     write_repository(fake_bundle, repository)
