@@ -76,7 +76,7 @@ def installed(package: str) -> str | None:
 
 
 def percentiles(seconds: Iterable[float], unit: float = 1.0) -> dict[str, float]:
-    """Return p50, p95 and p99 of durations in units of `unit` seconds, interpolated linearly; empty if there are none."""
+    """Return p50, p95 and p99 of durations in units of `unit` seconds, interpolated linearly; empty without any."""
     ordered = sorted(seconds)
     found = {}
     for percent in PERCENTILES if ordered else ():

@@ -166,7 +166,7 @@ def test_what_python_models_are_told(tiny):
     ("options", "message"),
     [
         ({"batch": 0}, "at least 1"),
-        ({"device": Device.GPU}, "name a provider"),
+        ({"device": Device.GPU}, "choose a provider"),
         ({"platform": Platform.ONNXRUNTIME, "provider": "cpu"}, "leave out the provider"),
         ({"platform": Platform.TENSORRT, "device": Device.CPU}, "runs on a GPU"),
     ],
