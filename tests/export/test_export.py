@@ -1,4 +1,4 @@
-"""What export rejects, and that it leaves nothing behind."""
+"""Input that export rejects. A failed export leaves no files behind."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""What a result can be turned into, read back with the libraries that people read it with."""
+"""Formats of a result, read back with the libraries that users read them with."""
 
 import contextlib
 import io

@@ -21,7 +21,7 @@ PROTOCOL = {"TYPE_UINT8": "UINT8", "TYPE_UINT16": "UINT16", "TYPE_STRING": "BYTE
 
 
 def read(manifest, **options):
-    """Parsed configurations by name; the text must say what was meant."""
+    """Parsed configurations by name. The parsed text must equal the intended configuration."""
     models = model_configs(manifest, Options(**options))
     parsed = {name: text_format.Parse(to_text(model), proto.ModelConfig()) for name, model in models.items()}
     for name, model in models.items():
