@@ -1,6 +1,7 @@
-"""How closely two arrays agree: the measures that an export's parity and the comparison of providers share.
+"""Measures of how closely two arrays agree, for the parity check of an export and the comparison of providers.
 
-Attention maps can hold a thousand million numbers, so no function copies a whole array. NaN in either array gives NaN.
+Attention maps can hold a thousand million numbers, so no function copies a whole array. If either array contains NaN,
+the result is NaN.
 """
 
 from __future__ import annotations
@@ -16,23 +17,23 @@ if TYPE_CHECKING:
     Floats = NDArray[np.floating[Any]]
 
 BLOCK = 1 << 24
-"""Numbers that are compared at once: a 128² attention has 268 million, and each step of a comparison copies them."""
+"""Numbers compared at a time. Attention on a grid of 128² has 268 million, and each step copies its block."""
 TINY = 1e-30
 """Smallest divisor, and smallest argument of a logarithm."""
 
 
 def max_error(expected: Floats, found: Floats) -> float:
-    """Largest absolute difference of two arrays of one shape."""
+    """Return the largest absolute difference of two arrays of the same shape."""
     return float(np.max([np.abs(x - y).max() for x, y in _blocks(expected, found)]))
 
 
 def cosine(expected: Floats, found: Floats) -> float:
-    """Cosine of the angle between two arrays of one shape, each taken as a single vector."""
+    """Return the cosine of the angle between two arrays of the same shape, each taken as a single vector."""
     return float(row_cosines(expected.reshape(1, -1), found.reshape(1, -1))[0])
 
 
 def row_cosines(expected: Floats, found: Floats) -> NDArray[np.float64]:
-    """Cosines of the rows of two arrays (…, n), as (rows,). 0 where a row is zero."""
+    """Return the cosine of each pair of rows of two arrays (…, n), as (rows,). It is 0 where a row is zero."""
     rows = [
         _dots(x, y) / np.maximum(np.sqrt(_dots(x, x)) * np.sqrt(_dots(y, y)), TINY) for x, y in _blocks(expected, found)
     ]
@@ -40,7 +41,7 @@ def row_cosines(expected: Floats, found: Floats) -> NDArray[np.float64]:
 
 
 def symmetric_kl(expected: Floats, found: Floats) -> float:
-    """Mean over the rows of two arrays (…, n) of half their symmetric KL divergence, in nats.
+    """Return half the symmetric KL divergence of the rows of two arrays (…, n), in nats, averaged over the rows.
 
     Entries below `TINY` count as `TINY`.
     """
@@ -53,22 +54,22 @@ def symmetric_kl(expected: Floats, found: Floats) -> float:
 
 
 def row_sum_error(values: Floats) -> float:
-    """Largest distance from 1 of the sum of a row of (…, n)."""
+    """Return the largest difference between 1 and the sum of a row of (…, n)."""
     return float(np.abs(values.sum(-1, dtype=np.float64) - 1).max())
 
 
 def count_not_finite(values: Floats) -> int:
-    """Number of entries that are NaN or infinite."""
+    """Return the number of entries that are NaN or infinite."""
     return int(np.count_nonzero(~np.isfinite(values)))
 
 
 def _dots(x: Floats, y: Floats) -> NDArray[np.float64]:
-    """Dot products of the rows of (rows, n), summed up in float64."""
+    """Return the dot products of the rows of (rows, n), summed in float64."""
     return np.asarray(np.einsum("ri,ri->r", x, y, dtype=np.float64))
 
 
 def _blocks(*arrays: Floats) -> Iterator[tuple[Floats, ...]]:
-    """The rows of arrays (…, n) of one shape, in blocks (rows, n) of about `BLOCK` numbers."""
+    """Yield the rows of arrays (…, n) of the same shape, in blocks (rows, n) of about `BLOCK` numbers."""
     length = arrays[0].shape[-1]
     rows = [array.reshape(-1, length) for array in arrays]
     step = max(1, BLOCK // length)

@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all, their hashes, and the cache folder."""
+"""Atomic writing of files and folders, their hashes, and the cache folder."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from diffseg.engines.errors import BundleError, DiffsegError
 CACHE_VARIABLE = "DIFFSEG_CACHE"
 """Environment variable that names the cache folder."""
 STALE = 24 * 3600
-"""Seconds after which a temporary file or folder is deleted if nobody can tell whether its process still runs."""
+"""Seconds after which a temporary file or folder is deleted if it is unknown whether its process still runs."""
 TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<host>[0-9a-f]{8})-(?P<process>\d+)-\d+\.(?P<role>part|old)")
-"""Names that `_beside` makes: `part` is being written, `old` is a folder that is being replaced."""
+"""Names that `_beside` makes. `part` marks a path that is being written, `old` a folder that is being replaced."""
 
 
 def cache_folder() -> Path:
-    """Folder for files that can be rebuilt: $DIFFSEG_CACHE, else the platform's cache folder for diffseg."""
+    """Return the folder for files that can be rebuilt: $DIFFSEG_CACHE, or the platform's cache folder for diffseg."""
     named = os.environ.get(CACHE_VARIABLE)
     return Path(named).expanduser() if named else Path(platformdirs.user_cache_dir("diffseg", appauthor=False))
 
 
 def sha256(path: Path) -> str:
-    """SHA-256 of a file's contents, in hexadecimal."""
+    """Return the SHA-256 of a file's contents, in hexadecimal."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
@@ -51,8 +51,8 @@ def atomic_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`, which replaces `path` if the block succeeds.
 
     The temporary name is unique to the machine, the process and the thread. If the block fails, the temporary file is
-    deleted and `path` is unchanged. What killed processes left in the folder is deleted first. A symbolic link is
-    replaced itself: the file that it points to is never written.
+    deleted and `path` is unchanged. Temporary files that killed processes left in the folder are deleted first. If
+    `path` is a symbolic link, the link itself is replaced; the file that it points to is never written.
     """
     _clean_once(path.parent.resolve())
     temporary = _beside(path, "part")
@@ -76,7 +76,8 @@ def atomic_folder(
     """Yield a temporary folder beside `target`, which is renamed to `target` if the block succeeds.
 
     If the block fails, the temporary folder is deleted and `target` is unchanged. A folder that is replaced is deleted
-    only once the new one is in its place. What killed processes left beside `target` is deleted first.
+    only once the new one is in its place. Temporary folders that killed processes left beside `target` are deleted
+    first.
 
     Args:
         target: folder to write.
@@ -101,7 +102,7 @@ def atomic_folder(
         # Replace only folders that diffseg wrote: `-o ~` must not delete a home folder.
         taken = any(target.iterdir()) if target.is_dir() else target.exists()
         if taken and marker is not None and not (target / marker).is_file():
-            raise error(f"{target} exists and is no {kind}; {hint}")
+            raise error(f"{target} exists and is not a {kind}; {hint}")
         if taken and not overwrite:
             raise error(f"{target} exists; {hint}, or overwrite it with --force")
         temporary = _beside(target, "part")
@@ -111,10 +112,10 @@ def atomic_folder(
             _replace_folder(temporary, target)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-    except DiffsegError:  # some are OSErrors, too
+    except DiffsegError:  # some of them are also OSErrors
         raise
     except OSError as problem:
-        if problem.errno is None:  # of a network library, not of the operating system
+        if problem.errno is None:  # raised by a network library, not by the operating system
             raise
         where = None if problem.filename is None else Path(str(problem.filename)).absolute()
         ours = where is None or where == target or any(part.startswith(f".{target.name}.") for part in where.parts)
@@ -123,7 +124,10 @@ def atomic_folder(
 
 
 def _replace_folder(new: Path, target: Path) -> None:
-    """Rename `new` to `target`. A folder that is there is moved aside first, moved back on failure, else deleted."""
+    """Rename `new` to `target`.
+
+    An existing folder is moved aside first. If the renaming fails, it is moved back; otherwise it is deleted.
+    """
     aside = _beside(target, "old")
     if not target.exists():
         new.replace(target)
@@ -138,13 +142,13 @@ def _replace_folder(new: Path, target: Path) -> None:
 
 
 def _beside(path: Path, role: str) -> Path:
-    """Hidden path in the folder of `path`, unique to the machine, the process and the thread."""
+    """Return a hidden path in the folder of `path`, unique to the machine, the process and the thread."""
     return path.with_name(f".{path.name}.{_host()}-{os.getpid()}-{threading.get_native_id()}.{role}")
 
 
 @cache
 def _host() -> str:
-    """Eight hexadecimal digits for this machine or container, by its name."""
+    """Return eight hexadecimal digits that are derived from the name of this machine or container."""
     return hashlib.sha256(platform.node().encode()).hexdigest()[:8]
 
 
@@ -155,9 +159,9 @@ def _clean_once(folder: Path) -> None:
 
 
 def _clean(folder: Path) -> None:
-    """Delete temporary files and folders of processes that have ended, and restore a folder that one moved aside.
+    """Delete temporary files and folders of processes that have ended, and restore folders that they moved aside.
 
-    Nothing is raised: what can't be deleted stays.
+    Nothing is raised: files and folders that can't be deleted stay.
     """
     try:
         left = [(path, match) for path in folder.iterdir() if (match := TEMPORARY.fullmatch(path.name))]
@@ -178,7 +182,7 @@ def _clean(folder: Path) -> None:
 
 
 def _is_abandoned(path: Path, host: str, process: int) -> bool:
-    """Whether the process that made a temporary path has ended; if nobody can tell, whether the path is old."""
+    """Whether the process that made a temporary path has ended; if that is unknown, whether the path is old."""
     if host != _host() or sys.platform == "win32":
         return time.time() - path.lstat().st_mtime > STALE
     try:

@@ -1,6 +1,6 @@
 """Description of a bundle's graphs and plans, read from its records. Nothing is loaded or executed.
 
-`msgspec.to_builtins` turns a description into what JSON can represent.
+`msgspec.to_builtins` converts a description to values that JSON can represent.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class EngineFacts(Struct, frozen=True):
     """The engine that was built from one graph."""
 
     bytes: int
-    seconds: float | None  # to build; None: not recorded
+    seconds: float | None  # building time; None: not recorded
     layers: Counts  # as the engine reports them
     activation_bytes: int  # at the largest batch; 0: not reported
 
@@ -46,10 +46,10 @@ class PlanFacts(Struct, frozen=True):
 
     folder: str
     problem: None
-    purpose: str  # what it was built for, in words
+    purpose: str  # target of the plan as text, for example its GPU and batch sizes
     engine: Engine
     version: str  # of the builder
-    compute_capabilities: tuple[str, ...]  # none: 8.0 and newer
+    compute_capabilities: tuple[str, ...]  # empty: those of `plan.PORTABLE`
     gpu: str | None  # None: any GPU of these compute capabilities
     graphs: dict[str, EngineFacts]
 

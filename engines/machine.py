@@ -61,7 +61,7 @@ def _ask(library: Any) -> tuple[Gpu, ...]:  # noqa: ANN401 - ctypes has no types
         if status:
             text = ctypes.c_char_p()
             library.cuGetErrorName(status, ctypes.byref(text))
-            raise _CudaError(f"the NVIDIA driver answers {name} with {(text.value or b'?').decode()} ({status})")
+            raise _CudaError(f"the NVIDIA driver fails in {name}: {(text.value or b'?').decode()} ({status})")
 
     def attribute(device: ctypes.c_int, which: int) -> int:
         value = ctypes.c_int()

@@ -10,7 +10,7 @@ NAME = "diffseg"
 
 
 def installed_version(name: str) -> str | None:
-    """Version of an installed distribution; None if it is missing."""
+    """Return the version of an installed distribution, or None if it is missing."""
     from importlib.metadata import PackageNotFoundError, version  # takes about 30 ms, so import it only when needed
 
     try:
@@ -20,7 +20,7 @@ def installed_version(name: str) -> str | None:
 
 
 def install_command(extra: str) -> str:
-    """Command that adds an extra to this installation of diffseg, from its original source.
+    """Return the command that adds an extra to this installation of diffseg, from its original source.
 
     If diffseg was installed from a folder, a file or a repository, the command names that source, because a package
     index may not have diffseg. The source is read from `direct_url.json` (PEP 610); it may no longer exist.
@@ -43,11 +43,11 @@ def install_command(extra: str) -> str:
 
 
 def _source() -> dict[str, Any]:
-    """The recorded source of the installation; empty if it came from an index or diffseg is not installed."""
+    """Return the recorded source of the installation; empty if it came from an index or diffseg is not installed."""
     from importlib.metadata import distributions
 
-    # A built clone contains metadata without `direct_url.json`. If the clone is the current folder, they are listed
-    # before those of the installation, so skip them.
+    # A built clone contains metadata without `direct_url.json`. If the clone is the current folder, that metadata is
+    # listed before that of the installation, so skip it.
     for distribution in distributions(name=NAME):
         if text := distribution.read_text("direct_url.json"):
             source: dict[str, Any] = json.loads(text)

@@ -1,7 +1,7 @@
 """Strict reading of the JSON records of bundles and plans.
 
-msgspec checks the structure of a record. This module reads the file, refuses what no record may contain, and words
-the errors: they name the field, what it must be and what was found.
+msgspec checks the structure of a record. This module reads the file, rejects content that no record may have, and
+writes the error messages: they name the field, state what it must be, and show what was found.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _STEP = re.compile(r"\.(\w+)|\[(\d+|\.\.\.)\]")
 
 
 class RecordError(ValueError):
-    """A record can't be read. The caller adds to the message how to fix it."""
+    """A record can't be read. The caller extends the message with the way to fix it."""
 
 
 def read_record(path: Path, kind: type[T], schema: int | tuple[int, ...]) -> T:
@@ -62,7 +62,7 @@ def read_record(path: Path, kind: type[T], schema: int | tuple[int, ...]) -> T:
     except OSError as error:
         raise RecordError(f"cannot read {path}: {error.strerror}") from None
     if len(data) > MAX_BYTES:
-        raise RecordError(f"{path} is larger than {MAX_BYTES} bytes, which none of these files is")
+        raise RecordError(f"{path} is larger than {MAX_BYTES} bytes, the limit for these files")
     try:
         text = data.decode()
     except UnicodeDecodeError:
@@ -105,7 +105,7 @@ def convert_record(value: object, kind: type[T]) -> T:
 def _not_json(error: Exception, text: str) -> str:
     """Describe why text could not be parsed."""
     if isinstance(error, RecursionError):
-        return "is not JSON of a record: it is nested too deeply"
+        return "is not JSON: it is nested too deeply"
     if "out of range" in str(error):
         return "contains a number that is out of range"
     at = re.search(r"malformed: (.*) \(byte (\d+)\)", str(error))
@@ -117,7 +117,7 @@ def _not_json(error: Exception, text: str) -> str:
 
 
 def _strings(value: object, keys: Keys = ()) -> Iterator[tuple[Keys, str]]:
-    """All strings of parsed JSON, keys of objects included, with where they are."""
+    """Yield all strings of parsed JSON with their paths. The keys of objects are included."""
     pending: list[tuple[Keys, object]] = [(keys, value)]
     while pending:
         keys, value = pending.pop()
@@ -132,7 +132,7 @@ def _strings(value: object, keys: Keys = ()) -> Iterator[tuple[Keys, str]]:
 
 
 def _refusal(value: Any, kind: type, message: str) -> str:  # noqa: ANN401 - parsed JSON
-    """Word an error of msgspec in terms of the file."""
+    """Rewrite an error message of msgspec in terms of the file."""
     reason, found_path, path = message.rpartition(" - at `$")
     keys: Keys = ()
     found: Any = value
@@ -140,7 +140,7 @@ def _refusal(value: Any, kind: type, message: str) -> str:  # noqa: ANN401 - par
         keys = _locate(value, kind, path if found_path else "", message)
         for key in keys:
             found = found[key]
-    except (LookupError, TypeError):  # no path of msgspec: text of the file looks like one
+    except (LookupError, TypeError):  # not a path: text of the file that looks like one
         reason, keys, found = message, (), value
     reason = reason or message
     field = re.search(r"missing required field `(.*)`", reason, re.DOTALL)
@@ -154,13 +154,13 @@ def _refusal(value: Any, kind: type, message: str) -> str:  # noqa: ANN401 - par
         expected = " or ".join(_WORDS.get(name, name) for name in match[1].split(" | "))
         if match[3]:
             expected += f" {_BOUNDS[match[2]]} {match[3].removesuffix('.0')}"
-    else:  # the message of a check of ours
+    else:  # raised by a check in one of our own structures
         return f"{_name(keys)}: {reason}" if keys else reason
     return f"{_name(keys)} must be {expected}, found {_show(found)}"
 
 
 def _locate(value: Any, kind: type, path: str, message: str) -> Keys:  # noqa: ANN401 - parsed JSON
-    """Where msgspec's error is: its path has `[...]` for the key of a dictionary, which is searched here."""
+    """Return the path of msgspec's error. msgspec writes `[...]` for the key of a dictionary; this finds the key."""
     keys: Keys = ()
     here = value
     for name, index in _STEP.findall(path.rstrip("`")):
@@ -169,7 +169,7 @@ def _locate(value: Any, kind: type, path: str, message: str) -> Keys:  # noqa: A
             names = list(here)
 
             def fails(last: int, before: Keys = keys, entries: dict[str, Any] = here) -> int:
-                """1 if the first entries, up to `last`, cause the same error, else 0."""
+                """Return 1 if the entries up to `last` cause the same error, else 0."""
                 part = _with(value, before, dict(islice(entries.items(), last + 1)))
                 try:
                     msgspec.convert(part, kind)
@@ -185,7 +185,7 @@ def _locate(value: Any, kind: type, path: str, message: str) -> Keys:  # noqa: A
 
 
 def _with(value: Any, keys: Keys, replacement: object) -> Any:  # noqa: ANN401 - parsed JSON
-    """Copy of parsed JSON with another value at one place."""
+    """Return a copy of parsed JSON in which the value at one path is replaced."""
     if not keys:
         return replacement
     copy = value.copy()
@@ -194,7 +194,7 @@ def _with(value: Any, keys: Keys, replacement: object) -> Any:  # noqa: ANN401 -
 
 
 def _choices(kind: Any, keys: Keys) -> list[str]:  # noqa: ANN401 - a type
-    """Values of the `Literal` at a place of a structure, in the order of its declaration."""
+    """Return the values of the `Literal` at a path of a structure, in the order of their declaration."""
     for key in keys:
         if get_origin(kind) in {Union, UnionType}:
             kind = next(one for one in get_args(kind) if one is not NoneType)
@@ -208,7 +208,7 @@ def _choices(kind: Any, keys: Keys) -> list[str]:  # noqa: ANN401 - a type
 
 
 def _name(keys: Keys) -> str:
-    """Name of a place as a reader of the file would write it: `graphs.unet.external_data[0]`."""
+    """Return a path as a reader of the file would write it: `graphs.unet.external_data[0]`."""
     name = ""
     for key in keys:
         if isinstance(key, int):
@@ -221,6 +221,6 @@ def _name(keys: Keys) -> str:
 
 
 def _show(value: object) -> str:
-    """JSON of a value, cut to 60 characters; its escapes keep it on one line."""
+    """Return the JSON of a value, cut to 60 characters. JSON's escapes keep it on one line."""
     text = json.dumps(value)
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"

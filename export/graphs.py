@@ -25,7 +25,7 @@ class Encoder(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Normalise, encode, scale."""
-        pixels = image.float().permute(0, 3, 1, 2) / 127.5 - 1  # TensorRT can do nothing with uint8 but cast it
+        pixels = image.float().permute(0, 3, 1, 2) / 127.5 - 1  # cast first: TensorRT can only cast uint8
         moments = self.encoder(pixels.to(next(self.encoder.parameters()).dtype))
         if self.quant is not None:
             moments = self.quant(moments)
@@ -34,16 +34,16 @@ class Encoder(nn.Module):
 
 
 class AttentionUNet(nn.Module):
-    """Graph 2: latent (B, C, h, w) → what `recorder` makes of the self-attention, per resolution, finest first.
+    """Graph 2: latent (B, C, h, w) → the results of `recorder` for each resolution, finest first.
 
-    By default that is an `Accumulator`: (B, n², n²) float32 averaged attention. Assign a `QueriesKeys` to get the other
-    form of the same network.
+    The default recorder is an `Accumulator`, which returns the averaged attention: (B, n², n²) float32. Assign a
+    `QueriesKeys` to get the other form of the same network.
 
-    The prompt and the timestep never change, so all that depends on them alone is computed here, once: the keys
-    and values of the cross-attention, and what each residual block adds for the timestep. Tracing drops what the
-    outputs don't need: every layer after the last self-attention, and the values of that one.
+    The prompt and the timestep never change, so values that depend on them alone are computed here, once: the keys
+    and values of the cross-attention, and the offset that each residual block adds for the timestep. Tracing drops
+    everything that the outputs do not need: all layers after the last self-attention, and the values of that one.
 
-    Takes `unet` over and alters it: a copy would be 3.4 GB.
+    `unet` is modified in place, because a copy would take 3.4 GB.
     """
 
     def __init__(self, unet: UNet2DConditionModel, prompt: Tensor, timestep: int, size: tuple[int, int]) -> None:
@@ -70,7 +70,7 @@ class AttentionUNet(nn.Module):
 
     @property
     def recorder(self) -> Recorder:
-        """What computes the self-attention of every layer and keeps what the graph returns."""
+        """The object that computes the self-attention of every layer and keeps the results of the graph."""
         return self._recorder
 
     @recorder.setter
@@ -80,30 +80,30 @@ class AttentionUNet(nn.Module):
             processor.recorder = recorder
 
     def _grids(self, latent: list[int]) -> dict[int, tuple[int, int]]:
-        """Grid of each possible number of queries."""
+        """Return the grid of each possible number of queries."""
         levels = len(self.unet.config.down_block_types)
         return {(latent[0] >> i) * (latent[1] >> i): (latent[0] >> i, latent[1] >> i) for i in range(levels)}
 
     def forward(self, latent: Tensor) -> tuple[Tensor, ...]:
-        """Run the UNet for its attention; its prediction is dropped."""
+        """Run the UNet for its attention; its prediction is discarded."""
         batch = latent.shape[0]
         dtype = self.unet.conv_in.weight.dtype
         prompt = torch.zeros(1, *self.prompt_shape[1:], dtype=dtype).expand(
             batch, -1, -1
-        )  # a shape: its values are baked in
+        )  # only its shape matters: the values are constants of the graph
         self.recorder.clear()
         self.unet(latent.to(dtype), torch.zeros((), dtype=torch.long), encoder_hidden_states=prompt, return_dict=False)
         return self.recorder.results()
 
     def outputs(self) -> tuple[specs.AttentionOutput, ...]:
-        """Describe the averaged attention, after a forward pass has shown its layers."""
+        """Describe the averaged attention. Call this after a forward pass, which records the layers."""
         return tuple(
             specs.AttentionOutput(specs.attention_name(self.grids[n]), self.grids[n], len(heads), heads[0])
             for n, heads in self.recorder.heads.items()
         )
 
     def widths(self) -> tuple[int, ...]:
-        """Width of the heads of each output, after a forward pass has shown its layers."""
+        """Return the width of the heads of each output. Call this after a forward pass, which records the layers."""
         return tuple(self.recorder.widths[n] for n in self.recorder.heads)
 
 
@@ -122,7 +122,7 @@ class Constant(nn.Module):
 
 
 class SelfAttention:
-    """Attention processor: softmax in float32 whatever the precision; a recorder computes it, if there is one."""
+    """Attention processor with a float32 softmax at any precision. If `recorder` is set, it computes the attention."""
 
     recorder: Recorder | None = None
 
@@ -173,7 +173,7 @@ class CrossAttention(nn.Module):
         attention_mask: Tensor | None = None, temb: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
         """Attend from every place, (B, N, C), to the prompt's tokens."""
-        del encoder_hidden_states, attention_mask, temb  # part of diffusers' signature; the prompt is baked in
+        del encoder_hidden_states, attention_mask, temb  # part of diffusers' signature; the prompt is a constant
         query = split_heads(attn.to_q(hidden_states), attn.heads)
         key = self.key
         if attn.upcast_attention:

@@ -23,8 +23,8 @@ class CheckpointFiles:
     name: str  # hub id, or the folder's name
     revision: str | None  # on the hub; None for a folder
     folder: Path
-    vae: Path  # folder of the VAE, which may be another checkpoint's
-    vae_kind: str  # its class, one of VAES
+    vae: Path  # folder of the VAE, which may belong to another checkpoint
+    vae_kind: str  # class of the VAE, one of VAES
 
 
 def find_checkpoint(checkpoint: str | Path, *, vae: str | Path | None = None) -> CheckpointFiles:

@@ -1,4 +1,4 @@
-"""Compare the exported graphs in ONNX Runtime with the loaded model in torch."""
+"""Compare the exported graphs, run by ONNX Runtime, with the loaded model in PyTorch."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ The limit of the latent's error is that for an image of 512 × 512; see `check`.
 """
 
 MOST_AT_ONCE = 1 << 30
-"""Bytes of the results of all images above which each call gets a single image."""
+"""If the results of all images take more bytes than this, each call gets a single image."""
 
 
 def sample_images(size: tuple[int, int], count: int = 2) -> NDArray[np.uint8]:
-    """(count, H, W, 3): seeded noise first, then example images."""
+    """Return images (count, H, W, 3): seeded noise first, then example images."""
     height, width = size
     images = [np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)]
     for path in example_images()[: count - 1]:
@@ -47,7 +47,7 @@ def sample_images(size: tuple[int, int], count: int = 2) -> NDArray[np.uint8]:
 
 @torch.no_grad()
 def reference(module: torch.nn.Module, value: NDArray[Any]) -> list[NDArray[np.float32]]:
-    """Outputs of a torch module, one image at a time to bound its memory."""
+    """Return the outputs of a PyTorch module. It runs on one image at a time to limit the memory."""
     results: list[NDArray[np.float32]] = []
     for i, item in enumerate(torch.from_numpy(value)[:, None]):
         outputs = module(item)
@@ -59,10 +59,10 @@ def reference(module: torch.nn.Module, value: NDArray[Any]) -> list[NDArray[np.f
 
 
 def execute(path: Path, value: NDArray[Any], precision: Precision, max_batch: int) -> list[NDArray[np.float32]]:
-    """Outputs of an ONNX file on the CPU, in batches of up to `max_batch`.
+    """Return the outputs of an ONNX file on the CPU, computed in batches of up to `max_batch`.
 
-    ONNX Runtime has no CPU kernels for bfloat16: such a graph is run in float32 with every value rounded to
-    bfloat16, which shows the precision's error, though not the kernels of the device that will run it.
+    ONNX Runtime has no CPU kernels for bfloat16, so a bfloat16 graph is run in float32 with every value rounded to
+    bfloat16. This shows the error of the precision, but does not test the kernels of the device that will run it.
     """
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".widened-") as folder:
         if precision == "bf16" and not path.name.endswith(CPU_SUFFIX):
@@ -79,9 +79,9 @@ def execute(path: Path, value: NDArray[Any], precision: Precision, max_batch: in
 
 
 def execute_form(path: Path, latent: NDArray[Any], precision: Precision) -> list[NDArray[np.float32]]:
-    """Averaged attention of the UNet's form `queries_keys`: its ONNX file on the CPU, and the kernel's NumPy twin.
+    """Return the averaged attention of the UNet's form `queries_keys`, from its ONNX file and the kernel's NumPy twin.
 
-    One image at a time, because all heads of a layer live at once.
+    Both run on the CPU, on one image at a time, because all heads of a layer are in memory at once.
     """
     outputs = execute(path, latent, precision, 1)
     return [averaged_attention(queries, keys) for queries, keys in zip(outputs[::2], outputs[1::2], strict=True)]
@@ -107,28 +107,28 @@ def measure_attention(expected: NDArray[np.float32], found: NDArray[np.float32])
 def check(figures: dict[str, dict[str, float]], precision: Precision, size: tuple[int, int]) -> None:
     """Compare measured figures with the limits of the precision.
 
-    The encoder's normalisations are sums over all pixels, whose rounding grows with their number: Stable Diffusion's
-    latent is off by 1.7e-5 at 512 × 512 and by 1.9e-4 at 1024 × 1024. So the limit of its error grows, too.
+    The encoder's normalisations are sums over all pixels, and their rounding error grows with the number of pixels:
+    Stable Diffusion's latent is off by 1.7e-5 at 512 × 512 and by 1.9e-4 at 1024 × 1024. The limit grows accordingly.
 
     Raises:
-        ParityError: the first figure that is over its limit.
+        ParityError: a figure exceeds its limit; the message names the first one.
     """
     for output, measures in figures.items():
         for measure, value in measures.items():
             limit = LIMITS[precision].get(measure, float("inf"))
             if measure == "latent_max_error":
                 limit *= max(1.0, size[0] * size[1] / 512**2)
-            # Written so that a NaN fails as well.
+            # `not value <= limit` also rejects NaN.
             if not value <= limit:
                 raise ParityError(
-                    f"the exported {output} disagrees with torch: {measure} is {value:.3g}, "
+                    f"the exported {output} disagrees with PyTorch: {measure} is {value:.3g}, "
                     f"{precision} allows {limit:.3g}; nothing was written. "
                     "Try --precision fp32; if that fails too, please report the checkpoint"
                 )
 
 
 def _widen_bfloat16(source: Path, target: Path) -> Path:
-    """Copy an ONNX file with float32 in place of bfloat16, each result rounded to bfloat16 by a pair of casts."""
+    """Copy an ONNX file with float32 in place of bfloat16. A pair of casts rounds each result to bfloat16."""
     model = ir.load(source)
     wide, narrow = ir.DataType.FLOAT, ir.DataType.BFLOAT16
     for value in model.graph.initializers.values():

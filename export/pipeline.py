@@ -36,7 +36,8 @@ def export_bundle(
         checkpoint: folder or hub id of a diffusers checkpoint.
         target: folder of the bundle. It is created only after the graphs have been verified.
         settings: image size, precision, timestep, maximum batch size and default merge settings.
-        name: the bundle's name; None uses the name of the target folder, with hyphens for what a name cannot contain.
+        name: the bundle's name; None uses the name of the target folder, with hyphens for characters that are not
+            allowed.
         vae: folder or hub id of another autoencoder for the same latents, such as TAESD.
         overwrite: replace an existing bundle.
         progress: called at the beginning of each step, with one line of text.
@@ -45,7 +46,7 @@ def export_bundle(
         MissingPackageError: the extra `export` is not installed.
         CheckpointError: the checkpoint cannot be read or is not supported.
         ParityError: the outputs of a graph differ from PyTorch's by more than its precision allows.
-        BundleError: `target` exists or cannot be written, or `name` has another character than A-Z a-z 0-9 . _ -
+        BundleError: `target` exists or cannot be written, or `name` contains a character other than A-Z a-z 0-9 . _ -
     """
     settings = settings or ExportSettings()
     target = Path(target).expanduser().resolve()
@@ -72,7 +73,7 @@ def export_bundle(
 
 
 def default_name(target: Path) -> str:
-    """Return the name of a bundle that is written to a folder: the folder's, with hyphens for other characters."""
+    """Return the default name of a bundle: that of its folder, with hyphens for characters that are not allowed."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", target.name)[:64] or "bundle"
 
 

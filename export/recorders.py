@@ -1,4 +1,4 @@
-"""Ways to compute the self-attention of the traced UNet: what each keeps of it is what a form of the graph returns."""
+"""Ways to compute the self-attention of the traced UNet. Each form of the graph returns what its recorder keeps."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class Recorder(Protocol):
-    """Computes the self-attention of each layer of a pass, and keeps of it what the graph returns."""
+    """Computes the self-attention of each layer of a pass, and keeps the tensors that the graph returns."""
 
     def clear(self) -> None:
         """Forget everything: a pass begins."""
@@ -20,18 +20,18 @@ class Recorder(Protocol):
 
     @property
     def heads(self) -> dict[int, list[int]]:
-        """Number of heads of each layer, by number of places, the most first."""
+        """Number of heads of each layer, by number of places; the largest number of places first."""
 
     @property
     def widths(self) -> dict[int, int]:
         """Width of the heads, by number of places."""
 
     def results(self) -> tuple[Tensor, ...]:
-        """What the graph returns."""
+        """Return the outputs of the graph."""
 
 
 class Accumulator:
-    """Adds up the attention of a pass, map by map: one (B, N, N) tensor a resolution is all that lives."""
+    """Adds up the attention of a pass, map by map, so that only one (B, N, N) tensor per resolution is in memory."""
 
     def __init__(self) -> None:
         self.clear()
@@ -43,7 +43,7 @@ class Accumulator:
         self._widths: dict[int, int] = {}
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, *, upcast: bool) -> Tensor:
-        """Attend one head after the other, and add up the maps."""
+        """Attend with one head after the other, and add up the maps."""
         n = query.shape[2]
         results = []
         for result, probabilities in attend_by_head(query, key, value, upcast=upcast):
@@ -64,9 +64,9 @@ class Accumulator:
         return self._widths
 
     def results(self) -> tuple[Tensor, ...]:
-        """Mean over the heads, then over the layers, of each resolution, finest first.
+        """Return the mean over the heads, then over the layers, of each resolution, finest first.
 
-        All layers of a resolution have as many heads, so it is the mean of all maps.
+        All layers of a resolution have the same number of heads, so this is the mean of all maps.
         """
         return tuple(self._totals[n] / sum(heads) for n, heads in self.heads.items())
 
@@ -74,10 +74,10 @@ class Accumulator:
 class QueriesKeys:
     """Keeps the scaled queries and the keys of a pass, from which a kernel can compute the averaged attention.
 
-    Their probabilities stay inside the attention, so an engine may fuse it. TensorRT and TensorRT-RTX fuse a matrix
-    product, a softmax and a matrix product over all heads. ONNX's operator `Attention` would say the same in one node,
-    but needs opset 23, for which ONNX Runtime's CUDA provider has no InstanceNormalization, and TensorRT-RTX refuses
-    it in float32 and where a query or key is an output itself.
+    The probabilities are not outputs, so an engine may fuse the attention. TensorRT and TensorRT-RTX fuse a matrix
+    product, a softmax and a matrix product over all heads. ONNX's operator `Attention` expresses the same in one node,
+    but needs opset 23, for which ONNX Runtime's CUDA provider has no InstanceNormalization; and TensorRT-RTX rejects
+    it in float32, and where a query or key is itself an output.
     """
 
     def __init__(self) -> None:
@@ -90,7 +90,7 @@ class QueriesKeys:
     def attend(self, query: Tensor, key: Tensor, value: Tensor, *, upcast: bool) -> Tensor:
         """Attend with all heads at once, and keep the query and the key.
 
-        `upcast` is not followed: a fused attention sums in float32, and operands in float32 would not be fused.
+        `upcast` is ignored: a fused attention sums in float32, and operands in float32 would not be fused.
         """
         del upcast
         self._layers.setdefault(query.shape[2], []).append((query, key))
@@ -107,15 +107,15 @@ class QueriesKeys:
         return {n: layers[0][0].shape[3] for n, layers in self._layers.items()}
 
     def results(self) -> tuple[Tensor, ...]:
-        """Queries and keys (B, layers·heads, n², d) of each resolution, finest first: queries, keys, queries, …."""
+        """Return queries, then keys (B, layers·heads, n², d) of each resolution, finest resolution first."""
         return tuple(torch.cat(part, 1) for n in self.heads for part in zip(*self._layers[n], strict=True))
 
 
 def attend_by_head(query: Tensor, key: Tensor, value: Tensor, *, upcast: bool) -> Iterator[tuple[Tensor, Tensor]]:
-    """Attend one head after the other → the result (B, N, d) and the float32 probabilities (B, N, N) of each.
+    """Attend with one head after the other → the result (B, N, d) and the float32 probabilities (B, N, N) of each.
 
-    A (heads, N, N) tensor would be 0.5 GB in Stable Diffusion at 512 px, and most of the time of the whole layer would
-    go into writing and reading it.
+    A tensor for all heads, (heads, N, N), would take 0.5 GB in Stable Diffusion at 512 px, and most of the layer's time
+    would be spent on writing and reading it.
     """
     if upcast:
         query, key = query.float(), key.float()

@@ -1,4 +1,4 @@
-"""Weights that two graphs of one network have in common, stored once."""
+"""Store weights that two graphs of the same network have in common only once."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from typing import Any
 import onnx_ir as ir
 
 SMALL = 1 << 10
-"""Weights of up to so many bytes stay inside each graph."""
+"""Weights of up to this many bytes stay inside each graph."""
 
 
 def share_weights(model: Any, source: Path) -> tuple[str, ...]:  # noqa: ANN401 - onnx_ir has no types
-    """Point a graph's weights at the equal ones in the external data of another graph.
+    """Point a graph's weights at equal weights in the external data of another graph.
 
-    They are found by type, shape and contents, because the exporter names them as it likes.
+    Weights are matched by type, shape and contents, because the exporter's names differ between graphs.
 
     Args:
-        model: whose weights are replaced, in place.
+        model: the graph whose weights are replaced, in place.
         source: the other graph's .onnx file; `model` must be saved into the same folder.
 
     Returns:
-        Names of the files of external data that the graph uses now.
+        Names of the files of external data that the graph now uses.
     """
     stored: dict[tuple[Any, ...], Any] = {}
     for value in ir.load(source).graph.initializers.values():

@@ -1,4 +1,4 @@
-"""torch module → ONNX file, by the dynamo exporter."""
+"""Trace a PyTorch module to an ONNX file with PyTorch's dynamo exporter."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 OPSET = 18
 FLOAT_BYTES = 4
 INLINE_BYTES = 64 << 20
-"""Float32 weights up to this size stay inside the .onnx file; protobuf ends at 2 GiB."""
+"""Float32 weights up to this size stay inside the .onnx file. Protobuf's limit is 2 GiB."""
 
 
 def trace(
@@ -36,20 +36,21 @@ def trace(
 ) -> Graph:
     """Export `module` with the declared names and axes.
 
-    Tracing runs on shapes alone, so its time does not depend on the precision.
+    Tracing computes only shapes, so its time does not depend on the precision.
 
     Args:
-        module: takes one tensor, returns one or a tuple.
+        module: takes one tensor and returns a tensor or a tuple of tensors.
         tensors: declaration of its input and outputs.
         path: the .onnx file to write; large weights go to a `.data` file beside it.
         external: put the weights there even if they are small, so that another graph can share them.
-        weights_of: a graph in the same folder whose external weights this one uses where they are equal.
+        weights_of: a graph in the same folder; where its external weights equal those of this graph, they are shared.
 
     Returns:
-        The graph as the manifest records it, without what tracing dropped: that takes a comparison with the module.
+        The graph as the manifest records it, except for `parameters_dropped` and `flops_dropped`, which the caller
+        derives from the original module.
     """
     batch_axis = tensors.inputs[0].axes[0]
-    # Example sizes of 1 would be taken for constants.
+    # The exporter would treat example sizes of 1 as constants.
     example = tuple(torch.zeros(t.shape(min(2, batch_axis.max)), dtype=getattr(torch, t.dtype)) for t in tensors.inputs)
     dynamic = (
         {0: torch.export.Dim(batch_axis.name, min=batch_axis.min, max=batch_axis.max)} if batch_axis.dynamic else {}
@@ -76,7 +77,7 @@ def trace(
         external_data = share_weights(model, weights_of)
         ir.save(model, path)
     else:
-        # Two graphs share narrow weights.
+        # Half-precision weights are shared by two graphs, so they must be external.
         external = external or narrow or sum(weight.nbytes for weight in weights) > INLINE_BYTES
         program.save(str(path), external_data=external)
         external_data = (f"{path.name}.data",) if external else ()
@@ -96,7 +97,7 @@ def trace(
 
 
 def _strip(model: Any) -> None:  # noqa: ANN401 - onnx_ir has no types
-    """Take out what the exporter notes about the machine: stack traces with its paths, at every node."""
+    """Remove the exporter's metadata, which contains stack traces with paths of this machine at every node."""
     model.metadata_props.clear()
     for item in (model.graph, *model.graph, *model.functions.values()):
         item.metadata_props.clear()
@@ -111,7 +112,7 @@ def _strip(model: Any) -> None:  # noqa: ANN401 - onnx_ir has no types
 
 
 def _node_flops(node: Any) -> int:  # noqa: ANN401 - onnx_ir has no types
-    """FLOPs of a node at batch 1, a multiply-add counted as two; what is no product counts nothing."""
+    """Return the FLOPs of a node at batch 1. A multiply-add counts as two; nodes that are not products count as 0."""
     if node.op_type not in ("MatMul", "Gemm", "Conv"):
         return 0
     output, weight = _shape(node.outputs[0]), _shape(node.inputs[1])
@@ -122,7 +123,7 @@ def _node_flops(node: Any) -> int:  # noqa: ANN401 - onnx_ir has no types
 
 
 def _layers(graph: Any) -> dict[str, dict[str, int]]:  # noqa: ANN401 - onnx_ir has no types
-    """How many nodes of each kind compute in each number format, which is that of their first output."""
+    """Count the nodes by operator and number format. The format of a node is that of its first output."""
     counts: dict[str, Counter[str]] = {}
     for node in graph:
         if node.op_type != "Constant":
@@ -132,7 +133,7 @@ def _layers(graph: Any) -> dict[str, dict[str, int]]:  # noqa: ANN401 - onnx_ir 
 
 
 def _activation_bytes(graph: Any) -> int:  # noqa: ANN401 - onnx_ir has no types
-    """Largest sum of intermediate results that are alive at once, at batch 1, each in memory of its own."""
+    """Return the peak size of the intermediate results at batch 1, if no two of them share memory."""
     nodes = list(graph)
     ends = {value: i for i, node in enumerate(nodes) for value in node.inputs if value is not None}
     ends |= dict.fromkeys(graph.outputs, len(nodes))
@@ -156,10 +157,10 @@ def _nbytes(value: Any) -> int:  # noqa: ANN401 - onnx_ir has no types
 
 
 def _likely(value: Any, what: str) -> Any:  # noqa: ANN401 - onnx_ir has no types
-    """Type or shape of a value; where the exporter could not infer it, that of what it was made from.
+    """Return the type or shape of a value. If the exporter did not infer it, return that of the value it derives from.
 
-    In bfloat16 it does not know normalisations, nor what comes between them and the next layer; all that keeps
-    both its type and its number of elements.
+    In bfloat16, the exporter infers nothing for normalisations and for the nodes between them and the next layer. None
+    of these changes the type or the number of elements.
     """
     while getattr(value, what) is None and value.producer() is not None and value.producer().inputs:
         value = value.producer().inputs[0]
@@ -172,7 +173,7 @@ def _shape(value: Any) -> list[int]:  # noqa: ANN401 - onnx_ir has no types
 
 @contextlib.contextmanager
 def _quiet() -> Any:  # noqa: ANN401 - a context manager
-    """Keep the exporter's progress lines, warnings and logging to itself; its errors still come out."""
+    """Suppress the exporter's progress lines, warnings and logs, except for errors."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):

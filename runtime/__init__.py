@@ -36,7 +36,7 @@ __all__ = ["DiffsegError", "MergeSettings", "Segment", "Segmentation", "Segmente
 
 def __getattr__(name: str) -> object:
     if name == "__version__":
-        from importlib.metadata import version  # takes some 30 ms
+        from importlib.metadata import version  # takes about 30 ms
 
         value: object = version("diffseg")
     elif name in _MODULES:

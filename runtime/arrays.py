@@ -51,7 +51,7 @@ def from_host(array: np.ndarray[Any, Any], like: Array) -> Array:
 
 
 def row_dot(left: Array, right: Array) -> Array:
-    """Return the products of the rows of two (r, N) arrays, (r,)."""
+    """Return the dot products of the rows of two (r, N) arrays, (r,)."""
     xp = namespace(left, right)
     if isinstance(left, np.ndarray):
         return xp.vecdot(left, right)
@@ -65,10 +65,10 @@ _on_device: dict[tuple[Any, ...], tuple[Array, ...]] = {}
 def cached_from_host(
     make: Callable[..., tuple[np.ndarray[Any, Any], ...]], *arguments: int, like: Array
 ) -> tuple[Array, ...]:
-    """Return `make(*arguments)` in the library and on the device of `like`, where it is kept for the next call.
+    """Return `make(*arguments)` in the library and on the device of `like`. Device copies are kept for later calls.
 
-    Meant for small arrays that depend on a few sizes, such as indices: they are copied to a device once, not once per
-    image. Callers must not write into them. On the CPU they are made again by each call.
+    This is for small arrays that depend on a few sizes, such as indices: they are copied to a device once instead of
+    once per image. Callers must not write into them. On the CPU, each call computes them again.
     """
     if isinstance(like, np.ndarray):
         return make(*arguments)

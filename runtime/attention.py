@@ -36,7 +36,7 @@ class _Memo:
 class AggregatedAttention:
     """The aggregated attention of one image, with everything that is needed to make masks. Threads can share it.
 
-    It remembers the distances of its maps from the anchors that were used last. Merging with the same anchors and new
+    The distances of the maps from the anchors of the last merging are kept. Merging with the same anchors and new
     thresholds therefore takes a third of the time of the first merging.
 
     Attributes:
@@ -54,23 +54,23 @@ class AggregatedAttention:
 
     @property
     def nbytes(self) -> int:
-        """Size of the attention and the remembered distances, in bytes."""
+        """Size of the attention and the kept distances, in bytes."""
         last = self._memo.last
         return int(self.values.nbytes) + (0 if last is None else int(last[1].values.nbytes))
 
     @property
     def mended_rows(self) -> int:
-        """Rows of the network's attention, over all resolutions, that were not distributions and had to be mended.
+        """Number of rows of the network's attention, over all resolutions, that were not distributions and were mended.
 
-        Any number but 0 means that the network computed NaN, infinities or negative probabilities. The first access
-        may wait for the device.
+        A number above 0 means that the network computed NaN, infinite or negative probabilities. The first access may
+        wait for the device.
         """
         if self._memo.mended_rows is None:
             self._memo.mended_rows = int(self.mended)
         return self._memo.mended_rows
 
     def copy(self) -> AggregatedAttention:
-        """Return a copy whose values the network cannot overwrite. They stay in the same array library and device."""
+        """Return a copy whose values the network cannot overwrite. It uses the same array library and device."""
         values = namespace(self.values).asarray(self.values, copy=True)
         memo = _Memo(self._memo.last, self._memo.mended_rows)
         return AggregatedAttention(values, self.pixels, self.placement, self.mended, memo)
@@ -93,7 +93,7 @@ class AggregatedAttention:
         return merge_on_device(self.values, settings.thresholds, settings.anchors, distances=last[1])
 
     def _suppress(self, proposals: Array, count: Array | None) -> NDArray[np.uint16]:
-        """Labels on the host. With the fused kernels, this copy is the only wait for the device in an image's way."""
+        """Return the labels on the host. With the fused kernels, this is the only wait for the device per image."""
         kernels = fused.kernels(proposals)
         if kernels is None or count is None:
             return to_host(non_max_suppression(proposals, self.placement.size))

@@ -19,7 +19,7 @@ class Observer(Protocol):
         """Called when a stage begins."""
 
     def leave(self, stage: str, start: int, end: int) -> None:
-        """Called when a stage ends, even with an error. Times are in nanoseconds of `time.perf_counter_ns`."""
+        """Called when a stage ends, also after an error. Times are nanoseconds of `time.perf_counter_ns`."""
 
 
 _observers: tuple[Observer, ...] = ()

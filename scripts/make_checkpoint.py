@@ -1,4 +1,4 @@
-"""Write a diffusers checkpoint with seeded random weights, offline: what export and its figures are tried on.
+"""Write a diffusers checkpoint with seeded random weights, without a network, to test and measure the export.
 
     python scripts/make_checkpoint.py sd15 /tmp/sd15                 # full size: 860 M parameters in the UNet
     python scripts/make_checkpoint.py sd21 /tmp/sd21-small --small   # a few hundred thousand

@@ -20,7 +20,7 @@ def labelled(draw, masks=4, classes=CLASSES - 1):
 
 
 def draw_sample(number, size=(96, 64)):
-    """A picture (W, H) of sky, ground and a box, and its classes 0, 1, 2 with a void frame."""
+    """An image (W, H) of sky, ground and a box, and its classes 0, 1, 2 with a void frame."""
     width, height = size
     rng = np.random.default_rng(number)
     truth = np.zeros((height, width), np.uint8)

@@ -34,7 +34,7 @@ TARGETS = {
     "export": ("export", "rtx-build"),
 }
 BY_HAND = {"tensorrt": "nvidia", "export": "torch"}
-"""Locks of what is not on PyPI."""
+"""Locks of packages that are not on PyPI."""
 MACHINES = [
     {"python_version": python, "python_full_version": f"{python}.0", "platform_machine": machine}
     | {"sys_platform": "linux", "platform_system": "Linux", "os_name": "posix"}
@@ -63,7 +63,7 @@ def pinned(target, machine):
 
 
 def wanted(extras, machine):
-    """What pyproject.toml asks for, with some extras, on a machine."""
+    """The requirements in pyproject.toml, with some extras, on a machine."""
     optional = PROJECT["project"]["optional-dependencies"]
     waiting = [*PROJECT["project"]["dependencies"], *(text for extra in extras for text in optional[extra])]
     while waiting:
@@ -274,7 +274,7 @@ COMPOSE = yaml.safe_load((ROOT / "compose.yaml").read_text())
 
 
 def default(text):
-    """Fill in what ${NAME:-default} stands for."""
+    """Replace ${NAME:-default} by its value."""
     return re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", text)
 
 

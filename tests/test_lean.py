@@ -1,4 +1,4 @@
-"""The built wheel in an environment that holds what it declares for `diffseg[cpu]`, and nothing else.
+"""The built wheel in an environment with only the requirements of `diffseg[cpu]`.
 
 No network: the environment's packages are links to those that run this test, picked by the wheel's own metadata.
 """

@@ -65,7 +65,7 @@ COMMANDS = [
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    """A folder with what the pages speak of: photo.jpg, photos/, labelled/, and a checkpoint to export."""
+    """A folder with the files that the pages mention: photo.jpg, photos/, labelled/, and a checkpoint to export."""
     (tmp_path / "photos").mkdir()
     monkeypatch.setenv("DIFFSEG_CACHE", str(tmp_path / "cache"))
     (tmp_path / "photo.jpg").write_bytes(example_images()[0].read_bytes())
@@ -82,7 +82,7 @@ def place(tmp_path, monkeypatch):
 
 @contextmanager
 def serving(arguments, place):
-    """The server of a page on a free port; ends well when it is asked to."""
+    """The server of a page, on a free port. It must stop without an error."""
     pytest.importorskip("fastapi", reason="needs the extra 'serve'")
     run = [sys.executable, "-m", "diffseg", *(word.replace(PORT, "0") for word in arguments)]
     with subprocess.Popen(run, stderr=subprocess.PIPE, text=True, cwd=place) as process:

@@ -50,7 +50,7 @@ class Bundle:
         return MODELS in self.folder.parents
 
     def has_form(self, graph: str, form: str) -> bool:
-        """Whether the bundle has a further form of a graph; those of schema 1 have none."""
+        """Whether the bundle has a further form of a graph. Bundles of schema 1 have none."""
         return form in self.manifest.graphs[graph].forms
 
     def graph(self, graph: str, form: str | None = None) -> Graph:
@@ -115,13 +115,13 @@ def find_bundle(model: str | Path) -> Path:
         return folder
     if folder.exists():
         raise BundleNotFoundError(
-            f"{folder} is no bundle: it has no {MANIFEST}; `diffseg export` makes a bundle of a checkpoint"
+            f"{folder} is not a bundle: it has no {MANIFEST}; `diffseg export` makes a bundle from a checkpoint"
         )
     if is_hub_id(name):
         return _download(name)
     raise BundleNotFoundError(
         f"no bundle {name!r}: not a folder, not an embedded model ({', '.join(embedded_models())}), "
-        "no hub id (owner/name)"
+        "not a hub id (owner/name)"
     )
 
 

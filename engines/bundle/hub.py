@@ -30,7 +30,7 @@ def snapshot(name: str, patterns: list[str], *, required: Sequence[str] = ()) ->
     Args:
         name: repository, with an optional revision.
         patterns: files to fetch.
-        required: files that a complete download has; a cached folder that lacks one is downloaded again.
+        required: files that a complete download contains; a cached folder that lacks one of them is downloaded again.
 
     Raises:
         MissingPackageError: huggingface-hub is not installed.
@@ -61,7 +61,7 @@ def snapshot(name: str, patterns: list[str], *, required: Sequence[str] = ()) ->
     except Exception as error:  # the hub's client does not wrap the errors of its HTTP library  # noqa: BLE001
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise BundleNotFoundError(
-            f"{name!r} is no local folder, not in the hub's cache and could not be downloaded ({reason}); "
+            f"{name!r} is not a local folder, is not in the hub's cache and could not be downloaded ({reason}); "
             "check the name and the network, or pass a folder"
         ) from None
     return Snapshot(folder, folder.name)

@@ -18,12 +18,12 @@ from msgspec import field
 
 SCHEMA = 2
 SCHEMAS = (1, SCHEMA)
-"""Schemas that are read. Those of schema 1 have no further forms of a graph."""
+"""Schemas that are read. Manifests of schema 1 have no further forms of a graph."""
 MANIFEST = "manifest.json"
 FIX = "export the bundle again"
 ENCODER, UNET = "vae_encoder", "unet"
 QUERIES_KEYS = "queries_keys"
-"""Form of the UNet whose outputs are `specs.queries_keys_tensors`, for a kernel that computes the attention of them."""
+"""Form of the UNet whose outputs are `specs.queries_keys_tensors`. A kernel computes the attention from them."""
 CPU_SUFFIX = ".cpu.onnx"
 """Ending of a `Graph.cpu_file`."""
 
@@ -68,7 +68,7 @@ class Graph(msgspec.Struct, frozen=True):
 
 
 class MergeSettings(msgspec.Struct, frozen=True):
-    """How attention becomes masks; a bundle's defaults are used where the caller does not say.
+    """How attention becomes masks. Where the caller sets nothing, the defaults of the bundle apply.
 
     Attributes:
         thresholds: the largest KL distance, in nats, of maps that are merged: one per round.
@@ -99,7 +99,7 @@ class MergeSettings(msgspec.Struct, frozen=True):
     def updated(
         self, threshold: Threshold | None = None, anchors: int | None = None, refine: Refine | None = None
     ) -> MergeSettings:
-        """Copy with what is not None; a single threshold is taken for every round."""
+        """Return a copy with the arguments that are not None. A single threshold is used for every round."""
         thresholds = self.thresholds
         if threshold is not None:
             many = np.ndim(threshold) > 0
@@ -201,7 +201,7 @@ class Manifest(msgspec.Struct, frozen=True):
         names = [*self.files, *(name for graph in graphs for name in (*graph.files, graph.cpu_file) if name)]
         for name in names:
             if not is_safe_name(name):
-                raise BundleError(f"{where}: {name!r} is no path inside the bundle; do not use this bundle")
+                raise BundleError(f"{where}: {name!r} is not a path inside the bundle; do not use this bundle")
             if name not in self.files:
                 raise BundleError(f"{where}: {name} has no size and hash under 'files'; {FIX}")
         for name, file in self.files.items():
@@ -249,7 +249,7 @@ class Manifest(msgspec.Struct, frozen=True):
 
 
 def is_plain_name(name: str) -> bool:
-    """Whether `name` can name a bundle: it is also the name of folders, and stands in addresses and messages."""
+    """Whether `name` can name a bundle. The name is also used for folders, in URLs and in messages."""
     return re.fullmatch(r"[A-Za-z0-9._-]{1,64}", name) is not None and name.strip(".") != ""
 
 

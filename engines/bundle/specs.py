@@ -116,7 +116,7 @@ def triton_shape(shape: Sequence[int], *, batched: bool) -> list[int]:
 
 
 def attention_name(grid: tuple[int, int], kind: str = "attention") -> str:
-    """Return the name of an output of a grid: `attention_64`, or `attention_64x96` when it is not square.
+    """Return the name of an output by its grid: `attention_64`, or `attention_64x96` if the grid is not square.
 
     The queries and keys of a grid are `queries_64` and `keys_64`.
     """
@@ -164,10 +164,10 @@ def queries_keys_tensors(
 
     Args:
         size: height and width of the image in pixels.
-        channels: of the latent.
+        channels: number of channels of the latent.
         attention: the outputs of the form that computes the averaged attention itself.
-        widths: d of each of them.
-        dtype: that of the network.
+        widths: width d of the heads of each output.
+        dtype: number format of the network.
         max_batch: largest batch.
     """
     outputs = tuple(
@@ -188,6 +188,6 @@ def queries_keys_tensors(
 
 
 def latent_tensor(size: tuple[int, int], channels: int, max_batch: int) -> TensorSpec:
-    """Declare the latent: output of graph 1, input of graph 2, and float32 whatever the precision of the graphs."""
+    """Declare the latent: the output of graph 1 and input of graph 2. It is float32 at any precision of the graphs."""
     rows, columns = (Axis.fixed(name, n // LATENT_FACTOR) for name, n in zip(("rows", "columns"), size, strict=True))
     return TensorSpec("latent", "float32", (batch_axis(max_batch), Axis.fixed("channels", channels), rows, columns))

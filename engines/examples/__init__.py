@@ -1,4 +1,4 @@
-"""Example images under free licences (see LICENCES.md), for demonstrations and parity checks."""
+"""Example images under free licences (see LICENCES.md), for demonstrations, profiles and parity checks."""
 
 from __future__ import annotations
 

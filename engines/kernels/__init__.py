@@ -1,1 +1,1 @@
-"""Averaged attention from queries and keys: the GPU kernel, what was compiled of it, and its NumPy twin."""
+"""Averaged attention from queries and keys: the GPU kernels, their compiled files, and their NumPy twin."""

@@ -1,6 +1,6 @@
 """The averaged attention on a GPU: loads the compiled kernels with CuPy and launches them.
 
-Written against CuPy's and CUDA's documentation; see docs/kernel.md for what was executed where.
+This module follows the documentation of CuPy and CUDA; docs/kernel.md states what has been executed, and where.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ NAMES = {"float16": "fp16", "float32": "fp32", "bfloat16": "bf16", "uint16": "bf
 THREADS = 32  # per warp
 ALIGNMENT = 16  # bytes; the kernels load that many at a time
 NO_SCRATCH = np.uint64(0)  # a null pointer as 8 bytes: for None, CuPy would pass no storage for the parameter at all
-LARGEST = 2**31 - 1  # the kernels count in int32, but for the heads and images
+LARGEST = 2**31 - 1  # the kernels use int32 for all indices except those of heads and images
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -29,7 +29,7 @@ class LoadedKernel:
     """One kernel on one device.
 
     Attributes:
-        compiled: its entry of the record.
+        compiled: its entry in the record.
         function: CuPy's RawKernel.
     """
 
@@ -46,15 +46,15 @@ class LoadedKernel:
 def averaged_attention(queries: Any, keys: Any, averaged: Any = None, sums: Any = None) -> Any:  # noqa: ANN401 - CuPy
     """Average softmax(Q Kᵀ) over all heads of all layers of one resolution, on the current stream and device.
 
-    Given `averaged` and `sums`, it allocates nothing. Call it once before a stream capture, or call `load_kernels`:
-    loading is not capturable.
+    If `averaged` and `sums` are given, nothing is allocated. Call this function or `load_kernels` once before a stream
+    capture, because loading cannot be captured.
 
     Args:
-        queries: (B, layers·heads, nq, d), scaled already. CuPy's array: float16, float32, bfloat16 or the bits of
+        queries: (B, layers·heads, nq, d), already scaled. A CuPy array: float16, float32, bfloat16 or the bits of
             bfloat16 as uint16. d is a multiple of 8, up to 160.
         keys: (B, layers·heads, nk, d) of the same type.
-        averaged: (B, nq, nk) float32, written.
-        sums: (B, layers·heads, nq) float32, scratch: the logarithm of each row's sum.
+        averaged: (B, nq, nk) float32, overwritten; None allocates it.
+        sums: (B, layers·heads, nq) float32 scratch memory for the logarithm of each row's sum; None allocates it.
 
     Returns:
         `averaged`; its rows sum to 1.
@@ -103,7 +103,7 @@ def load_kernels(dtype: str, width: int) -> dict[Kernel, LoadedKernel]:
 
     Args:
         dtype: NumPy's name of the type of queries and keys; uint16 stands for the bits of bfloat16.
-        width: of a head.
+        width: width of a head.
 
     Raises:
         ProviderError: there are no kernels for this GPU, type or width, or the driver refuses them.
@@ -122,7 +122,7 @@ def _load(device: int, capability: int, dtype: str, width: int) -> dict[Kernel, 
 
 
 def _module(kernel: CompiledKernel, files: dict[str, bytes], folder: Path) -> Any:  # noqa: ANN401 - CuPy's RawKernel
-    """Load the first of a kernel's files that the driver takes, and permit its shared memory."""
+    """Load the first of a kernel's files that the driver accepts, and allow the kernel its shared memory."""
     cupy = import_cupy()
     errors = []
     for name, _ in kernel.files:
@@ -130,7 +130,7 @@ def _module(kernel: CompiledKernel, files: dict[str, bytes], folder: Path) -> An
         path.write_bytes(files[name])
         try:
             function = cupy.RawModule(path=str(path)).get_function(kernel.name)
-            function.max_dynamic_shared_size_bytes = kernel.shared_memory  # loads the file, which may go afterwards
+            function.max_dynamic_shared_size_bytes = kernel.shared_memory  # loads the file, which may then be deleted
         except (cupy.cuda.driver.CUDADriverError, cupy.cuda.runtime.CUDARuntimeError) as error:
             errors.append(f"{name}: {error}")
         else:
@@ -142,7 +142,11 @@ def _module(kernel: CompiledKernel, files: dict[str, bytes], folder: Path) -> An
 
 
 def _sizes(queries: Any, keys: Any) -> tuple[int, int, int, int, int]:  # noqa: ANN401 - CuPy's arrays
-    """Read batch, heads, nq, nk and width; see `averaged_attention` for what is refused."""
+    """Return batch, heads, nq, nk and width.
+
+    Raises:
+        ProviderError: the shapes or types do not fit together, or are too large for the kernels.
+    """
     shapes = tuple(queries.shape), tuple(keys.shape)
     if (
         {len(shape) for shape in shapes} != {4}
@@ -153,17 +157,18 @@ def _sizes(queries: Any, keys: Any) -> tuple[int, int, int, int, int]:  # noqa: 
     ):
         raise ProviderError(
             f"queries are {queries.dtype} {shapes[0]} and keys {keys.dtype} {shapes[1]}; expected "
-            "(batch, layers·heads, places, width) of one type, equal but for the places, and none of them 0"
+            "(batch, layers·heads, places, width) of the same type; only the number of places may differ, and no size "
+            "may be 0"
         )
     batch, heads, rows, width = shapes[0]
     columns = shapes[1][2]
     if max(rows, columns) * width > LARGEST or batch * heads * rows > LARGEST:
-        raise ProviderError(f"queries of {shapes[0]} are too many for the kernels: use smaller batches")
+        raise ProviderError(f"queries of shape {shapes[0]} are too large for the kernels: use smaller batches")
     return batch, heads, rows, columns, width
 
 
 def _check(name: str, array: Any, shape: tuple[int, ...], dtype: Any) -> None:  # noqa: ANN401 - CuPy's array
-    """Refuse arrays that the kernels would read or write wrongly.
+    """Reject arrays that the kernels would read or write incorrectly.
 
     Raises:
         ProviderError: the array has another shape or type, is not contiguous, or not aligned.
@@ -175,5 +180,5 @@ def _check(name: str, array: Any, shape: tuple[int, ...], dtype: Any) -> None:  
 
 
 def _tiles(length: int, tile: int) -> int:
-    """Tiles that cover a length."""
+    """Return the number of tiles that cover a length."""
     return -(-length // tile)

@@ -1,4 +1,4 @@
-"""The compiled kernels that ship with the package: which of them fits a GPU, and their files."""
+"""The compiled kernels that ship with the package: selection for a GPU, and their files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from diffseg.engines.kernels.variants import AMPERE, DTYPES, KERNELS, PARTS, Ker
 
 FOLDER = Path(__file__).parent / "compiled"
 LAST_PORTABLE = 89
-"""The newest architecture whose PTX later GPUs can read: from 9.0 on, it uses what only that architecture has."""
+"""The newest architecture whose PTX later GPUs can read. From 9.0 on, PTX uses features of one architecture only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,15 +25,15 @@ class CompiledKernel:
     """One kernel of the record.
 
     Attributes:
-        kernel: which of the two.
-        arch: that it was compiled for: 90 for compute capability 9.0.
+        kernel: which of the two kernels.
+        arch: the architecture that it was compiled for: 90 for compute capability 9.0.
         rows: queries per block.
         columns: keys per block, or per step of `row_sums`.
-        warps: of 32 threads, per block.
-        shared_memory: dynamic, in bytes per block.
-        name: of the function in its module.
-        arguments: names in order, with the hidden pointers at the end as "scratch".
-        files: of its archive, to be tried in order, with their SHA-256.
+        warps: warps of 32 threads per block.
+        shared_memory: dynamic shared memory, in bytes per block.
+        name: name of the function in its module.
+        arguments: names of the arguments in order, with the hidden pointers at the end as "scratch".
+        files: names and SHA-256 of its files in the archive, in the order in which they are tried.
     """
 
     kernel: Kernel
@@ -48,14 +48,14 @@ class CompiledKernel:
 
 
 def source_hash() -> str:
-    """SHA-256 of the sources of the kernels and their variants, which the record repeats."""
+    """Return the SHA-256 of the sources of the kernels and their variants, which the record also contains."""
     files = (Path(__file__).with_name(name) for name in ("source.py", "variants.py"))
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 @functools.cache
 def read_record() -> dict[str, Any]:
-    """Read what was compiled, as `scripts/release/compile_kernels` wrote it."""
+    """Read the record of the compiled kernels that `scripts/release/compile_kernels` wrote."""
     record: dict[str, Any] = json.loads((FOLDER / "record.json").read_text(encoding="utf-8"))
     return record
 
@@ -63,16 +63,16 @@ def read_record() -> dict[str, Any]:
 def find_kernels(capability: int, dtype: str, width: int) -> dict[Kernel, CompiledKernel]:
     """Find the kernels for a GPU.
 
-    A GPU whose architecture was compiled gets its cubin, or its PTX should the driver refuse that; any other one gets
-    the newest PTX that it can read, which the driver compiles at the first use.
+    If kernels were compiled for the GPU's architecture, their cubin is used, or their PTX if the driver rejects the
+    cubin. Any other GPU gets the newest PTX that it can read, which the driver compiles at the first use.
 
     Args:
         capability: compute capability: 89 for 8.9.
-        dtype: of queries and keys: fp16, bf16 or fp32.
-        width: of a head.
+        dtype: type of queries and keys: fp16, bf16 or fp32.
+        width: width of a head.
 
     Raises:
-        ProviderError: there is none for this GPU, type or width.
+        ProviderError: there are no kernels for this GPU, type or width.
     """
     entries = read_record()["kernels"]
     compiled = sorted({entry["arch"] for entry in entries})
@@ -118,7 +118,7 @@ def read_files(kernels: dict[Kernel, CompiledKernel]) -> dict[str, bytes]:
         raise ProviderError(f"the compiled kernels {path} cannot be read ({error}): install diffseg again") from None
     for name, expected in (file for kernel in kernels.values() for file in kernel.files):
         if hashlib.sha256(files[name]).hexdigest() != expected:
-            raise ProviderError(f"{name} of the compiled kernels {path} is not the recorded one: install diffseg again")
+            raise ProviderError(f"{name} of the compiled kernels {path} does not match its hash: install diffseg again")
     return files
 
 

@@ -6,16 +6,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 BLOCK = 1 << 22
-"""Logits that are held at a time: 16 MiB of float32."""
+"""Number of logits in memory at a time: 16 MiB of float32."""
 
 
 def averaged_attention(queries: NDArray[np.generic], keys: NDArray[np.generic]) -> NDArray[np.float32]:
     """Average softmax(Q Kᵀ) over all heads of all layers of one resolution.
 
-    Logits, exponentials and sums are float32, whatever the type of the inputs.
+    Logits, exponentials and sums are float32 for every type of input.
 
     Args:
-        queries: (B, layers·heads, nq, d), scaled already (by d^-½ in Stable Diffusion). float16, float32, bfloat16 of
+        queries: (B, layers·heads, nq, d), already scaled (by d^-½ in Stable Diffusion). float16, float32, bfloat16 of
             ml_dtypes, or the bits of bfloat16 as uint16.
         keys: (B, layers·heads, nk, d) of the same type.
 
@@ -23,7 +23,7 @@ def averaged_attention(queries: NDArray[np.generic], keys: NDArray[np.generic]) 
         (B, nq, nk) float32; each row sums to 1.
 
     Raises:
-        ValueError: the shapes or types do not belong together.
+        ValueError: the shapes or types of queries and keys do not fit together.
     """
     _check(queries, keys)
     batch, heads, rows, _ = queries.shape
@@ -64,6 +64,6 @@ def _check(queries: NDArray[np.generic], keys: NDArray[np.generic]) -> None:
         or 0 in (*queries.shape, *keys.shape)
     ):
         raise ValueError(
-            f"queries are {queries.shape} and keys {keys.shape}; expected (batch, layers·heads, places, width), equal "
-            "but for the places, and none of them 0"
+            f"queries are {queries.shape} and keys {keys.shape}; expected (batch, layers·heads, places, width); only "
+            "the number of places may differ, and no size may be 0"
         )

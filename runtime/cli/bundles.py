@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 def build(
     bundle: Annotated[str, typer.Argument(help="Embedded model, bundle folder or hub id.")],
-    engine: Annotated[Engine, typer.Option(help="What builds, and later executes, the plan.")],
+    engine: Annotated[Engine, typer.Option(help="Engine that builds the plan and later executes it.")],
     compute_capability: Annotated[
         list[str] | None,
         typer.Option(metavar="N.N", help="GPUs that a tensorrt-rtx plan is for; may be given several times."),
@@ -36,11 +36,11 @@ def build(
         HardwareCompatibility, typer.Option(help="tensorrt: let other GPUs run the plan, at some cost in speed.")
     ] = "none",
     strip_weights: Annotated[
-        bool, typer.Option("--strip-weights", help="Leave the weights out; loading takes them from the graph.")
+        bool, typer.Option("--strip-weights", help="Leave the weights out; they are read from the graph at loading.")
     ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Build again what is there already.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Build the plan even if it exists.")] = False,
 ) -> None:
-    """Build a bundle's graphs into engine plans for one kind of GPU."""
+    """Build engine plans for one kind of GPU from the graphs of a bundle."""
     from diffseg.engines.bundle.bundle import open_bundle
     from diffseg.engines.tensorrt.pipeline import build_plan
     from diffseg.engines.tensorrt.plan import BuildOptions
@@ -70,7 +70,7 @@ def inspect(
     bundle: Annotated[str, typer.Argument(help="Embedded model, bundle folder or hub id.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show what a bundle's graphs and plans consist of."""
+    """Show tensors, layers and sizes of a bundle's graphs and plans."""
     from diffseg.engines.bundle.bundle import open_bundle
     from diffseg.engines.inspect import inspect_bundle
     from msgspec import to_builtins
@@ -89,13 +89,14 @@ def inspect(
 def verify(
     bundle: Annotated[str, typer.Argument(help="Embedded model, bundle folder or hub id.")],
     images: Annotated[
-        list[Path] | None, typer.Argument(metavar="IMAGE", help="With --provider: images; two examples if none.")
+        list[Path] | None,
+        typer.Argument(metavar="IMAGE", help="With --provider: images; default: two example images."),
     ] = None,
     provider: Annotated[
-        Provider | None, typer.Option(help="Compare this provider with the CPU: first numbers, then masks.")
+        Provider | None, typer.Option(help="Compare this provider with the CPU: the network's outputs and the masks.")
     ] = None,
 ) -> None:
-    """Check every file of a bundle and of its plans against its recorded hash, and a provider against the CPU."""
+    """Compare every file of a bundle and of its plans with its recorded hash, and a provider with the CPU."""
     from diffseg.engines.bundle.bundle import Bundle, find_bundle
     from diffseg.engines.bundle.manifest import read_manifest
     from diffseg.engines.tensorrt.lookup import verify_plans
@@ -137,7 +138,7 @@ def _verify_provider(bundle: Bundle, provider: Provider, images: list[Path] | No
 
 @contextmanager
 def build_progress(console: Console) -> Iterator[Report | None]:
-    """Show what the builder does, on a terminal."""
+    """Show the builder's progress on a terminal."""
     if not console.is_terminal:
         yield None
         return

@@ -59,7 +59,7 @@ def export(
         measure: max(figures.get(measure, 0.0) for figures in manifest.parity.values()) for measure in PARITY_SHOWN
     }
     console.print(
-        "parity with torch: "
+        "parity with PyTorch: "
         + ", ".join(f"{measure.replace('_', ' ')} {value:.1e}" for measure, value in worst.items())
     )
     console.print(f"{output}: {sum(file.bytes for file in manifest.files.values()) / 1e6:.1f} MB")

@@ -11,7 +11,7 @@ PLACEHOLDERS = {"int": "N", "float": "NUMBER", "str": "TEXT", "path": "PATH"}
 
 
 class Command(TyperCommand):
-    """A command whose help names placeholders, as in `IMAGE...`."""
+    """A command whose help shows placeholders such as `IMAGE...`."""
 
     def get_params(self, ctx: Any) -> list[Any]:  # noqa: ANN401 - its class depends on the version of Typer
         """Return the parameters, with placeholders."""
@@ -36,7 +36,7 @@ def describe(parameters: list[Any], context: Any) -> list[Any]:  # noqa: ANN401
     for parameter in parameters:
         if parameter.param_type_name == "argument":
             parameter.metavar = parameter.metavar or parameter.name.upper()
-            parameter.display_type_rich = lambda ctx: ""  # noqa: ARG005 - the placeholder says it already
+            parameter.display_type_rich = lambda ctx: ""  # noqa: ARG005 - the placeholder states the type
         elif parameter.metavar is None and hasattr(parameter, "display_type"):
             parameter.metavar = "" if parameter.is_flag else _placeholder(parameter, context)
             parameter._get_number_range_help_str = lambda: None  # noqa: SLF001 - the placeholder states the range
@@ -44,7 +44,7 @@ def describe(parameters: list[Any], context: Any) -> list[Any]:  # noqa: ANN401
 
 
 def _placeholder(parameter: Any, context: Any) -> str:  # noqa: ANN401
-    """`N (at least 1)` for a number, `PATH` for a path, `a|b` for a choice."""
+    """Return `N (at least 1)` for a number, `PATH` for a path, `a|b` for a choice."""
     kind = str(parameter.display_type(context)).strip("<>")
     name, _, ranged = kind.partition(" ")
     placeholder = PLACEHOLDERS.get(name, kind)
@@ -57,6 +57,6 @@ def _placeholder(parameter: Any, context: Any) -> str:  # noqa: ANN401
 
 
 def _usage(argument: Any) -> str:  # noqa: ANN401
-    """`IMAGE`, `IMAGE...` for one or more; in brackets if it can be left out."""
+    """Return `IMAGE`, or `IMAGE...` for one or more; in brackets if the argument is optional."""
     words = f"{argument.metavar}{'...' * (argument.nargs != 1)}"
     return words if argument.required else f"[{words}]"

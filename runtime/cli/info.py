@@ -12,7 +12,7 @@ from diffseg.cli.terminal import consoles
 def info(
     bundle: Annotated[
         str | None,
-        typer.Argument(help="Embedded model, bundle folder or hub id; lists its plans and what they run on."),
+        typer.Argument(help="Embedded model, bundle folder or hub id whose plans are listed."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:

@@ -18,11 +18,13 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
-def profile(  # noqa: C901 - one branch an option
-    bundle: Annotated[str | None, typer.Argument(metavar="BUNDLE", help="Embedded model, folder or hub id.")] = None,
+def profile(  # noqa: C901 - one branch per option
+    bundle: Annotated[
+        str | None, typer.Argument(metavar="BUNDLE", help="Embedded model, bundle folder or hub id.")
+    ] = None,
     images: Annotated[
         list[str] | None,
-        typer.Argument(metavar="IMAGE", help="Image files, folders or globs; the example images if none."),
+        typer.Argument(metavar="IMAGE", help="Image files, folders or glob patterns; default: the example images."),
     ] = None,
     runs: Annotated[int, typer.Option(min=1, help="Measured runs.")] = 20,
     warmup: Annotated[
@@ -34,24 +36,24 @@ def profile(  # noqa: C901 - one branch an option
         str | None, typer.Option(metavar="N,N…", help="Measure images per second with each number of threads.")
     ] = None,
     operators: Annotated[bool, typer.Option(help="Also record the engine's operators, in separate runs.")] = True,
-    provider: Annotated[Provider, typer.Option(help="What executes the network.")] = Provider.AUTO,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; all cores if not set.")] = None,
+    provider: Annotated[Provider, typer.Option(help="Provider that executes the network.")] = Provider.AUTO,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; default: all cores.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the record as JSON.")] = False,
     trace: Annotated[Path | None, typer.Option(help="Write trace events for Perfetto or Chrome.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write a report as one HTML file.")] = None,
     compare: Annotated[
-        tuple[Path, Path] | None, typer.Option(metavar="A.json B.json", help="Compare two records; runs nothing.")
+        tuple[Path, Path] | None, typer.Option(metavar="A.json B.json", help="Compare two records without a new run.")
     ] = None,
     fail_above: Annotated[
         float | None,
         typer.Option(
             min=0,
-            help="With --compare: exit with 1 if B significantly takes more than this many times as long as A, "
-            "with 2 if there are too few runs to tell.",
+            help="With --compare: exit with status 1 if B takes significantly more than this many times as long as A, "
+            "with 2 if there are too few runs to decide.",
         ),
     ] = None,
 ) -> None:
-    """Measure where the time of an image goes: by stage, by operator, from the first start to a steady state."""
+    """Measure the time of an image by stage and by operator, from the start of the process to a steady state."""
     if compare is not None:
         _compare(*compare, fail_above)
         return
@@ -60,7 +62,7 @@ def profile(  # noqa: C901 - one branch an option
     if fail_above is not None:
         raise typer.BadParameter("works with --compare only", param_hint="--fail-above")
     for target in (trace, html):
-        if target is not None and not target.parent.is_dir():  # better now than after minutes
+        if target is not None and not target.parent.is_dir():  # check before the work, which can take minutes
             raise typer.BadParameter(f"{target.parent} is not a folder")
     if html is not None:
         from diffseg.measure.reports.templates import need_jinja
@@ -121,7 +123,7 @@ def _compare(a: Path, b: Path, fail_above: float | None) -> None:
         errors.print(f"warning: {warning}", style="yellow")
     if fail_above is None:
         return
-    if not comparison.decisive:  # a gate that cannot tell must not pass
+    if not comparison.decisive:  # a gate that cannot decide must not pass
         fail(
             f"--fail-above needs at least {LEAST_PAIRS} runs of each profile, found {comparison.pairs}; "
             f"take both again with --runs {LEAST_PAIRS} or more",

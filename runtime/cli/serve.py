@@ -19,29 +19,31 @@ MEGA = 1_000_000
 
 def serve(
     model: Annotated[str, typer.Option(help="Embedded model, bundle folder or hub id.")] = "tiny",
-    provider: Annotated[Provider, typer.Option(help="What executes the network.")] = Provider.AUTO,
+    provider: Annotated[Provider, typer.Option(help="Provider that executes the network.")] = Provider.AUTO,
     host: Annotated[str, typer.Option(help="Address to bind to.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes any free one.")] = 8000,
-    batch: Annotated[int | None, typer.Option(min=1, help="Largest batch; the bundle's if not set.")] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; all cores if not set.")] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Maximum batch size; default: the bundle's.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; default: all cores.")] = None,
     device: Annotated[
-        int | None, typer.Option(min=0, help="Index of the NVIDIA GPU, in CUDA's order; the first if not set.")
+        int | None, typer.Option(min=0, help="Index of the NVIDIA GPU, in CUDA's order; default: the first.")
     ] = None,
     queue: Annotated[int, typer.Option(min=1, help="Images that may wait; further requests get status 503.")] = 64,
-    deadline: Annotated[float, typer.Option(min=0.1, help="Seconds after which a request is given up.")] = 30,
+    deadline: Annotated[float, typer.Option(min=0.1, help="Seconds after which a request is abandoned.")] = 30,
     max_body: Annotated[float, typer.Option(min=0.001, help="Largest request body, in megabytes.")] = 32,
     max_pixels: Annotated[float, typer.Option(min=0.001, help="Largest image, in megapixels.")] = 50,
-    keep: Annotated[int, typer.Option(min=0, help="Megabytes of attention kept for new masks; 64 per image.")] = 1024,
+    keep: Annotated[
+        int, typer.Option(min=0, help="Megabytes of attention to keep for new masks; about 70 per image at 512 px.")
+    ] = 1024,
     keep_seconds: Annotated[float, typer.Option(min=1, help="Seconds after which unused attention is dropped.")] = 600,
     log_format: Annotated[
         Literal["auto", "json", "console"],
-        typer.Option(help="Log as JSON lines or as readable text; auto: as text on a terminal, else as JSON."),
+        typer.Option(help="json: log as JSON lines. console: as readable text. auto: text on a terminal, else JSON."),
     ] = "auto",
     token_file: Annotated[
         Path | None, typer.Option(help=f"File with the bearer token that requests must carry; or set {TOKEN}.")
     ] = None,
     no_token: Annotated[
-        bool, typer.Option("--no-token", help="Accept requests without a token, also from other machines.")
+        bool, typer.Option("--no-token", help="Accept requests without a token, even from other machines.")
     ] = False,
 ) -> None:
     """Serve masks over HTTP: a page at /, POST /v1/segment, the Open Inference Protocol at /v2, /metrics."""
@@ -104,5 +106,5 @@ def read_token(file: Path | None) -> str | None:
     except (OSError, UnicodeDecodeError) as error:
         fail(f"{file}: the token cannot be read ({getattr(error, 'strerror', None) or 'not text'})")
     if token == "":
-        fail("the token is empty; set one, or unset it")
+        fail(f"the token is empty; set one, or unset {TOKEN}")
     return token

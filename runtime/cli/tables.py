@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def bundle_tables(facts: BundleFacts) -> Iterator[Table | str]:
-    """Lay out what `inspect_bundle` found."""
+    """Lay out the result of `inspect_bundle`."""
     size = "×".join(map(str, facts.image_size))
     yield f"{facts.name}: {facts.precision}, {size} pixels, batch 1 to {facts.max_batch}  {facts.folder}\n"
     for name, graph in facts.graphs.items():
@@ -46,7 +46,7 @@ def bundle_tables(facts: BundleFacts) -> Iterator[Table | str]:
 
 
 def machine_tables(facts: Capabilities) -> Iterator[Table | str]:
-    """Lay out what `capabilities` found."""
+    """Lay out the result of `capabilities`."""
     yield f"diffseg {facts.version}, Python {facts.python}, {facts.platform}, {facts.cores} CPU cores"
     for gpu in facts.gpus:
         yield (
@@ -73,7 +73,7 @@ def machine_tables(facts: Capabilities) -> Iterator[Table | str]:
 
 
 def comparison_tables(comparison: Comparison) -> Iterator[Table | str]:
-    """Lay out what `compare_providers` found."""
+    """Lay out the result of `compare_providers`."""
     table = _table("output", "row cosine p1", "symmetric KL", "row sum error", "NaN or infinite", "")
     for found in comparison.outputs:
         kl, sums = (f"{found.kl:.1e}", f"{found.row_sum_error:.1e}") if found.name != "latent" else ("", "")
@@ -87,13 +87,13 @@ def comparison_tables(comparison: Comparison) -> Iterator[Table | str]:
 
 
 def formats(layers: Mapping[str, Mapping[str, int]]) -> str:
-    """`convolution 64 float16, matmul 92 float16`, the most frequent kind first."""
+    """Return text such as `convolution 64 float16, matmul 92 float16`, the most frequent kind first."""
     kinds = sorted(layers.items(), key=lambda item: -sum(item[1].values()))
     return ", ".join(f"{kind} {' + '.join(f'{n} {f}' for f, n in counts.items())}" for kind, counts in kinds)
 
 
 def si(value: float) -> str:
-    """A number with three digits and a prefix: 1.5 G."""
+    """Return a number with three digits and an SI prefix: 1.5 G."""
     for limit, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= limit:
             return f"{value / limit:.3g} {unit}"

@@ -30,7 +30,7 @@ def consoles() -> tuple[Console, Console]:
 
 
 def track(results: Iterable[T], total: int, description: str = "segmenting") -> Iterable[T]:
-    """Show a progress bar while `results` are iterated, if there is a terminal and more than one result."""
+    """Show a progress bar while `results` are iterated, on a terminal and for more than one result."""
     if total == 1 or not sys.stderr.isatty():
         return results
     from rich import progress

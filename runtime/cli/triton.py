@@ -25,7 +25,7 @@ def triton(
         Device | None, typer.Option(help="onnxruntime: device of the network and of merging; default: cpu.")
     ] = None,
     plan: Annotated[
-        str | None, typer.Option(metavar="KEY", help="tensorrt: which plan to use if the bundle has several.")
+        str | None, typer.Option(metavar="KEY", help="tensorrt: name of the plan, if the bundle has several.")
     ] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Maximum batch size; default: the bundle's.")] = None,
     environment: Annotated[

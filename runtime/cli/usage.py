@@ -1,4 +1,4 @@
-"""What the command line answers to wrong usage: one line in our own words, exit code 2."""
+"""Messages about wrong usage of the command line: one line in our own words, exit code 2."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Commands(TyperGroup):
 
 
 def explain(error: Any, arguments: Sequence[str], commands: Sequence[str]) -> str:  # noqa: ANN401 - its class depends on the version of Typer
-    """Say in one line what is wrong, what was found, and where to read more.
+    """Return one line that states what is wrong, what was found, and where to read more.
 
     Args:
         error: a usage error of Typer or Click.
@@ -118,7 +118,7 @@ def _expected(parameter: Any, message: str) -> str:  # noqa: ANN401
 
 
 def _found(parameter: Any, arguments: Sequence[str]) -> str:  # noqa: ANN401
-    """The last value of an option on the command line, as `, found 'x'`; empty if it cannot be told."""
+    """Return the last value of an option on the command line, as `, found 'x'`; empty if it is unknown."""
     found = ""
     for i, argument in enumerate(arguments):
         name, equals, value = argument.partition("=")

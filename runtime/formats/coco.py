@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 Shape = Literal["rle", "polygon"]
 CATEGORY = {"id": 1, "name": "segment", "supercategory": ""}
-"""DiffSeg names nothing, so all masks are of one category."""
+"""DiffSeg does not classify masks, so all of them have the same category."""
 
 
 def coco_dataset(
@@ -30,10 +30,11 @@ def coco_dataset(
     Args:
         labels: (H, W).
         segments: the masks.
-        image_id: number of the image. Annotation ids follow from it, so that up to 65,536 masks per image stay unique.
-        file_name: of the image.
-        shape: `rle` keeps every pixel, `polygon` writes outlines. COCO's polygons have no holes: those are filled.
-        tolerance: of the polygons, in pixels.
+        image_id: number of the image. The annotation ids are derived from it; they are unique for up to 65,536 masks
+            per image.
+        file_name: file name of the image.
+        shape: `rle` keeps every pixel, `polygon` writes outlines. COCO's polygons have no holes, so holes are filled.
+        tolerance: tolerance of the polygons, in pixels.
 
     Returns:
         `images`, `annotations` in the order of `segments`, and `categories`.

@@ -11,10 +11,10 @@ from PIL import Image
 
 
 def cutouts(image: Image.Image, labels: NDArray[np.uint16], segments: Sequence[Segment]) -> tuple[Image.Image, ...]:
-    """Cut each mask out of an image, within its box; what is not in the mask is transparent.
+    """Cut each mask out of an image, within its box. Pixels outside the mask are transparent.
 
     Args:
-        image: RGB, of the size of the labels.
+        image: RGB image of the size of the labels.
         labels: (H, W).
         segments: the masks.
 

@@ -34,12 +34,12 @@ def svg(polygons: Iterable[Polygon], size: tuple[int, int]) -> str:
 def labelme(polygons: Sequence[Polygon], size: tuple[int, int], image_path: str) -> dict[str, Any]:
     """Describe polygons as labelme 5 does; the parts of one mask form a group.
 
-    labelme's polygons have no holes: those are filled.
+    labelme's polygons have no holes, so holes are filled.
 
     Args:
         polygons: the masks.
         size: `(H, W)` of the image in pixels.
-        image_path: of the image, relative to the file that is written.
+        image_path: path of the image, relative to the file that is written.
     """
     height, width = size
     return {

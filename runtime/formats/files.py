@@ -1,4 +1,4 @@
-"""A result as files: one writer per format."""
+"""Write a result to files: one writer per format."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ FAST = 1
 
 
 def save(result: Segmentation, folder: Path, name: str, formats: Iterable[Format], source: str = "") -> list[Path]:
-    """Write a result in each of `formats`: `<name>.<ending>`. Each file appears whole or not at all.
+    """Write a result in each of `formats`, as `<name>.<ending>`. Each file is written atomically.
 
     Args:
         result: the result.
-        folder: made if it does not exist.
-        name: of the files, without their endings.
-        formats: what to write.
-        source: name of the image's file, for the formats that refer to it.
+        folder: folder of the files, created if it does not exist.
+        name: name of the files, without their endings.
+        formats: the formats to write.
+        source: file name of the image, for the formats that refer to it.
 
     Returns:
         The files that were written, in the order of `formats`.
@@ -61,7 +61,7 @@ def label_image(labels: NDArray[np.uint16], count: int, *, palette: bool = False
     Args:
         labels: (H, W).
         count: number of labels.
-        palette: give an 8-bit image the colours of the overlay, so that it can be looked at.
+        palette: give an 8-bit image the colours of the overlay, which image viewers show.
     """
     if count > draw.COLOURS:
         return Image.fromarray(labels)
@@ -122,4 +122,4 @@ WRITERS: dict[str, tuple[str, Callable[[Segmentation, Path, str], None]]] = {
     "svg": (".svg", _svg),
     "palette": (".palette.png", _palette),
 }
-"""Ending and writer of each format but `cutouts`, which makes one file per mask: `.0.png`, `.1.png`, …"""
+"""Ending and writer of each format except `cutouts`, which has one file per mask: `.0.png`, `.1.png`, …"""

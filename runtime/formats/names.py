@@ -13,10 +13,10 @@ def parse_formats(text: str) -> tuple[Format, ...]:
     """Read a list such as `labels,coco`.
 
     Raises:
-        ValueError: it names an unknown format, or none.
+        ValueError: the list contains an unknown format or is empty.
     """
     names = [name.strip() for name in text.split(",") if name.strip()]
     unknown = [name for name in names if name not in FORMATS]
     if unknown or not names:
-        raise ValueError(f"formats must be of {', '.join(FORMATS)}, found {', '.join(unknown) or 'none'}")
+        raise ValueError(f"formats must be some of {', '.join(FORMATS)}, found {', '.join(unknown) or 'none'}")
     return tuple(item for item in FORMATS if item in names)

@@ -32,9 +32,9 @@ class Polygon:
 def polygons(labels: NDArray[np.uint16], segments: Sequence[Segment], tolerance: float = 1.0) -> tuple[Polygon, ...]:
     """Trace the outlines of all masks along the edges of their pixels.
 
-    Pixels that touch at a corner only belong to different parts (4-connectivity). With a tolerance of 0, the polygons
-    cover exactly the pixels of the masks. Otherwise each ring is simplified by itself (Douglas and Peucker, 1973), so
-    neighbours may overlap or leave gaps by up to twice the tolerance, and rings that shrink to a line are left out.
+    Pixels that touch only at a corner belong to different parts (4-connectivity). With a tolerance of 0, the polygons
+    cover exactly the pixels of the masks. Otherwise each ring is simplified independently (Douglas and Peucker, 1973),
+    so neighbours may overlap or leave gaps of up to twice the tolerance, and rings that shrink to a line are left out.
 
     Args:
         labels: (H, W).
@@ -42,7 +42,7 @@ def polygons(labels: NDArray[np.uint16], segments: Sequence[Segment], tolerance:
         tolerance: largest distance of a removed corner from the simplified ring, in pixels.
 
     Returns:
-        Polygons in the order of `segments`; those of one mask by decreasing size.
+        Polygons in the order of `segments`; the polygons of one mask are sorted by decreasing size.
 
     Raises:
         ValueError: the tolerance is negative or not a number.
@@ -78,7 +78,7 @@ def _rings(mask: NDArray[np.bool_]) -> list[NDArray[np.int64]]:
     """
     padded = np.pad(mask, 1)
     across, down = padded[:, 1:] ^ padded[:, :-1], padded[1:, :-1] ^ padded[:-1, :-1]
-    turns = (across[1:] ^ across[:-1]) | (across[1:] & across[:-1] & down)  # the second: two parts touch at a corner
+    turns = (across[1:] ^ across[:-1]) | (across[1:] & across[:-1] & down)  # the second term: parts touch at a corner
     y, x = np.nonzero(turns)
     nw, ne, sw, se = padded[y, x], padded[y, x + 1], padded[y + 1, x], padded[y + 1, x + 1]
     # Per direction, clockwise from the right: whether an edge leaves the corner, and whether one arrives.
@@ -87,7 +87,7 @@ def _rings(mask: NDArray[np.bool_]) -> list[NDArray[np.int64]]:
     starts, ends = [], []
     by_column = np.argsort(x, kind="stable")
     for direction in range(4):
-        # Along a line, edges start and end by turns, so the two lists pair up in reading order.
+        # Along a line, starts and ends of edges alternate, so the two lists pair up in reading order.
         order = by_column if direction % 2 else np.arange(len(x))
         starts.append(order[leaving[direction, order]])
         ends.append(order[arriving[direction, order]])
@@ -95,7 +95,7 @@ def _rings(mask: NDArray[np.bool_]) -> list[NDArray[np.int64]]:
     following = np.empty(offsets[-1], dtype=np.int64)
     for direction, end in enumerate(ends):
         right, left = (_find(starts[turn % 4], end) for turn in (direction + 1, direction - 1))
-        # Where two parts touch at a corner, turning right stays with the part at hand.
+        # Where two parts touch at a corner, a right turn stays on the current part.
         following[offsets[direction] : offsets[direction + 1]] = np.where(
             right >= 0, right + offsets[(direction + 1) % 4], left + offsets[(direction - 1) % 4]
         )
@@ -104,7 +104,7 @@ def _rings(mask: NDArray[np.bool_]) -> list[NDArray[np.int64]]:
 
 
 def _find(values: NDArray[np.int64], wanted: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return where each of `wanted` is in `values`, which has no duplicates, or -1."""
+    """Return the index of each of `wanted` in `values`, which has no duplicates, or -1 if it is absent."""
     if not len(values):
         return np.full(len(wanted), -1)
     order = np.argsort(values)
@@ -113,7 +113,7 @@ def _find(values: NDArray[np.int64], wanted: NDArray[np.int64]) -> NDArray[np.in
 
 
 def _cycles(following: list[int]) -> list[list[int]]:
-    """Return the cycles of a permutation, each as its members in order."""
+    """Return the cycles of a permutation, each as a list of its members in order."""
     cycles, seen = [], [False] * len(following)
     for start in range(len(following)):
         cycle, i = [], start
@@ -127,7 +127,7 @@ def _cycles(following: list[int]) -> list[list[int]]:
 
 
 def _area(ring: NDArray[np.number]) -> float:
-    """Signed area in pixels: positive if the ring runs clockwise on the screen."""
+    """Return the signed area in pixels, which is positive if the ring is clockwise on the screen."""
     x, y = ring[:, 0].astype(np.float64), ring[:, 1].astype(np.float64)
     return float((x * np.roll(y, -1) - np.roll(x, -1) * y).sum() / 2)
 
@@ -138,7 +138,7 @@ def _owner(hole: NDArray[np.int64], outer: Sequence[NDArray[np.int64]], boxes: N
     Args:
         hole: (n, 2).
         outer: rings by decreasing size.
-        boxes: (len(outer), 4) least x and y, and largest x and y of each.
+        boxes: (len(outer), 4) smallest x and y, then largest x and y of each outer ring.
     """
     # The pixel to the right of the hole's first edge belongs to the mask.
     (x, y), (next_x, next_y) = hole[0].tolist(), hole[1].tolist()
@@ -149,7 +149,7 @@ def _owner(hole: NDArray[np.int64], outer: Sequence[NDArray[np.int64]], boxes: N
 
 
 def _contains(ring: NDArray[np.int64], x: float, y: float) -> bool:
-    """Whether a point off the lattice lies inside: an odd number of vertical edges is to its left."""
+    """Whether a point off the lattice lies inside: an odd number of vertical edges is to the left of such a point."""
     x0, y0 = ring[:, 0], ring[:, 1]
     y1 = np.roll(y0, -1)
     crossed = (np.minimum(y0, y1) < y) & (y < np.maximum(y0, y1)) & (x0 < x)
@@ -157,7 +157,7 @@ def _contains(ring: NDArray[np.int64], x: float, y: float) -> bool:
 
 
 def _simplified(ring: NDArray[np.int64], tolerance: float) -> NDArray[np.int64]:
-    """Remove corners that lie within `tolerance` of what is left."""
+    """Remove corners that lie within `tolerance` of the simplified ring."""
     if tolerance == 0 or len(ring) <= 4:  # noqa: PLR2004
         return ring
     # Divide the ring at two corners that are far apart, and simplify the two halves.

@@ -1,6 +1,7 @@
 """Encode masks as COCO run lengths.
 
-Our own encoder, because pycocotools is a compiled package that not every platform has, and reads one mask at a time.
+diffseg has its own encoder, because pycocotools is a compiled package that is not available for every platform, and
+because it reads only one mask at a time.
 """
 
 from __future__ import annotations
@@ -50,8 +51,8 @@ def run_lengths(labels: NDArray[np.uint16], count: int) -> list[NDArray[np.int64
 def compress(counts: NDArray[np.int64]) -> str:
     """Encode run lengths as a string, as pycocotools does.
 
-    From the fourth on, each run length is stored as its difference from the run length two places before it. A
-    character holds 5 bits.
+    The first three run lengths are stored as they are, each later one as its difference from the run length two places
+    before it. A character holds 5 bits.
     """
     rest = counts.copy()
     rest[3:] -= counts[1:-2]

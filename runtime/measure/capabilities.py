@@ -1,4 +1,4 @@
-"""What this machine can run, and what is not installed."""
+"""Capabilities of this machine: which providers and builders run here, and which packages are not installed."""
 
 from __future__ import annotations
 
@@ -43,20 +43,20 @@ NO_CUPY = "without CuPy the attention (90 MB per image at 512 px) is copied to t
 class State(NamedTuple):
     """The state of a package, builder or provider."""
 
-    state: str  # a version or `missing`; of a provider `yes` or `no`
-    note: str  # what it needs or lacks; empty: nothing
+    state: str  # a version or `missing`; for a provider, `yes` or `no`
+    note: str  # a requirement or a missing part; empty if there is none
 
 
 class PlanFit(Struct, frozen=True):
     """A plan, and whether this machine can run it."""
 
     folder: str
-    purpose: str  # what it was built for, in words
-    here: str  # that it fits this machine, or why it can't run here
+    purpose: str  # target of the plan as text
+    here: str  # text: it fits this machine, or the reason why it can't run here
 
 
 class Capabilities(Struct, frozen=True):
-    """Facts for `diffseg info`; `msgspec.to_builtins` turns them into what JSON can represent."""
+    """Facts for `diffseg info`. `msgspec.to_builtins` converts them to values that JSON can represent."""
 
     version: str | None  # of diffseg; None: not installed
     python: str
@@ -132,7 +132,7 @@ def _builder_note(engine: Engine, gpus: Gpus) -> str:
 
 
 def _provider(provider: Provider, packages: dict[str, State], gpus: Gpus) -> State:
-    """Say whether a provider can run here, or what it lacks; whether a plan fits depends on the bundle."""
+    """Return whether a provider can run here, or what is missing. Whether a plan fits depends on the bundle."""
     of_any = {
         Provider.CPU: (("onnxruntime", "onnxruntime-gpu"), "needs onnxruntime: extra 'cpu'"),
         Provider.OPENVINO: (("openvino",), "needs openvino: extra 'openvino'"),

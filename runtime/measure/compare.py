@@ -1,4 +1,4 @@
-"""Compare a provider with the CPU on the same bundle and images: numbers and final masks."""
+"""Compare a provider with the CPU on the same bundle and images: the network's outputs and the final masks."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ LIMITS: dict[str, dict[str, float]] = {
     "fp16": {"latent_cosine": 0.999, "row_cosine_p1": 0.999, "kl": 1e-3, "row_sum_error": 1e-3, "mask_iou": 0.98},
     "bf16": {"latent_cosine": 0.99, "row_cosine_p1": 0.95, "kl": 5e-2, "row_sum_error": 1e-3, "mask_iou": 0.9},
 }
-"""Limits of the differences between two providers, per precision: their kernels add up in different orders."""
+"""Limits per precision for the agreement of two providers, whose kernels add numbers in different orders."""
 
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """Agreement of one output of the network, the worst of each measure over the images.
+    """Agreement of one output of the network: the worst value of each measure over the images.
 
     Attributes:
         name: `latent`, or an attention output.
-        row_cosine_p1: 1st percentile of the cosine of rows; of the latent, the cosine of the whole.
-        kl: mean of half the symmetric KL divergence of rows, in nats; 0 for the latent.
-        row_sum_error: largest distance of a row's sum from 1; 0 for the latent.
-        bad: NaN and infinite entries.
-        problem: which measure is beyond its limit, or None.
+        row_cosine_p1: 1st percentile of the cosines of the rows; for the latent, the cosine of the whole tensor.
+        kl: half the symmetric KL divergence of the rows, averaged, in nats; 0 for the latent.
+        row_sum_error: largest difference between a row's sum and 1; 0 for the latent.
+        bad: number of NaN and infinite entries.
+        problem: description of the measure that is beyond its limit, or None.
     """
 
     name: str
@@ -58,19 +58,21 @@ class Comparison:
     provider: str
     precision: str
     outputs: tuple[Agreement, ...]
-    mask_iou: dict[str, float]  # by image: mean IoU of the CPU's masks with those that fit them best (Hungarian)
-    placement: dict[str, dict[str, int]] = field(default_factory=dict)  # graph: ONNX Runtime's provider: nodes, if told
+    mask_iou: dict[
+        str, float
+    ]  # by image: mean IoU of the CPU's masks and the matched masks of the provider (Hungarian)
+    placement: dict[str, dict[str, int]] = field(default_factory=dict)  # nodes by graph and ONNX Runtime's provider
 
     @property
     def first_difference(self) -> str | None:
-        """The first output in the order of computation that is beyond a limit, and how; None if all agree."""
+        """The first output in the order of computation that exceeds a limit, with the reason; None if all agree."""
         for output in self.outputs:
             if output.problem:
                 return f"{output.name}: {output.problem}"
         least = LIMITS[self.precision]["mask_iou"]
         for name, iou in self.mask_iou.items():
             if not iou >= least:
-                return f"masks of {name}: mean IoU {iou:.4f}, at least {least:g} is asked"
+                return f"masks of {name}: mean IoU {iou:.4f}, at least {least:g} is required"
         return None
 
     @property
@@ -82,8 +84,8 @@ class Comparison:
 def compare_providers(bundle: Bundle, provider: str, images: Sequence[Path]) -> Comparison:
     """Run images through the CPU and through another provider.
 
-    Both UNets get the CPU's latent, so that each output shows its own differences only. The masks are computed from the
-    image in both.
+    Both UNets get the latent that the CPU computed, so that each output shows only its own differences. The masks are
+    computed from the image with both providers.
 
     Args:
         bundle: the bundle that both execute.
@@ -110,7 +112,7 @@ def compare_providers(bundle: Bundle, provider: str, images: Sequence[Path]) -> 
 
 
 def _outputs(expected: Network, found: Network, image: NDArray[np.uint8]) -> Iterator[list[NDArray[np.float32]]]:
-    """Latent and attention of the CPU, then of the other provider from the same latent."""
+    """Yield the outputs of the CPU, then those of the other provider: its own latent, and attention from the CPU's."""
     with expected.session() as session:
         latent = to_host(session.encode(image)).copy()
         yield [latent, *(to_host(output) for output in session.attend(latent))]
@@ -130,22 +132,22 @@ def _agreement(name: str, expected: NDArray[np.float32], found: NDArray[np.float
     if name == LATENT:
         cosine = agreement.cosine(expected, found)
         least = limits["latent_cosine"]
-        problem = None if cosine >= least else f"cosine {cosine:.6f}, at least {least:g} is asked"
+        problem = None if cosine >= least else f"cosine {cosine:.6f}, at least {least:g} is required"
         return Agreement(name, cosine, 0.0, 0.0, 0, problem)
     cosine = float(np.percentile(agreement.row_cosines(expected, found), 1))
     kl, sums = agreement.symmetric_kl(expected, found), agreement.row_sum_error(found)
     for value, limit, words in (
         (-cosine, -limits["row_cosine_p1"], f"1st percentile of row cosines {cosine:.6f}, at least"),
         (kl, limits["kl"], f"mean symmetric KL {kl:.2g} nats, at most"),
-        (sums, limits["row_sum_error"], f"a row sums to 1 ± {sums:.2g}, at most"),
+        (sums, limits["row_sum_error"], f"the sum of a row differs from 1 by {sums:.2g}, at most"),
     ):
         if not value <= limit:
-            return Agreement(name, cosine, kl, sums, 0, f"{words} {abs(limit):g} is asked")
+            return Agreement(name, cosine, kl, sums, 0, f"{words} {abs(limit):g} is required")
     return Agreement(name, cosine, kl, sums, 0, None)
 
 
 def _worst(many: list[Agreement]) -> Agreement:
-    """The worst of each measure over the images, with the first problem."""
+    """Return the worst value of each measure over the images, with the first problem."""
     return Agreement(
         many[0].name,
         min(a.row_cosine_p1 for a in many),

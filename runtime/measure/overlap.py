@@ -1,4 +1,4 @@
-"""How the masks of two label maps overlap: table of common pixels, IoU, one-to-one matching, and scores from these."""
+"""Overlap of the masks of two label maps: table of common pixels, IoU, one-to-one matching, and scores from these."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 VOID = 255
-"""Value of a labelled pixel that no score counts."""
+"""Value of the pixels of a label map that are ignored by all scores."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Overlap:
-    """How the classes of one label map and the masks of another one overlap.
+    """Overlap of the classes of one label map with the masks of another one.
 
     Attributes:
-        classes: the classes that occur, ascending.
-        table: (classes, masks) int64, pixels in common; void pixels are left out. Columns are the masks' numbers.
+        classes: the classes that occur, in ascending order.
+        table: (classes, masks) int64, numbers of common pixels without void pixels. Column i is for mask i.
     """
 
     classes: tuple[int, ...]
@@ -35,7 +35,7 @@ class Overlap:
         Args:
             truth: one class per pixel.
             labels: one mask per pixel.
-            void: value of the truth's pixels that are left out; None counts all pixels.
+            void: pixels of `truth` with this value are left out; None counts all pixels.
         """
         known = truth != void if void is not None else np.ones(truth.shape, np.bool_)
         classes, rows = np.unique(truth[known], return_inverse=True)
@@ -50,16 +50,16 @@ class Overlap:
         return int(np.count_nonzero(self.table.sum(axis=0)))
 
     def iou(self) -> NDArray[np.float64]:
-        """(classes, masks): intersection over union of each pair; 0 for a number that no mask has."""
+        """Return the intersection over union of each pair, (classes, masks). It is 0 for unused mask numbers."""
         union = self.table.sum(axis=1, keepdims=True) + self.table.sum(axis=0, keepdims=True) - self.table
         return np.asarray(self.table / np.maximum(union, 1), dtype=np.float64)
 
 
 def match(scores: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Pair rows and columns of a table one to one so that the sum of the pairs' scores is largest (Hungarian).
+    """Pair rows and columns of a table one to one so that the sum of the pairs' scores is maximal (Hungarian).
 
     Returns:
-        Row and column of each pair, min(rows, columns) of them.
+        The row and the column of each of the min(rows, columns) pairs.
 
     Raises:
         MissingPackageError: scipy is not installed.
@@ -73,16 +73,16 @@ def match(scores: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
 
 
 def image_iou(overlap: Overlap) -> float:
-    """Mean IoU over the classes of one image, each paired with at most one mask so that the mean is largest.
+    """Return the mean IoU over the classes of one image, each paired with at most one mask so that the mean is maximal.
 
-    Masks that remain unpaired do not count. The result depends on the numbers of neither masks nor classes.
+    Masks that remain unpaired do not count. The result does not depend on the numbering of masks or classes.
     """
     iou = overlap.iou()
     return float(iou[match(iou)].sum() / len(overlap.classes))
 
 
 def mask_iou(expected: NDArray[np.integer[Any]], found: NDArray[np.integer[Any]]) -> float:
-    """Mean IoU of the masks of two label maps (H, W), paired so that it is largest; 1 for equal partitions.
+    """Return the mean IoU of the masks of two label maps (H, W), paired so that it is maximal. Equal partitions give 1.
 
     A mask that remains unpaired, in either map, counts as 0.
 
@@ -95,16 +95,16 @@ def mask_iou(expected: NDArray[np.integer[Any]], found: NDArray[np.integer[Any]]
 
 
 def covering(overlap: Overlap) -> float:
-    """Covering of the classes by the masks (Arbeláez et al., PAMI 2011, equation 1): Σ |R| max IoU(R, R') / Σ |R|.
+    """Return the covering of the classes by the masks: Σ |R| max IoU(R, R') / Σ |R|.
 
-    A region is everything that has one label, connected or not.
+    See Arbeláez et al., PAMI 2011, equation 1. A region R contains all pixels of one label, connected or not.
     """
     sizes = overlap.table.sum(axis=1)
     return float((sizes * overlap.iou().max(axis=1)).sum() / sizes.sum())
 
 
 def adjusted_rand(overlap: Overlap) -> float:
-    """Adjusted Rand index (Hubert and Arabie, 1985) over the pixels: 1 for equal partitions, 0 as by chance."""
+    """Return the adjusted Rand index (Hubert and Arabie, 1985): 1 for equal partitions, about 0 for random ones."""
     table = overlap.table.astype(np.float64)
 
     def pairs(counts: NDArray[np.float64]) -> float:

@@ -40,19 +40,19 @@ GEMM = 4096
 SIZES = (320, 512, 768, 1024)
 BATCHES = (1, 2, 4)
 PARTS = ("memory", "start", "growth", "speed")
-"""In this order: the peak of a process that a large one starts would be that one's."""
+"""In this order, because the measured peak of a process includes the size of the process that started it."""
 
-Target = tuple[str, float, float]  # what, found, at most
+Target = tuple[str, float, float]  # name, measured value, limit
 
 
 def main() -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("work", type=Path, help="folder for the checkpoint and the bundles")
-    parser.add_argument("--only", default=",".join(PARTS), help="parts, with commas between them")
-    parser.add_argument("--rounds", type=int, default=4, help="of the speed part, after one that is not counted")
-    parser.add_argument("--provider", default="cpu", help="of the speed part: cpu or openvino")
-    parser.add_argument("--out", type=Path, help="write the record to this JSON file; parts that it has stay")
+    parser.add_argument("--only", default=",".join(PARTS), help="parts to run, separated by commas")
+    parser.add_argument("--rounds", type=int, default=4, help="rounds of the speed part, after one that is not counted")
+    parser.add_argument("--provider", default="cpu", help="provider of the speed part: cpu or openvino")
+    parser.add_argument("--out", type=Path, help="write the record to this JSON file, and keep the other parts in it")
     arguments = parser.parse_args()
     record = read_record(arguments.out) | environment("numpy", "onnxruntime", "openvino", "torch")
     work: Path = arguments.work
@@ -72,7 +72,7 @@ def main() -> None:
 
 
 def targets(record: dict[str, Any]) -> Iterator[Target]:
-    """Figures that have a target."""
+    """Return the figures that have a target."""
     for speed in (part for name, part in record.items() if name.startswith("speed")):
         most = 1 / 3.5 if speed["provider"] == "cpu" else 1 / 6
         yield f"{speed['provider']}: image file to masks, of the torch pipeline's time", speed["share_of_torch"], most
@@ -89,7 +89,7 @@ def targets(record: dict[str, Any]) -> Iterator[Target]:
 
 
 def bundle_of(work: Path, precision: str = "fp32", size: int = 512) -> Path:
-    """Make a bundle of random weights, unless it is there."""
+    """Make a bundle with random weights, unless it exists."""
     checkpoint, bundle = work / "sd15", work / (f"sd15-{precision}" + ("" if size == 512 else f"-{size}"))
     if not checkpoint.exists():
         run(sys.executable, Path(__file__).parents[1] / "make_checkpoint.py", "sd15", checkpoint)
@@ -99,7 +99,7 @@ def bundle_of(work: Path, precision: str = "fp32", size: int = 512) -> Path:
 
 
 def speed(work: Path, rounds: int, provider: str) -> dict[str, Any]:
-    """Our segmenter, a torch pipeline and large products, in turns."""
+    """Time our segmenter, a PyTorch pipeline and large matrix products, alternately."""
     bundle = bundle_of(work)
     image = example_images()[0]
     begin = time.perf_counter()
@@ -139,14 +139,14 @@ def speed(work: Path, rounds: int, provider: str) -> dict[str, Any]:
 
 
 def seconds_of(step: Callable[[], object]) -> float:
-    """Run a step; how long it took."""
+    """Run a step and return how long it took."""
     begin = time.perf_counter()
     step()
     return time.perf_counter() - begin
 
 
 def products() -> dict[str, Callable[[], object]]:
-    """One large float32 matrix product in each library."""
+    """Time one large float32 matrix product in each library."""
     import onnx_ir as ir
     import onnxruntime as ort
     import torch
@@ -169,7 +169,7 @@ def products() -> dict[str, Callable[[], object]]:
 def torch_pipeline(checkpoint: Path, image: Path) -> Callable[[], object]:
     """The pipeline without an export: eager float32, diffusers' own attention with its probabilities.
 
-    Their mean over the heads is taken as soon as they are there; the reference code keeps all of them.
+    Their mean over the heads is taken immediately; the reference code keeps all of them.
     """
     import torch
     from diffseg.export.checkpoint import load_checkpoint
@@ -205,12 +205,12 @@ def torch_pipeline(checkpoint: Path, image: Path) -> Callable[[], object]:
 
 
 def memory(work: Path) -> dict[str, Any]:
-    """Whole commands, one photograph."""
+    """Time whole commands on one image."""
     return {precision: segment(bundle_of(work, precision)) for precision in ("fp32", "fp16")}
 
 
 def start() -> dict[str, Any]:
-    """The embedded model."""
+    """Measure the embedded model."""
     found = measure_starts("tiny", example_images()[0], 5, "cpu", None)
     return {
         "first_masks_s": round(min(found.first_masks), 3),
@@ -222,7 +222,7 @@ def start() -> dict[str, Any]:
 
 
 def needed(name: str, extra: str = "") -> set[str]:
-    """Names of the distributions that one needs, and those that they need."""
+    """Return the names of the distributions that a distribution needs, directly or indirectly."""
     found: set[str] = set()
     waiting = [(name, extra)]
     while waiting:
@@ -238,13 +238,13 @@ def needed(name: str, extra: str = "") -> set[str]:
 
 
 def installed_bytes(name: str) -> int:
-    """Bytes of an installed distribution's files."""
+    """Return the size of an installed distribution's files in bytes."""
     files = distribution(name).files or []
     return sum(path.stat().st_size for file in files if (path := Path(str(file.locate()))).is_file())
 
 
 def growth(work: Path) -> dict[str, Any]:
-    """Time and peak memory by size, and by batch."""
+    """Measure time and peak memory by image size and by batch."""
     sizes = [{"size": size} | segment(bundle_of(work, "fp32", size)) for size in SIZES]
     bundle = bundle_of(work)
     batches = [{"batch": n} | segment(bundle, "--batch", str(n), images=max(BATCHES)) for n in BATCHES]

@@ -32,20 +32,20 @@ DIFFSEG = [sys.executable, "-m", "diffseg"]
 
 
 def run(*command: str | Path) -> dict[str, float]:
-    """Run a command to its end; its seconds and the peak of its resident set."""
+    """Run a command and return its seconds and the peak of its resident set."""
     print("$", *command, flush=True)
     start = time.perf_counter()
     process = subprocess.Popen([str(part) for part in command])
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
-        sys.exit(f"{command[0]} ended with {process.returncode}")
+        sys.exit(f"{command[0]} ended with exit status {process.returncode}")
     scale = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in KiB on Linux
     return {"seconds": round(time.perf_counter() - start, 2), "peak_gb": round(usage.ru_maxrss * scale / 1e9, 2)}
 
 
 def describe(folder: Path) -> dict[str, Any]:
-    """What a bundle's manifest says of its size, cost and parity."""
+    """Return the size, cost and parity that a bundle's manifest states."""
     manifest = Bundle.open(folder).manifest
     graphs: dict[str, dict[str, Any]] = {
         name: {"parameters": g.parameters, "flops": g.flops, "parameters_dropped": g.parameters_dropped}
@@ -53,7 +53,7 @@ def describe(folder: Path) -> dict[str, Any]:
     }
     graphs[UNET]["flops_dropped"] = manifest.graphs[UNET].flops_dropped
     for name, form in manifest.graphs[UNET].forms.items():
-        size_alone = manifest.files[form.file].bytes  # its weights are those of the graph
+        size_alone = manifest.files[form.file].bytes  # it shares the weights of the graph
         graphs[f"{UNET}.{name}"] = {"flops": form.flops, "bytes_without_weights": size_alone, "layers": form.layers}
     size = sum(file.bytes for file in manifest.files.values())
     return {
@@ -65,7 +65,7 @@ def describe(folder: Path) -> dict[str, Any]:
 
 
 def newest_plan(bundle: Path) -> dict[str, Any]:
-    """What the plan that was built last says of itself, and what its files weigh."""
+    """Return the facts in the record of the plan that was built last, and the sizes of its files."""
     plans = inspect_bundle(Bundle.open(bundle)).plans
     plan = max(plans, key=lambda plan: Path(plan.folder, RECORD).stat().st_mtime)
     if plan.problem is not None:
@@ -74,7 +74,7 @@ def newest_plan(bundle: Path) -> dict[str, Any]:
 
 
 def segment(bundle: Path, *options: str, images: int = 1) -> dict[str, Any]:
-    """Run `diffseg segment` on the CPU, in a process of its own; with the seconds of the first image's stages."""
+    """Run `diffseg segment` on the CPU in a separate process, and time the stages of the first image."""
     pictures, masks = example_images()[:images], bundle.parent / "masks"
     found = run(*DIFFSEG, "segment", *pictures, "-o", masks, "--model", bundle, "--provider", "cpu", *options)
     timings = json.loads((masks / f"{pictures[0].stem}.json").read_text())["timings"]
@@ -88,7 +88,7 @@ def main() -> None:
     parser.add_argument("--family", default="sd15")
     parser.add_argument("--size", default="512")
     parser.add_argument("--precision", action="append", choices=("fp32", "fp16", "bf16"), help="default: fp32 and fp16")
-    parser.add_argument("--build", nargs="+", metavar="N.N", help="build plans for these compute capabilities, too")
+    parser.add_argument("--build", nargs="+", metavar="N.N", help="also build plans for these compute capabilities")
     parser.add_argument("--out", type=Path, help="write the record to this JSON file")
     arguments = parser.parse_args()
     checkpoint = arguments.work / arguments.family

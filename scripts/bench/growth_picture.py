@@ -49,7 +49,7 @@ def main() -> None:
 
 
 def draw_seconds(axis: Any, labels: list[str], rows: list[dict[str, Any]]) -> None:  # noqa: ANN401 - untyped upstream
-    """Stages on top of each other, their sum above."""
+    """Draw the stages as a stacked bar with their sum above it."""
     below = [0.0] * len(rows)
     for stage, colour in STAGES.items():
         seconds = [row["stages"][stage] for row in rows]

@@ -1,4 +1,4 @@
-"""Time the averaged attention on a GPU by shape, beside the same computed by CuPy's matmul and softmax.
+"""Time the averaged attention on a GPU by shape, compared with CuPy's matmul and softmax.
 
     python scripts/bench/kernel.py [--dtype float16] [--runs 50] [--out record.json]
 
@@ -48,7 +48,7 @@ def plain(cupy: Any, queries: Any, keys: Any, layers: int) -> Any:  # noqa: ANN4
 
 
 def milliseconds(cupy: Any, function: Any) -> float:  # noqa: ANN401 - untyped upstream
-    """Time of one call on the device."""
+    """Return the time of one call on the device."""
     start, end = cupy.cuda.Event(), cupy.cuda.Event()
     start.record()
     function()

@@ -1,4 +1,4 @@
-"""Time aggregation, merging, suppression and placement on the CPU, beside one large matrix product in the same process.
+"""Time aggregation, merging, suppression and placement on the CPU, relative to a matrix product in the same process.
 
     python scripts/bench/merge.py [--grid 64] [--repeats 7] [--out scripts/results/bench_merge.json]
 
@@ -32,7 +32,7 @@ GEMM = 4096
 
 
 def make_maps(grid: int, seed: int = 0) -> list[NDArray[np.float32]]:
-    """Head-averaged attention of four resolutions with regions in it, rows summing to 1."""
+    """Return head-averaged attention of four resolutions that shows regions; its rows sum to 1."""
     rng = np.random.default_rng(seed)
     maps = []
     for n in (grid, grid // 2, grid // 4, grid // 8):
@@ -48,7 +48,7 @@ def make_maps(grid: int, seed: int = 0) -> list[NDArray[np.float32]]:
 
 
 def aggregate_whole(maps: list[NDArray[np.float32]]) -> NDArray[np.float32]:
-    """Aggregation on whole arrays: the prototype, for the ratio."""
+    """Aggregate on whole arrays: the prototype, for comparison."""
     n = round(maps[0].shape[0] ** 0.5)
     total = np.zeros((n, n, n, n), np.float32)
     for attention in maps:
@@ -62,7 +62,7 @@ def aggregate_whole(maps: list[NDArray[np.float32]]) -> NDArray[np.float32]:
 
 
 def merge_whole(attention: NDArray[np.float32], threshold: float, anchors: int = 16) -> NDArray[np.float32]:
-    """Round 1 on whole arrays: the prototype, for the ratio."""
+    """Compute round 1 on whole arrays: the prototype, for comparison."""
     n = attention.shape[0]
     maps = attention.reshape(n * n, n * n)
     logs = np.log(np.maximum(maps, 1e-38))
@@ -74,7 +74,7 @@ def merge_whole(attention: NDArray[np.float32], threshold: float, anchors: int =
 
 
 def make_labels(size: int, count: int, seed: int = 0) -> NDArray[np.uint16]:
-    """(size, size) labels of `count` regions with straight borders."""
+    """Return (size, size) labels of `count` regions with straight borders."""
     centres = np.random.default_rng(seed).random((count, 2)) * size
     y, x = np.mgrid[:size, :size]
     distance = (y[..., None] - centres[:, 0]) ** 2 + (x[..., None] - centres[:, 1]) ** 2
@@ -82,7 +82,7 @@ def make_labels(size: int, count: int, seed: int = 0) -> NDArray[np.uint16]:
 
 
 def place_by_mask(labels: NDArray[np.uint16], placement: Placement) -> tuple[NDArray[np.uint16], tuple[Segment, ...]]:
-    """Placement with one comparison of the whole map per label: the earlier code, for the ratio."""
+    """Place labels with one comparison of the whole map per label: the earlier code, for comparison."""
     rows, columns = placement.indices()
     height, width = labels.shape
     area = np.outer(np.bincount(rows, minlength=height), np.bincount(columns, minlength=width))
@@ -101,7 +101,7 @@ def place_by_mask(labels: NDArray[np.uint16], placement: Placement) -> tuple[NDA
 
 
 def measure(steps: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of each step, round robin, after one round that is not counted."""
+    """Return the seconds of each step, measured in rounds after one round that is not counted."""
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for i in range(repeats + 1):
         for name, step in steps.items():
@@ -113,7 +113,7 @@ def measure(steps: dict[str, Callable[[], object]], repeats: int) -> dict[str, l
 
 
 def peak_megabytes(step: Callable[[], object]) -> float:
-    """Memory that a step adds to its inputs, at its peak."""
+    """Return the peak memory of a step, without its inputs."""
     tracemalloc.start()
     step()
     peak = tracemalloc.get_traced_memory()[1]

@@ -1,6 +1,6 @@
-"""Records of measurements: what they were taken on, percentiles, and the JSON file.
+"""Records of measurements: the environment, percentiles, and the JSON file.
 
-Works without diffseg and NumPy, which the machine that checks a container need not have.
+It works without diffseg and NumPy, because a machine that checks containers may not have them.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ PERCENTILES = (50, 95, 99)
 
 
 def environment(*packages: str) -> dict[str, Any]:
-    """When, of which code and on what a record is taken, and the versions of installed packages."""
+    """Describe a measurement: date, commit, machine and versions of installed packages."""
     return {
-        "date": date.today().isoformat(),  # noqa: DTZ011 - the day here
+        "date": date.today().isoformat(),  # noqa: DTZ011 - the local date
         "revision": revision(),
         "machine": {
             "platform": platform.platform(),
@@ -39,7 +39,7 @@ def environment(*packages: str) -> dict[str, Any]:
 
 
 def revision() -> str:
-    """The commit that is measured, with `-dirty` if files differ from it."""
+    """Return the commit that is measured, with `-dirty` if files differ from it."""
     command = ["git", "describe", "--always", "--dirty", "--exclude", "*", "--abbrev=40"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
@@ -49,7 +49,7 @@ def revision() -> str:
 
 
 def processor() -> str:
-    """Name of the CPU."""
+    """Return the name of the CPU."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
@@ -59,7 +59,7 @@ def processor() -> str:
 
 
 def gpus() -> list[dict[str, Any]]:
-    """The NVIDIA GPUs that the driver reports; none where diffseg is not installed."""
+    """Return the NVIDIA GPUs that the driver reports; an empty list if diffseg is not installed."""
     try:
         from diffseg.engines.machine import find_gpus
     except ImportError:
@@ -68,7 +68,7 @@ def gpus() -> list[dict[str, Any]]:
 
 
 def installed(package: str) -> str | None:
-    """Version of an installed distribution; None if it is missing."""
+    """Return the version of an installed distribution, or None if it is missing."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -76,7 +76,7 @@ def installed(package: str) -> str | None:
 
 
 def percentiles(seconds: Iterable[float], unit: float = 1.0) -> dict[str, float]:
-    """p50, p95 and p99 of durations, interpolated linearly, in units of `unit` seconds; empty without durations."""
+    """Return p50, p95 and p99 of durations in units of `unit` seconds, interpolated linearly; empty without any."""
     ordered = sorted(seconds)
     found = {}
     for percent in PERCENTILES if ordered else ():
@@ -89,7 +89,7 @@ def percentiles(seconds: Iterable[float], unit: float = 1.0) -> dict[str, float]
 
 
 def read_record(path: Path | None) -> dict[str, Any]:
-    """Return the record in a JSON file; an empty one if there is no file."""
+    """Return the record in a JSON file, or an empty record if there is no file."""
     if path is None or not path.exists():
         return {}
     record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -97,7 +97,7 @@ def read_record(path: Path | None) -> dict[str, Any]:
 
 
 def write_record(record: dict[str, Any], path: Path | None) -> None:
-    """Write a record to a JSON file, which replaces an earlier one whole; None writes nothing."""
+    """Write a record to a JSON file, replacing an existing one. If the path is None, nothing is written."""
     if path is None:
         return
     path.parent.mkdir(parents=True, exist_ok=True)

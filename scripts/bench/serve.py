@@ -1,4 +1,4 @@
-"""Load `diffseg serve` on this machine, bounded: throughput beside the in-process loop, latency, memory, overload.
+"""Put load on `diffseg serve` on this machine: throughput compared with an in-process loop, latency, memory, overload.
 
     scripts/bench/serve [--model tiny] [--clients 1,4,16] [--seconds 60] [--requests 5000] [--out record.json]
 
@@ -36,15 +36,15 @@ PATIENCE = 300.0
 
 @dataclass
 class Tally:
-    """What came back."""
+    """The responses to the requests of a level of load."""
 
-    seconds: list[float] = field(default_factory=list)  # of the requests that were served
+    seconds: list[float] = field(default_factory=list)  # of the successful requests
     statuses: Counter[int] = field(default_factory=Counter)
     errors: int = 0  # connections that broke
     retry_after: list[int] = field(default_factory=list)
 
     def summary(self, wall: float) -> dict[str, object]:
-        """Numbers for the record."""
+        """Return the figures for the record."""
         return {
             "requests": sum(self.statuses.values()) + self.errors,
             "statuses": {str(status): number for status, number in sorted(self.statuses.items())},
@@ -55,16 +55,16 @@ class Tally:
 
 
 class Client:
-    """One connection that is kept."""
+    """A client with one persistent connection."""
 
     def __init__(self, port: int, tally: Tally, bodies: list[bytes], *, patient: bool = True) -> None:
         self.connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
         self.tally = tally
         self.bodies = bodies
-        self.patient = patient  # waits as long as a refusal says
+        self.patient = patient  # after status 503, wait as long as `Retry-After` states
 
     def ask(self, number: int) -> None:
-        """Segment one image."""
+        """Send one image to be segmented."""
         start = time.perf_counter()
         try:
             self.connection.request("POST", "/v1/segment", self.bodies[number % len(self.bodies)])
@@ -85,7 +85,7 @@ class Client:
 
 @contextlib.contextmanager
 def running_server(arguments: list[str]) -> Iterator[int]:
-    """Start a server, warm; its port."""
+    """Start a server, wait until it is ready, and yield its port."""
     command = [sys.executable, "-m", "diffseg", "serve", "--port", "0", *arguments]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None  # noqa: S101 - for the type checker
@@ -107,7 +107,7 @@ def running_server(arguments: list[str]) -> Iterator[int]:
 
 
 def metric(port: int, name: str) -> float:
-    """Value of a metric of the server."""
+    """Return the value of a metric of the server."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
     connection.request("GET", "/metrics")
     text = connection.getresponse().read().decode()
@@ -117,7 +117,7 @@ def metric(port: int, name: str) -> float:
 
 
 def loop_rate(segmenter: Segmenter, seconds: float) -> float:
-    """Images a second of the in-process loop."""
+    """Return the images per second of the in-process loop."""
     images = example_images()
     segmenter(images[0])
     start, done = time.perf_counter(), 0
@@ -130,7 +130,7 @@ def loop_rate(segmenter: Segmenter, seconds: float) -> float:
 def closed_load(
     port: int, clients: int, bodies: list[bytes], *, seconds: float, requests: int | None = None
 ) -> dict[str, object]:
-    """Clients that each send the next request when the last was answered."""
+    """Run clients, each of which sends its next request when the previous one was answered."""
     tally, numbers = Tally(), count()
     start = time.perf_counter()
 
@@ -149,7 +149,7 @@ def closed_load(
 
 
 def open_load(port: int, rate: float, bodies: list[bytes], *, seconds: float) -> dict[str, object]:
-    """Requests at a fixed rate, whether or not the earlier ones were answered."""
+    """Send requests at a fixed rate, whether or not the earlier ones were answered."""
     tally, threads = Tally(), []
     start = time.perf_counter()
     for number in range(max(1, round(rate * seconds))):
@@ -168,10 +168,12 @@ def main() -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model", default="tiny")
-    parser.add_argument("--clients", default="1,4,16", help="levels of load")
-    parser.add_argument("--seconds", type=float, default=60, help="a level")
-    parser.add_argument("--requests", type=int, default=5000, help="between the two looks at the memory; 0: none")
-    parser.add_argument("--deadline", type=float, default=30, help="of the server")
+    parser.add_argument("--clients", default="1,4,16", help="numbers of clients, one level of load each")
+    parser.add_argument("--seconds", type=float, default=60, help="seconds per level")
+    parser.add_argument(
+        "--requests", type=int, default=5000, help="requests between the two measurements of memory; 0 skips them"
+    )
+    parser.add_argument("--deadline", type=float, default=30, help="deadline of the server in seconds")
     parser.add_argument("--out", type=Path, help="write the record to this JSON file")
     arguments = parser.parse_args()
 

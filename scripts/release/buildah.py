@@ -1,4 +1,4 @@
-"""Images, built and read with buildah, which needs no daemon."""
+"""Container images, built and read with buildah, which needs no daemon."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ ROOT = Path(__file__).parents[2]
 LABELS = "org.opencontainers.image."
 LOCAL_BASE = "localhost/python-base"
 NOISE = re.compile(r"^(\|\d+ .*?)?/bin/sh -c (#\(nop\) )?|\b(dir|file):[0-9a-f]+ in ")
-"""What buildah puts around an instruction in an image's history."""
+"""Text that buildah adds to an instruction in an image's history."""
 
 
 @dataclass(frozen=True)
 class Buildah:
-    """Buildah with storage of its own."""
+    """Buildah with separate storage."""
 
     work: Path
 
     def __call__(self, *arguments: str | Path, log: Path | None = None) -> str:
-        """Run a command; its output. With `log`, that is where it goes."""
+        """Run a command and return its output. With `log`, the output is written to that file."""
         driver = os.environ.get("STORAGE_DRIVER", "overlay")
         place = ["--storage-driver", driver, "--root", self.work / "store", "--runroot", self.work / "run"]
         environment = os.environ | {"BUILDAH_ISOLATION": "chroot", "TMPDIR": str(self.work / "tmp")}
@@ -41,17 +41,17 @@ class Buildah:
             )
         if done.returncode:
             told = log.read_text().splitlines()[-15:] if log else done.stderr.splitlines()
-            sys.exit("\n".join([*told, f"error: buildah {arguments[0]} ended with {done.returncode}"]))
+            sys.exit("\n".join([*told, f"error: buildah {arguments[0]} ended with exit status {done.returncode}"]))
         return done.stdout or ""
 
     def config(self, image: str) -> dict[str, Any]:
-        """What an image says of itself."""
+        """Return the configuration of an image."""
         config: dict[str, Any] = json.loads(self("inspect", "--type", "image", image))["Docker"]["config"]
         return config
 
 
 def debian_base(buildah: Buildah, suite: str, mirror: str) -> str:
-    """Make an image of Debian with its Python, as bare as the official Python images; its name."""
+    """Make an image of Debian with its Python, reduced like the official Python images, and return its name."""
     folder = buildah.work / "base"
     if not (folder / "etc" / "os-release").exists():
         print(f"debootstrap {suite}", flush=True)
@@ -60,8 +60,8 @@ def debian_base(buildah: Buildah, suite: str, mirror: str) -> str:
         with (buildah.work / "debootstrap.log").open("w") as log:
             done = subprocess.run(command, check=False, stdout=log, stderr=subprocess.STDOUT)
         if done.returncode:
-            sys.exit(f"error: debootstrap ended with {done.returncode}; its words are in {log.name}")
-        # Nor do the official images have these.
+            sys.exit(f"error: debootstrap ended with exit status {done.returncode}; see {log.name}")
+        # The official images do not contain these either.
         for useless in ("var/cache/apt", "var/lib/apt/lists"):
             shutil.rmtree(folder / useless)
         for compiled in list((folder / "usr" / "lib").glob("python3*/**/__pycache__")):
@@ -73,7 +73,7 @@ def debian_base(buildah: Buildah, suite: str, mirror: str) -> str:
 
 
 def build(buildah: Buildah, target: str, base: str, commit: str) -> str:
-    """Build a target of the Dockerfile; the image's name."""
+    """Build a target of the Dockerfile and return the image's name."""
     image = f"localhost/diffseg:{target}"
     secrets = []
     if certificates := os.environ.get("SSL_CERT_FILE"):
@@ -85,14 +85,14 @@ def build(buildah: Buildah, target: str, base: str, commit: str) -> str:
     if pip:
         secrets += ["--secret", f"id=pip,src={pip}"]
     arguments = ["--build-arg", f"BASE={base}", "--label", f"{LABELS}revision={commit}"]
-    # HEALTHCHECK is of Docker's format; OCI's has none.
+    # HEALTHCHECK exists in Docker's format, but not in OCI's.
     options = ["--format", "docker", "--layers", "--target", target, *arguments, *secrets, "--tag", image]
     buildah("build", *options, ".", log=buildah.work / f"{target}.log")
     return image
 
 
 def layers(buildah: Buildah, image: str, base: str) -> list[dict[str, Any]]:
-    """What each layer above the base was made by, its bytes, and its bytes compressed."""
+    """Return the instruction of each layer above the base, its size in bytes, and its compressed size."""
     facts = json.loads(buildah("inspect", "--type", "image", image))["OCIv1"]
     below = len(json.loads(buildah("inspect", "--type", "image", base))["OCIv1"]["rootfs"]["diff_ids"])
     made = [entry["created_by"] for entry in facts["history"] if not entry.get("empty_layer")]
@@ -109,7 +109,7 @@ def layers(buildah: Buildah, image: str, base: str) -> list[dict[str, Any]]:
 
 
 def folders(site: Path, least: int) -> dict[str, float]:
-    """Megabytes of what lies in a folder of packages, largest first, from `least` megabytes on."""
+    """Return the entries of a folder of packages with at least `least` megabytes, largest first."""
     sizes = {
         item.name: sum(file.stat().st_size for file in (item.rglob("*") if item.is_dir() else [item]) if file.is_file())
         for item in site.iterdir()

@@ -53,7 +53,7 @@ def compile_variant(variant: Variant) -> Compiled:
     Raises:
         SystemExit: it does not fit its architecture, or its arguments are not those that the launcher passes.
     """
-    knobs.compilation.disable_line_info = True  # else the PTX names the path of this checkout
+    knobs.compilation.disable_line_info = True  # otherwise the PTX contains the path of this checkout
     knobs.compilation.always_compile = True
     function, tiles = getattr(source, variant.kernel), variant.tiles
     declared = [name for name in function.arg_names if not name.isupper()]
@@ -126,7 +126,7 @@ def _parameters(ptx: str) -> list[str]:
 
 
 def _resources(cubin: bytes) -> tuple[int, int]:
-    """Registers per thread, and bytes of stack per thread, where registers are spilled to."""
+    """Return registers per thread, and bytes of stack per thread, which holds spilled registers."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
@@ -139,7 +139,7 @@ def _resources(cubin: bytes) -> tuple[int, int]:
 
 
 def archive(files: list[tuple[str, bytes]]) -> bytes:
-    """Pack files as tar.xz, the same bytes for the same files."""
+    """Pack files as tar.xz. The same files always give the same bytes."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:xz", preset=9) as tar:
         for name, data in files:
@@ -209,7 +209,7 @@ def stale(arch: int | None) -> list[str]:
 def main() -> None:
     """Compile, or check."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="fail if what is committed is stale")
+    parser.add_argument("--check", action="store_true", help="fail if the committed files are out of date")
     parser.add_argument("--arch", type=int, choices=sorted(SHARED_MEMORY), default=80, help="compiled again by --check")
     parser.add_argument("--jobs", type=int, default=2, help="processes that compile at the same time")
     arguments = parser.parse_args()

@@ -1,4 +1,4 @@
-"""A container without an engine of containers: an image's root, and processes in namespaces of their own."""
+"""A container without a container engine: an image's root, and processes in separate namespaces."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Container:
     environment: dict[str, str] = field(default_factory=dict)
 
     def start(self, *command: str, **streams: int) -> subprocess.Popen[str]:
-        """Start a process in it, as the image says: user, environment and volumes."""
+        """Start a process in the container with the image's user, environment and volumes."""
         variables = dict(item.split("=", 1) for item in self.config["Env"]) | self.environment
         volumes = " ".join(self.config.get("Volumes") or ())
         script = Path(__file__).with_name("container_run.sh")
@@ -34,14 +34,14 @@ class Container:
         return subprocess.Popen([*namespaces, *map(str, words)], text=True, env=variables, **streams)
 
     def run(self, *command: str) -> tuple[int, str]:
-        """Run a process in it → exit status, what it wrote."""
+        """Run a process in the container → its exit status and output."""
         with self.start(*command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
             output = process.communicate(timeout=PATIENCE)[0]
         return process.returncode, output.strip()
 
 
 def leave_the_network() -> None:
-    """Move this process, and all that it starts from now on, to where there is only a loopback."""
+    """Move this process and its future children into a network namespace that has only a loopback interface."""
     if ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWNET):
         sys.exit(f"error: no network namespace can be made: {os.strerror(ctypes.get_errno())}")
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)  # noqa: S607

@@ -41,7 +41,7 @@ JSON, PNG = "application/json", "image/png"
 
 
 def ask(method: str, path: str, body: bytes | None = None, **headers: str) -> tuple[int, bytes]:
-    """Ask the server → status, body; status 0: nobody is there."""
+    """Send a request to the server → status and body. Status 0: no connection."""
     connection = http.client.HTTPConnection("127.0.0.1", PORT, timeout=PATIENCE)
     try:
         connection.request(method, path, body, headers)
@@ -54,13 +54,13 @@ def ask(method: str, path: str, body: bytes | None = None, **headers: str) -> tu
 
 
 class Checks:
-    """What was found as it should be."""
+    """The checks that passed."""
 
     def __init__(self) -> None:
         self.passed: list[str] = []
 
     def __call__(self, what: str, found: object, expected: object = True) -> None:
-        """Note that something is as expected, or end."""
+        """Record that a check passed, or exit if it failed."""
         if found != expected:
             sys.exit(f"error: {what}: expected {expected!r}, found {found!r}")
         self.passed.append(what)
@@ -68,7 +68,7 @@ class Checks:
 
 
 def check_image(container: Container, check: Checks, commit: str) -> dict[str, str]:
-    """Labels, user and what may be written; the versions in the image."""
+    """Check labels, user and writable folders, and return the versions in the image."""
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     labels = container.config["Labels"]
     check("its labels have the version", labels[f"{LABELS}version"], version)
@@ -90,7 +90,7 @@ def check_image(container: Container, check: Checks, commit: str) -> dict[str, s
 
 
 def check_server(container: Container, check: Checks) -> dict[str, float]:
-    """Start the server as the image says, segment a photograph, and stop it; seconds and memory."""
+    """Start the server with the image's command, segment an image, and stop it. Return seconds and memory."""
     config = container.config
     command, healthcheck = [*config["Entrypoint"], *config["Cmd"]], config["Healthcheck"]["Test"][1:]
     status, output = container.run(*command)
@@ -137,7 +137,7 @@ def check_server(container: Container, check: Checks) -> dict[str, float]:
 
 
 def drain(pid: int, photo: bytes, headers: dict[str, str]) -> list[int]:
-    """Send four photographs, and SIGTERM when the first is answered, so that three wait; their statuses."""
+    """Send four images, and SIGTERM when the first is answered, so that three wait. Return their statuses."""
     statuses: list[int] = []
     answered = threading.Event()
 
@@ -159,9 +159,9 @@ def main() -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--target", default="cpu", choices=("cpu", "gpu", "tensorrt", "export"))
-    parser.add_argument("--base", help="image to build on; one of Debian, made here, if not named")
+    parser.add_argument("--base", help="image to build on; default: an image of Debian, made here")
     parser.add_argument("--suite", default="trixie", help="Debian release of that image")
-    parser.add_argument("--mirror", default="http://deb.debian.org/debian", help="where debootstrap gets it")
+    parser.add_argument("--mirror", default="http://deb.debian.org/debian", help="mirror that debootstrap uses")
     parser.add_argument("--limit", type=float, help="megabytes that the layers above the base may have; cpu: 250")
     parser.add_argument("--work", type=Path, help="folder for images and containers, to be kept")
     parser.add_argument("--out", type=Path, help="write the record to this JSON file, beside those of other targets")

@@ -1,4 +1,4 @@
-"""Draw the README's picture, docs/masks.jpg, from the embedded model and the example photographs.
+"""Draw the image in the README, docs/masks.jpg, from the embedded model and the example images.
 
 python scripts/release/masks_picture.py
 """
@@ -16,7 +16,7 @@ HEIGHT, GAP = 288, 8
 
 
 def main() -> None:
-    """Photographs above, their masks below."""
+    """Draw the images above and their masks below."""
     argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0]).parse_args()
     results = Segmenter.load("tiny")([*example_images()])
     columns = [(r.image, r.overlay()) for r in results]

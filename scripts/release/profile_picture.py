@@ -1,8 +1,8 @@
-"""Draw the README's picture of a report, docs/profile.png: profiles the embedded model and photographs the page.
+"""Draw docs/profile.png: profile the embedded model and take a screenshot of the report.
 
     python scripts/release/profile_picture.py [--record a.json]
 
-Needs Chromium or Chrome. A record that `diffseg profile --json` printed is drawn as it is.
+Needs Chromium or Chrome. With --record, the report shows an existing record of `diffseg profile --json`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ COLOURS = 128
 
 
 def main() -> None:
-    """Profile, render, photograph."""
+    """Profile, render, take the screenshot."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--record", type=Path, help="draw this record instead of measuring")
     arguments = parser.parse_args()

@@ -1,4 +1,4 @@
-"""Latency and masks through a real Triton beside the in-process call; see scripts/release/triton_check.
+"""Compare latency and masks of a real Triton with an in-process call; see scripts/release/triton_check.
 
     scripts/release/triton_check [--model tiny] [--runs 20] [--out record.json]
 
@@ -35,7 +35,7 @@ PACKAGES = "import numpy, onnxruntime; print(numpy.__version__, onnxruntime.__ve
 
 
 def ask(client: Any, image: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:  # noqa: ANN401 - untyped upstream
-    """Labels of one image, from the server."""
+    """Return the labels of one image from the server."""
     tensor = triton.InferInput("image", [1, *image.shape], "UINT8")
     tensor.set_data_from_numpy(image[None])
     labels: np.ndarray[Any, Any] = client.infer("diffseg", [tensor]).as_numpy("labels")[0]
@@ -43,7 +43,7 @@ def ask(client: Any, image: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:  # no
 
 
 def measure(model: str, kind: Platform, segmenter: Segmenter, runs: int) -> dict[str, Any]:
-    """Serve one platform, and compare."""
+    """Serve one platform, and compare it with the in-process call."""
     images = [np.asarray(read_image(path)) for path in example_images()]
     with tempfile.TemporaryDirectory(prefix="diffseg-triton-") as place:
         folder = Path(place)

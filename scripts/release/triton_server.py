@@ -1,4 +1,4 @@
-"""Start a real Triton on a free port of this machine, with the files that `scripts/release/fetch_triton` fetched."""
+"""Start a real Triton on a free port of this machine, with the files that `scripts/release/fetch_triton` downloaded."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ASK = "import sys, sysconfig; print(f'{sys.version_info[0]}.{sys.version_info[1]
 
 
 def missing() -> str | None:
-    """Say why no server can be started here; None if one can."""
+    """Return why no server can be started here, or None if one can be started."""
     absent = [path for path in (SERVER / "bin" / "tritonserver", PYTHON) if not path.exists()]
     return f"no {absent[0]}: run scripts/release/fetch_triton, or set DIFFSEG_TRITON" if absent else None
 
@@ -95,7 +95,7 @@ class Triton:
             time.sleep(0.1)
 
     def ready(self) -> bool:
-        """Ask the server whether it is ready."""
+        """Return whether the server is ready."""
         with contextlib.suppress(urllib.error.URLError, ConnectionError):
             return (
                 urllib.request.urlopen(f"http://127.0.0.1:{self.port}/v2/health/ready", timeout=PATIENCE).status == 200
@@ -103,7 +103,7 @@ class Triton:
         return False
 
     def text(self) -> str:
-        """Read the server's log."""
+        """Return the server's log."""
         return self.log.read_text(errors="replace")
 
     def __exit__(self, *_: object) -> None:

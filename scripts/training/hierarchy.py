@@ -1,4 +1,4 @@
-"""Region hierarchies of a photograph, from which the embedded model learns what belongs together.
+"""Region hierarchies of an image, from which the embedded model learns which places belong together.
 
 No labels and no network: superpixels are merged by Ward's cost between what they look like (means of
 colour and texture, histograms of colour and of textons, height in the picture), dearer across a contour
@@ -22,23 +22,23 @@ from skimage.segmentation import slic
 SUPERPIXELS = 320
 TEXTONS = 64
 HUES = 20  # bins of each of the two colour channels
-AREA = 350.0  # what the areas in Ward's cost add up to, whatever the number of superpixels
-FINE, COARSE = -1.5, 1.0  # levels of the affinity: these many nats of cost below and above the recipe's typical one
+AREA = 350.0  # sum of the areas in Ward's cost, for any number of superpixels
+FINE, COARSE = -1.5, 1.0  # range of levels of the affinity: nats of cost below and above the typical cost
 
 
 class Recipe(NamedTuple):
-    """How superpixels are merged: weights of their features, and what makes a merge dearer."""
+    """How superpixels are merged: weights of their features, and factors that make a merge more expensive."""
 
-    exponent: float  # of the area in Ward's cost: small joins large regions early, large keeps them apart
+    exponent: float  # exponent of the area in Ward's cost: a small one merges large regions early
     lightness: float
     chroma: float
     roughness: float
     hues: float  # histogram of the colour channels
     textons: float  # histogram of textons
-    height: float  # place in the picture, top to bottom
+    height: float  # vertical position in the image
     contour: float  # exponent of the contrast along the common border
     gap: float  # contrast assumed between regions that don't touch
-    apart: float  # factor on their cost
+    apart: float  # factor on the cost of merging them
     typical: float  # logarithm of the cost at which cutting the hierarchy gives sensible regions
 
 
@@ -50,7 +50,7 @@ RECIPES = (
 
 
 class Superpixels(NamedTuple):
-    """n superpixels of a photograph and what they look like."""
+    """n superpixels of an image and their features."""
 
     labels: np.ndarray  # (H, W) int64
     area: np.ndarray  # (n,) pixels
@@ -63,7 +63,7 @@ class Superpixels(NamedTuple):
 
 
 def texture(light: np.ndarray) -> np.ndarray:
-    """Lightness (H, W) → (H, W, 15): Gaussian derivatives at three scales, their contrast compressed."""
+    """Compute Gaussian derivatives of lightness (H, W) at three scales, with compressed contrast → (H, W, 15)."""
     found = []
     for sigma in (1.0, 2.0, 4.0):
         found += [sigma * gaussian_filter(light, sigma, order=order) for order in ((0, 1), (1, 0))]
@@ -74,7 +74,7 @@ def texture(light: np.ndarray) -> np.ndarray:
 
 
 def learn_textons(files: Sequence[Path]) -> np.ndarray:
-    """k-means of texture at random places of photographs → (TEXTONS, 15)."""
+    """Cluster the texture at random places of images with k-means → (TEXTONS, 15)."""
     rng, samples = np.random.default_rng(0), []
     for file in files:
         light = rgb2lab(np.asarray(Image.open(file).convert("RGB")))[..., 0].astype(np.float32)
@@ -83,7 +83,7 @@ def learn_textons(files: Sequence[Path]) -> np.ndarray:
 
 
 def superpixels(image: np.ndarray, textons: np.ndarray) -> Superpixels:
-    """Cut uint8 (H, W, 3) into superpixels (SLIC) and describe them."""
+    """Divide an image, uint8 (H, W, 3), into superpixels (SLIC) and describe them."""
     labels = slic(image, SUPERPIXELS, compactness=12, max_num_iter=5, start_label=0, sigma=0.7)
     lab = rgb2lab(image).astype(np.float32)
     light, flat, n = lab[..., 0], labels.ravel(), int(labels.max()) + 1
@@ -115,7 +115,7 @@ def superpixels(image: np.ndarray, textons: np.ndarray) -> Superpixels:
 
 
 def soft_histogram(flat: np.ndarray, channel: np.ndarray, n: int) -> np.ndarray:
-    """Histogram (n, HUES) of a Lab colour channel in each superpixel; a pixel is shared by two bins."""
+    """Return the histogram (n, HUES) of a Lab colour channel in each superpixel. Each pixel counts for two bins."""
     place = np.clip((channel.ravel() + 55) / 120 * (HUES - 1), 0, HUES - 1.001)
     index, rest = place.astype(np.int64), place % 1
     low = np.bincount(flat * HUES + index, 1 - rest, n * HUES)
@@ -149,7 +149,7 @@ def distances(pixels: Superpixels, recipe: Recipe) -> np.ndarray:
 
     cost = np.stack([price(i) for i in range(n)])
     member, far = [np.array([i]) for i in range(n)], np.full((n, n), -np.inf, np.float32)
-    where = list(range(n))  # superpixels that stand for the regions left, the rows of all arrays
+    where = list(range(n))  # one superpixel for each remaining region: its row in all arrays
     dearest = -np.inf
     while len(where) > 1:
         i, j = sorted(divmod(int(cost.argmin()), len(where)))
@@ -172,9 +172,9 @@ def distances(pixels: Superpixels, recipe: Recipe) -> np.ndarray:
 
 
 def affinity(far: np.ndarray) -> np.ndarray:
-    """Distances (recipe, n, n) → uint8 (n, n), of 255: the share of cuts that leave two superpixels together.
+    """Convert distances (recipe, n, n) to affinities, uint8 (n, n): the share, of 255, of cuts that keep two together.
 
-    The cuts are made at fixed costs, evenly on a logarithmic scale: simple pictures give few regions.
+    The cuts are made at fixed costs, evenly on a logarithmic scale, so simple images give few regions.
     """
     typical = np.array([recipe.typical for recipe in RECIPES], np.float32)[:, None, None]
     together = np.clip((typical + COARSE - far.astype(np.float32)) / (COARSE - FINE), 0, 1)

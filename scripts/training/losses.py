@@ -1,4 +1,4 @@
-"""What the embedded model learns from a batch: the losses of its attention, its denoiser and its VAE."""
+"""Losses of a batch for the training of the embedded model: of its attention, its denoiser and its VAE."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
 TEMPERATURE = 0.12
-QUERIES = 192  # random rows of each map that are compared with their target in a step
+QUERIES = 192  # random rows per map and step that are compared with their target
 DEPTHS = (1.0, 0.7, 0.5, 0.3)  # weights of the attention loss, from the finest maps to the coarsest
 WEIGHTS = {"attention": 1.0, "denoise": 0.5, "rebuild": 1.0, "prior": 0.1, "divergence": 0.0}
 
 
 def attention_losses(probes: list[list[Probe]], batch: Batch) -> tuple[Tensor, Tensor]:
-    """Cross-entropy of every layer's maps, and of each resolution's mean map, with their targets.
+    """Return the cross-entropy of every layer's maps, and of each resolution's mean map, with their targets.
 
     The second value, for the log, is the KL divergence of the finest mean maps from their targets.
     """
@@ -47,11 +47,11 @@ def attention_losses(probes: list[list[Probe]], batch: Batch) -> tuple[Tensor, T
 def vae_losses(
     vae: AutoencoderKL, images: Tensor, posterior: DiagonalGaussianDistribution, latent: Tensor
 ) -> dict[str, Tensor]:
-    """Reconstruction of a window of 16 by 16 latents in two images, and what tames the latents."""
+    """Return the reconstruction loss of a 16 × 16 window of latents in two images, and the prior on the latents."""
     y, x = torch.randint(latent.shape[-1] - 15, (2,)).tolist()
     window = posterior.sample()[:2, :, y : y + 16, x : x + 16]
     wanted = images[:2, :, 8 * y : 8 * y + 128, 8 * x : 8 * x + 128]
-    # The denoiser wants mean 0 and variance 1; the posterior stays a narrow one.
+    # The denoiser needs latents of mean 0 and variance 1; the posterior must stay narrow.
     moments = latent.mean((0, 2, 3)) ** 2 + latent.var((0, 2, 3)).log() ** 2
     prior = moments.mean() + 1e-6 * posterior.kl().mean() / latent[0].numel()
     return {"rebuild": functional.l1_loss(vae.decode(window).sample, wanted), "prior": prior}
@@ -66,13 +66,13 @@ def step_losses(
     learn_vae: bool,
     noised: int,
 ) -> dict[str, Tensor]:
-    """All losses of one batch: one VAE encoding, one UNet pass. The first `noised` images are denoised, too."""
+    """Return all losses of a batch, from one pass of VAE and UNet. The first `noised` images are also denoised."""
     images = batch.images.contiguous(memory_format=torch.channels_last)
     with torch.set_grad_enabled(learn_vae):
         posterior = pipeline.vae.encode(images).latent_dist
         latent = posterior.mean * pipeline.vae.config.scaling_factor  # (B, 4, size/8, size/8)
     losses = vae_losses(pipeline.vae, images, posterior, latent) if learn_vae else {}
-    # Detached: else the latents would become what is easy to denoise.
+    # Detached: otherwise the latents would be trained to be easy to denoise.
     clean = latent[:noised].detach()
     noise, at = torch.randn_like(clean), torch.randint(1000, (noised,), device=clean.device)
     inputs = torch.cat([latent, pipeline.scheduler.add_noise(clean, noise, at)])

@@ -1,4 +1,4 @@
-"""The embedded model in diffusers, untrained or of a checkpoint, and probes of its self-attention."""
+"""The embedded model in diffusers, untrained or from a checkpoint, and probes of its self-attention."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Probe:
         self.query = self.key = torch.empty(0)
 
     def __call__(self, attn: nn.Module, hidden_states: Tensor, **_: object) -> Tensor:
-        """Do what diffusers' own processor does."""
+        """Compute the same as diffusers' own processor."""
         layers = (attn.to_q, attn.to_k, attn.to_v)
         query, key, value = (layer(hidden_states).unflatten(-1, (attn.heads, -1)).transpose(1, 2) for layer in layers)
         self.query, self.key = query, key
@@ -32,13 +32,13 @@ class Probe:
         return attn.to_out[0](out.transpose(1, 2).flatten(2))
 
     def maps(self, count: int, rows: Tensor | slice) -> Tensor:
-        """Head-averaged attention (count, rows, n²) of the first images of the batch."""
+        """Return the head-averaged attention (count, rows, n²) of the first images of the batch."""
         query = self.query[:count, :, rows] * self.query.shape[-1] ** -0.5
         return (query @ self.key[:count].transpose(-1, -2)).softmax(-1).mean(1)
 
 
 def probe(unet: UNet2DConditionModel) -> list[list[Probe]]:
-    """Put a probe into every self-attention; the probes of each resolution, finest first."""
+    """Put a probe into every self-attention. Return the probes of each resolution, finest first."""
     probes = {name: Probe() for name in unet.attn_processors if "attn1" in name}
     unet.set_attn_processor({**unet.attn_processors, **probes})
     depths = ("down_blocks.0 up_blocks.3", "down_blocks.1 up_blocks.2", "down_blocks.2 up_blocks.1")
@@ -48,7 +48,7 @@ def probe(unet: UNet2DConditionModel) -> list[list[Probe]]:
 
 
 def build(folder: Path, start: Path | None = None) -> StableDiffusionPipeline:
-    """The model, untrained or of a checkpoint. Its text encoder stays random: only the empty prompt is ever used."""
+    """Return the model, untrained or from a checkpoint. The text encoder stays random: its only input is empty."""
     if start:
         return StableDiffusionPipeline.from_pretrained(start)
     vae = AutoencoderKL(
@@ -101,6 +101,6 @@ def build(folder: Path, start: Path | None = None) -> StableDiffusionPipeline:
 
 @torch.no_grad()
 def empty_prompt(pipeline: StableDiffusionPipeline) -> Tensor:
-    """Embedding (1, 77, channels) of the empty prompt."""
+    """Return the embedding (1, 77, channels) of the empty prompt."""
     settings = {"padding": "max_length", "max_length": 77, "return_tensors": "pt"}
     return pipeline.text_encoder(pipeline.tokenizer("", **settings).input_ids).last_hidden_state

@@ -1,4 +1,4 @@
-"""The photographs that the embedded model learns from: their pools, region hierarchies, and batches of crops."""
+"""The training images of the embedded model: their pools, region hierarchies, and batches of crops."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import IterableDataset, get_worker_info
 
-# Example pictures of the package: never trained on.
+# The example images of the package are never used for training.
 HELD_OUT = ("grey_sloth_plushie_", "robot_toy_", "fancy_boot_", "food_0000058.")
-# Two thirds of the pictures are food: the pool is drawn first, then one of its pictures.
+# Two thirds of the images show food, so a pool is drawn first, then one of its images.
 POOLS = {
     "food_cc": 0.35,
     "openimages_ccby": 0.3,
@@ -27,17 +27,17 @@ POOLS = {
     "unsplash": 0.13,
     "kodak": 0.05,
 }
-LATE = 0.6  # from this share of the training on, full-size pictures are frequent
+LATE = 0.6  # full-size images are frequent after this share of the training
 
 
 def training_files(data: Path) -> dict[str, list[Path]]:
-    """The photographs of each pool, without those held out."""
+    """Return the images of each pool, without those held out."""
     files = {pool: sorted((data / pool).glob("*.jpg")) for pool in POOLS}
     return {p: [f for f in fs if not f.name.startswith(HELD_OUT)] for p, fs in files.items()}
 
 
 def cache_hierarchy(job: tuple[Path, Path, np.ndarray]) -> None:
-    """One photograph → one .npz."""
+    """Compute the hierarchy of an image and save it as .npz."""
     source, target, textons = job
     found = superpixels(np.asarray(Image.open(source).convert("RGB")), textons)
     far = np.stack([distances(found, recipe) for recipe in RECIPES]).astype(np.float16)
@@ -46,7 +46,7 @@ def cache_hierarchy(job: tuple[Path, Path, np.ndarray]) -> None:
 
 
 def cache_hierarchies(data: Path, cache: Path) -> None:
-    """Hierarchies of all photographs that have none yet, on all cores: some 15 minutes on two."""
+    """Compute the missing hierarchies of all images on all cores, which takes about 15 minutes on two cores."""
     cache.mkdir(parents=True, exist_ok=True)
     pools = training_files(data)
     files = [file for pool in sorted(pools.values(), key=len) for file in pool]
@@ -62,19 +62,19 @@ def cache_hierarchies(data: Path, cache: Path) -> None:
 
 
 class Batch(NamedTuple):
-    """Crops of one size, and which of their places belong together."""
+    """Crops of one size, and the affinities of their places."""
 
     images: Tensor  # (B, 3, size, size) in [-1, 1]
     pixels: Tensor  # (B, size/8, size/8) int64: superpixel of each latent cell
     affinity: Tensor  # (B, n, n) uint8, of 255: share of the levels at which two superpixels are one region
 
     def to(self, device: torch.device) -> Batch:
-        """The same on another device."""
+        """Return the batch on another device."""
         return Batch(*(part.to(device, non_blocking=True) for part in self))
 
 
 class Photographs(IterableDataset[Batch]):
-    """All photographs, superpixels and affinities in memory; endless batches of random crops of them."""
+    """All images, superpixels and affinities in memory. It yields endless batches of random crops."""
 
     def __init__(self, data: Path, cache: Path, seed: tuple[int, int], factor: int) -> None:
         """`seed` is (step, process); `factor` multiplies the batches of `draw_size`."""
@@ -104,10 +104,10 @@ class Photographs(IterableDataset[Batch]):
             yield Batch(torch.stack(images), torch.stack(pixels), torch.stack(padded))
 
     def crop(self, size: int, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """→ image (3, size, size), superpixels (size/8, size/8), affinity (n, n)."""
+        """Return image (3, size, size), superpixels (size/8, size/8) and affinity (n, n)."""
         pool = self.pools[rng.choice(len(POOLS), p=list(POOLS.values()))]
         image, pixels, affinity = pool[rng.integers(len(pool))]
-        # The sides are drawn apart: the runtime squashes every photograph to a square, too.
+        # Draw the sides independently, because the runtime also stretches every image to a square.
         least = 0.5 if size < 384 else 0.75
         high, wide = (round(side * rng.uniform(least, 1)) for side in pixels.shape)
         top = rng.integers(pixels.shape[0] - high + 1)
@@ -122,7 +122,7 @@ class Photographs(IterableDataset[Batch]):
 
 
 def recolour(image: Tensor, rng: np.random.Generator) -> Tensor:
-    """Other light, contrast and colours: what belongs together stays so. (3, H, W) in [-1, 1]."""
+    """Change brightness, contrast and colours of (3, H, W) in [-1, 1]. The affinities stay valid."""
     if rng.random() < 0.5:
         image = (image / 2 + 0.5).clamp(0, 1) ** math.exp(rng.uniform(-0.35, 0.35)) * 2 - 1
     grey = image.mean(0, keepdim=True)
@@ -132,12 +132,12 @@ def recolour(image: Tensor, rng: np.random.Generator) -> Tensor:
 
 
 def shrink(labels: Tensor, side: int) -> Tensor:
-    """Integer labels (B, h, w) → (B, side, side), the nearest."""
+    """Resize integer labels (B, h, w) to (B, side, side) by nearest neighbour."""
     grid = labels[:, None].float()
     return functional.interpolate(grid, (side, side), mode="nearest-exact")[:, 0].long()
 
 
 def draw_size(progress: float, rng: np.random.Generator) -> tuple[int, int]:
-    """(crop, images): small crops first; more of the full 64² maps, as at run time, later."""
+    """Draw the size of the crops and their number: small crops first, later more of full size, as at run time."""
     chances = (0.5, 0.2, 0.3) if progress > LATE else (0.85, 0.1, 0.05)
     return ((256, 3), (384, 2), (512, 1))[rng.choice(3, p=chances)]

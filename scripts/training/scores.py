@@ -22,7 +22,7 @@ THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0)
 def attention_of(
     image: Image.Image, pipeline: StableDiffusionPipeline, prompt: Tensor, probes: list[list[Probe]]
 ) -> np.ndarray:
-    """Aggregated self-attention (64, 64, 64, 64) of an image squashed to 512 by 512."""
+    """Return the aggregated self-attention (64, 64, 64, 64) of an image stretched to 512 × 512."""
     square = torch.from_numpy(np.array(image.resize((512, 512), Image.Resampling.BILINEAR)))
     vae = pipeline.vae
     latent = vae.encode(square.permute(2, 0, 1)[None] / 127.5 - 1).latent_dist.mean
@@ -58,7 +58,7 @@ def evaluate(checkpoint: Path, dev: Path, work: Path, images: int, shown: float)
 
 
 def panel(photo: np.ndarray, labels: np.ndarray, size: int = 240) -> np.ndarray:
-    """The photograph beside its masks, (size, 2 size, 3)."""
+    """Return the image beside its masks, (size, 2 size, 3)."""
     colours = np.random.default_rng(3).integers(0, 256, (int(labels.max()) + 1, 3))
     mixed = (0.35 * photo + 0.65 * colours[labels]).astype(np.uint8)
     pair = (Image.fromarray(x).resize((size, size)) for x in (photo, mixed))

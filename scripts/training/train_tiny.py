@@ -30,7 +30,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).parents[1]))  # for make_checkpoint
-os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # threads that spin starve each other on a shared CPU
+os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # spinning threads slow each other down on a shared CPU
 
 import torch
 from diffusers import StableDiffusionPipeline
@@ -43,7 +43,7 @@ from torch import Tensor, distributed, nn
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 
-JOINT = 0.35  # the VAE learns in this first share of the training, then stands still
+JOINT = 0.35  # the VAE is trained during this first share of the training, then frozen
 AVERAGE = 0.998  # decay of the weights' moving average
 
 
@@ -61,12 +61,12 @@ def share(parameters: list[nn.Parameter], clock: float) -> float:
 
 
 def ema(average: Tensor, value: Tensor, count: Tensor | int) -> Tensor:
-    """Exponential moving average, a plain one at the start."""
+    """Update the exponential moving average, which begins as a plain average."""
     return average.lerp(value, 1 - min(AVERAGE, (int(count) + 1) / (int(count) + 10)))
 
 
 def train(rank: int, args: argparse.Namespace) -> None:
-    """One process of several. On a CPU, one thread each is faster than all threads on one batch."""
+    """Train in one of several processes. On a CPU, one thread per process is faster than all threads on one batch."""
     device = join(rank, args)
     pipeline = build(args.work / f"tokenizer{rank}", args.start)
     prompt, probes = empty_prompt(pipeline).to(device), probe(pipeline.unet)
@@ -79,7 +79,7 @@ def train(rank: int, args: argparse.Namespace) -> None:
     counts = resume(args.work / "state.pt", parts, device)
     photographs, batches = load(args, rank, int(counts["step"]))
     log: dict[str, Tensor] = {}
-    # A shared CPU may give this little of its time, which must not let the schedule run away.
+    # On a shared CPU this process may get little time, which must not shorten its schedule.
     clock = time.time if device.type == "cuda" else time.process_time
     tick, saved_at, scored_at = clock(), time.time(), time.time()
     while (progress := counts["seconds"] / 60 / args.minutes) < 1:
@@ -121,7 +121,7 @@ def train(rank: int, args: argparse.Namespace) -> None:
 
 
 def join(rank: int, args: argparse.Namespace) -> torch.device:
-    """Meet the other processes, and set what is global in torch."""
+    """Join the other processes, and set PyTorch's global options."""
     torch.backends.cudnn.benchmark = torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
@@ -132,7 +132,7 @@ def join(rank: int, args: argparse.Namespace) -> torch.device:
 
 
 def load(args: argparse.Namespace, rank: int, step: int) -> tuple[Photographs, Iterator[Batch]]:
-    """The photographs, and endless batches of them; every process and every new start draws others."""
+    """Return the images and endless batches of them. Each process and each new start draws other batches."""
     torch.manual_seed(step * args.processes + rank)
     photographs = Photographs(args.data, args.work / "hierarchies", (step, rank), args.batch)
     workers = {"num_workers": os.cpu_count(), "pin_memory": True} if args.device == "cuda" else {}
@@ -155,7 +155,7 @@ def save(
     parts: dict[str, nn.Module | torch.optim.Optimizer],
     counts: dict[str, float],
 ) -> None:
-    """The state to go on from, and the averaged weights as a diffusers checkpoint."""
+    """Save the state to resume from, and the averaged weights as a diffusers checkpoint."""
     state = {name: part.state_dict() for name, part in parts.items()}
     torch.save({**state, "counts": counts}, work / "state.part")
     (work / "state.part").replace(work / "state.pt")
@@ -180,16 +180,18 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="folder with the pools of training photographs")
     parser.add_argument("--dev", type=Path, help="folder with the labelled sets to measure on")
     parser.add_argument("--work", type=Path, required=True, help="cache, state, checkpoint, sheets")
-    parser.add_argument("--minutes", type=float, default=60, help="training time of a process, over all runs")
+    parser.add_argument("--minutes", type=float, default=60, help="training time per process, over all runs")
     parser.add_argument("--rate", type=float, default=1e-3, help="highest learning rate")
     parser.add_argument("--from", dest="start", type=Path, metavar="CHECKPOINT", help="start from its weights")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    parser.add_argument("--processes", type=int, help="1 thread each; default: the cores, 1 with CUDA")
-    parser.add_argument("--batch", type=int, help="factor on the batches; default: 1, 16 with CUDA")
-    parser.add_argument("--denoise", type=int, default=4, help="batches for each that is denoised, too")
-    parser.add_argument("--score", type=float, default=30, help="minutes between scores on 4 pictures of each set")
-    parser.add_argument("--evaluate", type=Path, metavar="CHECKPOINT", help="only measure this one")
-    parser.add_argument("--images", type=int, default=12, help="pictures of each labelled set")
+    parser.add_argument(
+        "--processes", type=int, help="processes with one thread each; default: one per core, or 1 with CUDA"
+    )
+    parser.add_argument("--batch", type=int, help="factor on the batch sizes; default: 1, or 16 with CUDA")
+    parser.add_argument("--denoise", type=int, default=4, help="every Nth batch is also denoised")
+    parser.add_argument("--score", type=float, default=30, help="minutes between scores on 4 images of each set")
+    parser.add_argument("--evaluate", type=Path, metavar="CHECKPOINT", help="only measure this checkpoint")
+    parser.add_argument("--images", type=int, default=12, help="images of each labelled set")
     parser.add_argument("--shown", type=float, default=0.3, help="threshold of overlays.png")
     args = parser.parse_args()
     args.work = work = args.work.resolve()

@@ -1,4 +1,4 @@
-"""Measures of agreement against plain float64 on whole arrays."""
+"""Measures of agreement, compared with plain float64 computations on whole arrays."""
 
 import numpy as np
 import pytest

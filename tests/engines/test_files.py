@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all, and what killed processes leave."""
+"""Atomic files and folders, and the temporary files that killed processes leave."""
 
 import errno
 import os

@@ -54,7 +54,7 @@ def test_the_driver_s_answers_become_facts(tmp_path):
 
 def test_the_driver_s_error_is_the_reason(tmp_path):
     found = ask(tmp_path, 100)
-    assert found == {"gpus": [], "reason": "the NVIDIA driver answers cuInit with CUDA_ERROR_NO_DEVICE (100)"}
+    assert found == {"gpus": [], "reason": "the NVIDIA driver fails in cuInit: CUDA_ERROR_NO_DEVICE (100)"}
 
 
 def test_there_is_a_gpu_or_a_reason():

@@ -13,7 +13,7 @@ SIZE = (64, 64)
 
 
 def make_toy(folder: Path, precision: str = "fp32", dtype: str = "float32", scale: float = 1.0) -> Bundle:
-    """Write the bundle; its graphs compute in `dtype`, whatever the manifest says. `scale` multiplies the weights."""
+    """Write the bundle. Its graphs compute in `dtype`, independent of the manifest. `scale` multiplies the weights."""
     folder.mkdir(parents=True)
     attention = (specs.AttentionOutput("attention_8", (8, 8), 1, 1),)
     encoder, unet = specs.encoder_tensors(SIZE, 4, 4), specs.unet_tensors(SIZE, 4, attention, 4)

@@ -1,4 +1,4 @@
-"""What export rejects, and that it leaves nothing behind."""
+"""Input that export rejects. A failed export leaves no files behind."""
 
 import json
 import shutil
@@ -131,7 +131,7 @@ def test_an_export_that_fails_its_tolerance_leaves_nothing(checkpoint, tmp_path,
         return result
 
     monkeypatch.setattr(parity, "reference", other)
-    with pytest.raises(ParityError, match="disagrees with torch: .*fp32 allows .*nothing was written"):
+    with pytest.raises(ParityError, match="disagrees with PyTorch: .*fp32 allows .*nothing was written"):
         export_bundle(checkpoint, tmp_path / "bundle", SMALL)
     assert list(tmp_path.iterdir()) == []
 

@@ -1,6 +1,7 @@
-"""Segmentation quality on labelled images: data sets, protocol, measures, methods side by side, report.
+"""Segmentation quality on labelled images: data sets, protocols, methods, scores and reports.
 
-Importable without the extra `eval`; what needs scipy, scikit-learn or scikit-image imports it where it is used.
+The package can be imported without the extra `eval`. scipy, scikit-learn and scikit-image are imported where they are
+used.
 """
 
 from diffseg.measure.evaluate.datasets import Dataset, Layout, Sample, open_datasets

@@ -12,20 +12,20 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 TOLERANCE = 2.0
-"""Pixels between boundaries that still count as the same."""
+"""Largest distance, in pixels, of boundaries that count as the same."""
 
 
 @dataclass(frozen=True, slots=True)
 class BoundaryCounts:
-    """Boundary pixels of one image: found and how many of them are near a true one, true and how many are found."""
+    """Numbers of boundary pixels of one image."""
 
-    found: int
-    found_right: int
-    true: int
-    true_found: int
+    found: int  # in the label map
+    found_right: int  # of these, near a true boundary
+    true: int  # in the classes
+    true_found: int  # of these, near a boundary of the label map
 
     def f_score(self) -> float:
-        """Harmonic mean of precision and recall; 1 where neither map has a boundary, 0 where only one has."""
+        """Return the harmonic mean of precision and recall: 1 if neither map has a boundary, 0 if only one has."""
         if not self.found and not self.true:
             return 1.0
         precision = self.found_right / self.found if self.found else 0.0
@@ -34,12 +34,13 @@ class BoundaryCounts:
 
 
 class Boundary:
-    """The boundaries of one image's classes, with which label maps are compared.
+    """The boundaries of one image's classes. Label maps are compared with them.
 
-    A boundary pixel differs from its right or lower neighbour. It counts as found if the other map has one within
-    2 pixels (Euclidean, by distance transform): no one-to-one matching as in BSDS's own tool, so thick or doubled
-    boundaries gain nothing but lose nothing either. Borders of void are not known: true boundaries lie between two
-    classes only, and found ones in void or within 2 pixels of it are not counted.
+    A boundary pixel differs from its right or lower neighbour. It counts as found if the other map has a boundary pixel
+    within 2 pixels (Euclidean, by distance transform). Unlike BSDS's own tool, this does not match pixels one to one,
+    so thick or doubled boundaries are neither rewarded nor punished. The borders of void areas are unknown. Therefore,
+    true boundaries lie only between two classes, and found boundary pixels in void areas or within 2 pixels of them
+    are not counted.
     """
 
     def __init__(self, truth: NDArray[np.uint8], tolerance: float = TOLERANCE) -> None:
@@ -50,7 +51,7 @@ class Boundary:
         self.counted = ~_within(~known, tolerance)
 
     def counts(self, labels: NDArray[np.integer]) -> BoundaryCounts:
-        """Compare with labels (H, W)."""
+        """Compare labels (H, W) with the boundaries."""
         edges = _edges(labels)
         counted = edges & self.counted
         return BoundaryCounts(
@@ -69,7 +70,7 @@ def _edges(labels: NDArray[np.generic]) -> NDArray[np.bool_]:
 
 
 def _within(mask: NDArray[np.bool_], distance: float) -> NDArray[np.bool_]:
-    """Pixels at most `distance` from a set one."""
+    """Return the pixels that are at most `distance` from a pixel of the mask."""
     from scipy.ndimage import distance_transform_edt
 
     if not mask.any():

@@ -35,10 +35,10 @@ LEAST_STUFF = 0.75  # share of all pixels
 
 
 def is_curated(label: Path) -> bool:
-    """Whether IIC's rule takes an image: both sides of 360 pixels or more, and at least 75 % of all pixels stuff.
+    """Whether IIC's rule selects an image: sides of at least 360 pixels, and at least 75 % of all pixels are stuff.
 
-    The list `Coco164kFull_Stuff_Coarse_7` was made with this rule (2,175 images of val2017); applied to another
-    release of the label maps, it may give another list.
+    The list `Coco164kFull_Stuff_Coarse_7` was made with this rule (2,175 images of val2017). With another release of
+    the label maps, the rule may give another list.
 
     Raises:
         ImageError: the label map cannot be read.
@@ -56,15 +56,15 @@ def is_curated(label: Path) -> bool:
 
 
 def read_list(path: Path) -> list[str]:
-    """Image names of a list file, one a line, with or without `.jpg`.
+    """Read the image names of a list file: one per line, with or without `.jpg`.
 
     Raises:
-        DatasetError: it cannot be read, or is empty.
+        DatasetError: the file cannot be read or is empty.
     """
     try:
         names = [Path(line.strip()).stem for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise DatasetError(f"{path}: cannot be read as a list of image names ({error})") from None
     if not names:
-        raise DatasetError(f"{path}: no image names, expected one a line, such as 000000000139")
+        raise DatasetError(f"{path}: no image names, expected one per line, such as 000000000139")
     return names

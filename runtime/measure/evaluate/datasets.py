@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 UNKNOWN = 254
-"""In a mapping: a label value that the data set does not define."""
+"""Entry of `Dataset.mapping` for label values that the data set does not define."""
 
 COCO_IMAGES = "http://images.cocodataset.org/zips/val2017.zip"
 COCO_LABELS = "http://calvin.inf.ed.ac.uk/wp-content/uploads/data/cocostuffdataset/stuffthingmaps_trainval2017.zip"
@@ -37,7 +37,7 @@ NAMED_CLASSES = re.compile(r"^(?:coarse )?classes: *(0 *=.+)$", re.IGNORECASE | 
 
 
 class Layout(StrEnum):
-    """How a data set lies on disk."""
+    """Layout of a data set on disk."""
 
     AUTO = "auto"
     COCO_STUFF = "coco-stuff"
@@ -59,12 +59,13 @@ class Dataset:
     """Labelled images, in a fixed order.
 
     Attributes:
-        name: of the folder.
-        layout: how it lies on disk.
-        samples: what is to be evaluated.
-        classes: names; empty where the labels have none and may be regions that mean nothing across images.
-        mapping: (256,) uint8, class of each value of a label map, VOID or UNKNOWN.
-        note: what a reader of the scores should know.
+        name: name of the folder.
+        layout: layout on disk.
+        samples: the images to evaluate.
+        classes: names of the classes. Empty if the labels have no names; they may then be regions whose numbers have
+            different meanings in different images.
+        mapping: (256,) uint8: for each value of a label map, its class, VOID or UNKNOWN.
+        note: a remark for readers of the scores.
     """
 
     name: str
@@ -75,13 +76,13 @@ class Dataset:
     note: str = ""
 
     def limited(self, limit: int | None) -> Dataset:
-        """At most `limit` images, spread evenly over the set."""
+        """Return the data set with at most `limit` images, spread evenly over the set."""
         if limit is None or limit >= len(self.samples):
             return self
         return replace(self, samples=tuple(self.samples[i * len(self.samples) // limit] for i in range(limit)))
 
     def read_label(self, sample: Sample) -> NDArray[np.uint8]:
-        """Class of each pixel (H, W), VOID where there is none.
+        """Return the class of each pixel (H, W), or VOID where there is none.
 
         Raises:
             ImageError: the label map is missing, damaged, not 8-bit, or has a value that the data set does not define.
@@ -90,7 +91,7 @@ class Dataset:
             with Image.open(sample.label) as image:
                 mode, values = image.mode, np.asarray(image)
         except FileNotFoundError:
-            raise ImageError(f"{sample.label}: no such file, the label map of {sample.image.name}") from None
+            raise ImageError(f"{sample.label}: the label map of {sample.image.name} does not exist") from None
         except Exception as error:  # a damaged file makes a decoder raise anything  # noqa: BLE001
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise ImageError(f"{sample.label}: cannot be decoded ({reason})") from None
@@ -99,23 +100,24 @@ class Dataset:
         classes: NDArray[np.uint8] = self.mapping[values]
         if UNKNOWN in classes:
             value = int(values[classes == UNKNOWN][0])
-            raise ImageError(f"{sample.label}: value {value} is no label of {self.layout.value}")
+            raise ImageError(f"{sample.label}: value {value} is not a label of {self.layout.value}")
         return classes
 
 
 def open_datasets(
     folders: Iterable[Path], layout: Layout = Layout.AUTO, *, image_list: Path | None = None
 ) -> list[Dataset]:
-    """Open data sets, each in its layout; names that meet are numbered.
+    """Open data sets. If several have the same name, a number is added to the name.
 
     Args:
-        folders: one a data set.
-        layout: `auto` looks at the sub-folders.
-        image_list: for COCO-Stuff: file with the names of the images. None: a `Coco164kFull_Stuff_Coarse_7.txt` in the
-            folder or its `curated/val2017`, else every image that its rule takes (`coco_stuff.is_curated`).
+        folders: one folder per data set.
+        layout: layout of all folders; `auto` derives it from the sub-folders.
+        image_list: for COCO-Stuff: file with the names of the images. If it is None, a file
+            `Coco164kFull_Stuff_Coarse_7.txt` in the folder or in its `curated/val2017` is used, otherwise every image
+            that the rule of that list selects (`coco_stuff.is_curated`).
 
     Raises:
-        DatasetError: a folder or a piece of it is missing; the message names the official download.
+        DatasetError: a folder or a part of it is missing; the message names the official download.
     """
     opened: list[Dataset] = []
     for given in folders:
@@ -148,7 +150,7 @@ def _recognise(folder: Path) -> Layout:
         return Layout.COCO_STUFF
     if (folder / "images").is_dir() or (folder / "labels").is_dir():
         return Layout.FOLDER
-    raise DatasetError(f"{folder}: not a layout that is known ({_forms()})")
+    raise DatasetError(f"{folder}: unknown layout; known are {_forms()}")
 
 
 def _mapping(pairs: Iterable[tuple[int, int]], other: int) -> NDArray[np.uint8]:
@@ -173,7 +175,7 @@ def _open_coco(folder: Path, image_list: Path | None) -> Dataset:
         note = (
             f"COCO-Stuff-27, val2017: {len(names)} of {len(everything)} images, derived by IIC's rule (both sides at "
             f"least {coco_stuff.LEAST_SIDE} px, at least {coco_stuff.LEAST_STUFF:.0%} of all pixels stuff); "
-            f"may differ from the 2,175 images of {coco_stuff.LIST}, which --list takes"
+            f"may differ from the 2,175 images of {coco_stuff.LIST}, which can be passed with --list"
         )
     if not names:
         raise DatasetError(f"{labels}: no label map that meets the rule for the curated list; pass one with --list")
@@ -192,7 +194,7 @@ def _curated(path: Path) -> bool:
     try:
         return coco_stuff.is_curated(path)
     except ImageError:
-        return True  # it is listed, and fails there with its own error
+        return True  # keep it, so that its evaluation reports the error
 
 
 def _open_cityscapes(folder: Path) -> Dataset:
@@ -227,7 +229,7 @@ def _open_folder(folder: Path) -> Dataset:
     note = (
         f"{len(classes)} classes"
         if classes
-        else "labels without names: where they are regions, mIoU over the set has no meaning, the other columns do"
+        else "labels without names: if they are regions, mIoU over the set has no meaning, but the other columns have"
     )
     mapping = np.arange(256, dtype=np.uint8)
     if classes:
@@ -236,7 +238,7 @@ def _open_folder(folder: Path) -> Dataset:
 
 
 def _class_names(folder: Path) -> tuple[str, ...]:
-    """Names from `classes.txt`, one a line, or a line `Classes: 0=sky, 1=road, …` of `README.txt`; else none."""
+    """Return the names in `classes.txt`, one per line, or in a line `Classes: 0=sky, 1=road, …` of `README.txt`."""
     listed = folder / "classes.txt"
     if listed.is_file():
         return tuple(line.strip() for line in listed.read_text(encoding="utf-8").splitlines() if line.strip())

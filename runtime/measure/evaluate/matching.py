@@ -1,4 +1,4 @@
-"""The paper's measure: each class of an image gets at most one mask, and pixels are summed up over images."""
+"""The paper's measure: each class of an image gets at most one mask, and pixels are summed over images."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Matches:
-    """Pixels of each class: found, wrongly given to it, and missed; each (classes,) int64, summed over images."""
+    """Numbers of true positive, false positive and false negative pixels per class, summed over images.
+
+    Each is (classes,) int64.
+    """
 
     true_positives: NDArray[np.int64]
     false_positives: NDArray[np.int64]
@@ -34,36 +37,36 @@ class Matches:
         )
 
     def accuracy(self) -> float:
-        """Pixel accuracy: found pixels of all that are not void."""
+        """Return the pixel accuracy: the share of correct pixels among all that are not void."""
         total = self.true_positives.sum() + self.false_negatives.sum()
         return float(self.true_positives.sum() / total) if total else float("nan")
 
     def iou(self) -> NDArray[np.float64]:
-        """Intersection over union of each class; NaN for one that never occurred and was never given a pixel."""
+        """Return the intersection over union of each class. It is NaN for a class without true or assigned pixels."""
         union = self.true_positives + self.false_positives + self.false_negatives
         iou = np.full(len(union), np.nan)
         np.divide(self.true_positives, union, out=iou, where=union > 0)
         return iou
 
     def mean_iou(self) -> float:
-        """Mean over the classes that are not NaN."""
+        """Return the mean IoU over the classes whose IoU is not NaN."""
         iou = self.iou()
         return float(np.nanmean(iou)) if np.isfinite(iou).any() else float("nan")
 
 
 def match_classes(overlap: Overlap, count: int, order: NDArray[np.integer] | None = None) -> Matches:
-    """Give each of `count` classes one mask so that most pixels agree (Hungarian matching), as google/diffseg does.
+    """Assign one mask to each of `count` classes so that most pixels agree (Hungarian matching), as in google/diffseg.
 
-    Its result depends on the order of the labels, in two ways. Up to `count` masks, all are dealt out; those that fit
-    no class of the image go to classes that are not in it, all equally good since the overlap is zero, and so the
-    masks' numbers decide which class gets their pixels as false positives. Beyond `count` masks, the surplus ones are
-    dropped and count for no class. Over-segmentation is therefore cheap, and mIoU moves by some points when the same
-    masks are numbered otherwise; accuracy does not.
+    The result depends on the numbering of the masks in two ways. If there are at most `count` masks, all are assigned.
+    Masks that match no class of the image are assigned to classes that are not in it. As the overlap is zero for all of
+    these classes, the masks' numbers decide which class gets their pixels as false positives. If there are more than
+    `count` masks, the surplus masks are dropped and count for no class. Over-segmentation is therefore cheap, and mIoU
+    changes by some points if the same masks are numbered differently; accuracy does not.
 
     Args:
-        overlap: of one image.
+        overlap: the overlap in one image.
         count: number of classes of the data set.
-        order: a permutation of the masks, to measure the effect of their numbers; None leaves them as they are.
+        order: a permutation of the masks, to measure the effect of their numbering; None keeps the numbering.
     """
     found = overlap.table if order is None else overlap.table[:, order]
     table = np.zeros((count, max(count, found.shape[1])), dtype=np.int64)

@@ -1,4 +1,4 @@
-"""What is compared: DiffSeg, k-means on the same attention, and two floors that use no network."""
+"""The methods that are compared: DiffSeg, k-means on the same attention, and two baselines without a network."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from PIL import Image
 
 CONSTANT_CLUSTERS = 6
-"""Clusters of k-means where the number of an image's classes is not told (K-Means-C of the paper)."""
+"""Number of clusters of the k-means that does not use the number of classes of an image (K-Means-C of the paper)."""
 
 FIT_PIXELS = 20_000
-"""Pixels of an image, evenly spread, that colour k-means is fitted to; all are then assigned."""
+"""Number of pixels of an image, evenly spread, to which colour k-means is fitted. All pixels are then assigned."""
 
 POSITION = 40.0
 """Weight of the position: the longer side of the image counts as much as this difference in Lab."""
@@ -34,11 +34,11 @@ LIGHTNESS, COLOUR, TEXTURE, AREA_EXPONENT = 0.5, 1.3, 1.0, 0.75
 
 MAX_THRESHOLDS = 100
 FORMAT = 1
-"""Raise it when the same settings give another record: kept results of older versions are then made anew."""
+"""Version of the stored results. Increase it if the same settings give other records, so that old ones are not used."""
 
 
 class Method(StrEnum):
-    """A way to masks."""
+    """A method that makes masks."""
 
     DIFFSEG = "diffseg"
     KMEANS_C = "kmeans-c"
@@ -48,14 +48,14 @@ class Method(StrEnum):
 
     @property
     def needs_attention(self) -> bool:
-        """Whether it works on a network's attention."""
+        """Whether the method uses the attention of a network."""
         return self in (Method.DIFFSEG, Method.KMEANS_C, Method.KMEANS_S)
 
 
 EXPLANATIONS = {
     Method.DIFFSEG: "attention maps merged by KL divergence; the number is the threshold",
     Method.KMEANS_C: f"k-means on the same attention, always {CONSTANT_CLUSTERS} clusters",
-    Method.KMEANS_S: "k-means on the same attention, told the number of classes in the image",
+    Method.KMEANS_S: "k-means on the same attention, given the number of classes in the image",
     Method.COLOUR: f"no network: k-means on colour and position, {CONSTANT_CLUSTERS} clusters",
     Method.SUPERPIXELS: f"no network: SLIC superpixels merged by Ward's cost to {REGIONS} regions",
 }
@@ -66,11 +66,12 @@ class Column:
     """One method with its settings.
 
     Attributes:
-        name: unique in a run.
-        method: which.
-        settings: of the merging, for `diffseg`.
-        fingerprint: of all that the masks depend on but the image: a kept result with another one is never used.
-        default: whether its settings are the bundle's own, or those that were asked for with `--threshold`.
+        name: name of the column, unique in a run.
+        method: the method.
+        settings: settings of the merging, for `diffseg`.
+        fingerprint: hash of everything except the image that the masks depend on. Stored results with another
+            fingerprint are not used.
+        default: True for the bundle's own settings or those of `--threshold`; False for further thresholds of a sweep.
     """
 
     name: str
@@ -84,12 +85,12 @@ def parse_methods(text: str) -> tuple[Method, ...]:
     """Read a list such as `diffseg,kmeans-c`.
 
     Raises:
-        ValueError: an unknown method, or none.
+        ValueError: the list contains an unknown method or is empty.
     """
     names = [name.strip() for name in text.split(",") if name.strip()]
     unknown = [name for name in names if name not in set(Method)]
     if unknown or not names:
-        raise ValueError(f"methods must be of {', '.join(Method)}, found {', '.join(unknown) or 'none'}")
+        raise ValueError(f"methods must be some of {', '.join(Method)}, found {', '.join(unknown) or 'none'}")
     return tuple(method for method in Method if method in names)
 
 
@@ -97,7 +98,7 @@ def parse_thresholds(text: str) -> tuple[float, ...]:
     """Read `0.5:1.5:0.1` (first:last:step, the last included) or `0.3,0.6`.
 
     Raises:
-        ValueError: no such list, a negative threshold, or more than 100 of them.
+        ValueError: the text is not such a list, or has a negative threshold or more than 100 thresholds.
     """
     problem = f"thresholds must be FIRST:LAST:STEP or a list such as 0.3,0.6, at least 0 each, found {text!r}"
     try:
@@ -122,14 +123,14 @@ def columns_of(
     base: dict[str, Any],
     model: dict[str, Any],
 ) -> list[Column]:
-    """Columns of a run: `diffseg` once with `settings` and once a further threshold, every other method once.
+    """Return the columns of a run: `diffseg` with `settings` and with each further threshold, other methods once.
 
     Args:
-        methods: which.
-        settings: of the merging; None if no method needs the attention.
-        thresholds: of the sweep.
-        base: what every mask depends on: the protocol.
-        model: what those from the attention depend on besides: the graphs' hashes, the provider.
+        methods: the methods.
+        settings: settings of the merging; None if no method needs the attention.
+        thresholds: thresholds of the sweep.
+        base: facts that all masks depend on: the protocol.
+        model: further facts that masks from attention depend on: the graphs' hashes and the provider.
     """
     columns = []
     for method in methods:
@@ -154,9 +155,9 @@ def _fingerprint(settings: dict[str, Any]) -> str:
 
 
 def one_thread() -> AbstractContextManager[Any]:
-    """Keep scikit-learn's loops on the calling thread: images run side by side, and OpenMP's threads spin.
+    """Keep scikit-learn's loops on the calling thread, because images run in parallel and OpenMP's threads spin.
 
-    On two cores with other work, its own two threads took ten times as long as one.
+    On two cores with other work, scikit-learn's own two threads took ten times as long as one.
     """
     from threadpoolctl import threadpool_limits
 
@@ -167,13 +168,13 @@ def one_thread() -> AbstractContextManager[Any]:
 def kmeans_attention(attention: NDArray[np.float32], clusters: int) -> NDArray[np.int32]:
     """Cluster the h·w attention maps of (h, w, h, w) with k-means → labels (h, w).
 
-    scikit-learn's `KMeans`, one start by k-means++ with a fixed seed, on the float32 maps as they are.
+    This is scikit-learn's `KMeans` on the float32 maps, with one start by k-means++ and a fixed seed.
     """
     from sklearn.cluster import KMeans
 
     height, width = attention.shape[:2]
     maps = attention.reshape(height * width, height * width)
-    # Maps sum to 1, so their variance is far below 1: brought to a mean square of 1, float32 keeps its digits.
+    # Maps sum to 1, so their variance is far below 1. Scale them to a mean square of 1 to preserve float32 precision.
     maps = maps * np.float32(1 / np.sqrt(np.mean(np.square(maps), dtype=np.float64)))
     with one_thread():
         labels = KMeans(min(clusters, len(maps)), n_init=1, random_state=0).fit_predict(maps)
@@ -196,9 +197,9 @@ def kmeans_colour(picture: Image.Image, clusters: int = CONSTANT_CLUSTERS) -> ND
 
 
 def merge_superpixels(picture: Image.Image, regions: int = REGIONS) -> NDArray[np.int32]:
-    """Cut into SLIC superpixels and merge neighbours by Ward's cost on colour and texture → labels (H, W).
+    """Divide an image into SLIC superpixels and merge neighbours by Ward's cost on colour and texture → labels (H, W).
 
-    scikit-learn's clustering knows no weights, and these superpixels differ in area; hence `_ward`.
+    `_ward` is used because superpixels differ in area, and scikit-learn's clustering does not support weights.
     """
     from scipy.ndimage import gaussian_filter
     from skimage.color import rgb2lab
@@ -225,7 +226,7 @@ def merge_superpixels(picture: Image.Image, regions: int = REGIONS) -> NDArray[n
 def _ward(
     features: NDArray[np.float64], area: NDArray[np.float64], touch: NDArray[np.bool_], regions: int
 ) -> NDArray[np.int64]:
-    """Merge the cheapest neighbours until `regions` are left, or none touch → region of each of n parts, from 0."""
+    """Merge the cheapest neighbours until `regions` are left or none touch → region of each part, from 0."""
     region = np.arange(len(area))
 
     def price(i: int) -> NDArray[np.float64]:

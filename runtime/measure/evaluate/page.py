@@ -44,7 +44,7 @@ class Table:
     Attributes:
         head: texts of the first row.
         rows: texts of the other rows.
-        strong: for each of these rows, the numbers of the cells that stand out.
+        strong: for each of these rows, the indices of the highlighted cells.
     """
 
     head: list[str]
@@ -53,7 +53,7 @@ class Table:
 
 
 def make_page(report: Report, evaluation: Evaluation) -> str:
-    """Return the HTML text of a report. The masks of the images that it shows are made again.
+    """Return the HTML text of a report. The masks of the images in it are computed again.
 
     Raises:
         MissingPackageError: Jinja2 is not installed.
@@ -89,7 +89,7 @@ def make_page(report: Report, evaluation: Evaluation) -> str:
 
 
 def _scores(report: Report, dataset: DatasetReport) -> Table:
-    """One row per method; the largest value of each measure stands out."""
+    """Return one row per method. The largest value of each measure is highlighted."""
     scores = [dataset.scores[name] for name in report.columns]
     values = [[getattr(score, measure) for measure in MEASURES] for score in scores]
     tops = [max((v for v in column if v is not None), default=None) for column in zip(*values, strict=True)]
@@ -158,7 +158,7 @@ def _by_area(labels: NDArray[np.integer]) -> NDArray[np.uint16]:
 
 
 def _thumbnail(image: Image.Image, alt: str) -> dict[str, Any]:
-    """Return a smaller image as JPEG in base64, its text and its size in pixels."""
+    """Return a smaller image as JPEG in base64, its alternative text and its size in pixels."""
     small = image.copy()
     small.thumbnail((THUMBNAIL, THUMBNAIL))
     stream = io.BytesIO()

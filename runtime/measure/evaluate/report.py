@@ -1,4 +1,4 @@
-"""A run's scores: as JSON, and as tables on the terminal."""
+"""The scores of a run, as JSON and as tables on the terminal."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 SHOWN = 3
-"""Images at each end and in the middle that the page shows."""
+"""Number of best, median and worst images on the page."""
 
 MEASURES = {
     "accuracy": "ACC",
@@ -31,22 +31,22 @@ MEASURES = {
     "boundary": "F 2px",
 }
 MEANINGS = {
-    "accuracy": "pixel accuracy after Hungarian matching, image by image (the paper's)",
-    "miou": "mean IoU over classes, TP, FP and FN summed over the set (the paper's); depends on label order",
+    "accuracy": "pixel accuracy after Hungarian matching, image by image, as in the paper",
+    "miou": "mean IoU over classes, TP, FP and FN summed over the set, as in the paper; depends on the numbering",
     "image_miou": "mean over images of the mean IoU over the image's own classes",
     "covering": "segmentation covering, mean over images",
     "rand": "adjusted Rand index, mean over images",
     "boundary": "boundary F-score at 2 px, mean over images",
 }
 ORDER_NOTE = (
-    "ACC and mIoU are the paper's; its mIoU depends on how the masks are numbered (unmatched masks are charged to "
-    "classes that are not in the image, by number). The range is that of the same masks numbered otherwise. "
-    "The other columns are the same for any order."
+    "ACC and mIoU are the measures of the paper. Its mIoU depends on the numbering of the masks, because unmatched "
+    "masks are counted for classes that are not in the image, by number. The range is for other numberings of the "
+    "same masks. The other columns do not depend on the numbering."
 )
-SWEEP_NOTE = "The best threshold of a sweep was picked on these very images: its scores are optimistic."
+SWEEP_NOTE = "The best threshold of a sweep was chosen on the same images, so its scores are optimistic."
 PUBLISHED_NOTE = (
-    "Published figures, not measured here. They may only be compared with a run on COCO-Stuff-27 (val2017, curated "
-    "list), --protocol paper, with Stable Diffusion weights."
+    "Published figures, not measured here. Compare them only with a run on COCO-Stuff-27 (val2017, curated list) "
+    "with --protocol paper and the weights of Stable Diffusion."
 )
 PUBLISHED: tuple[tuple[str, float | None, float], ...] = (  # COCO-Stuff-27: method, ACC, mIoU, in percent
     ("IIC", 21.8, 6.7),
@@ -69,13 +69,13 @@ class DatasetReport:
     """Scores of all columns on one data set.
 
     Attributes:
-        name: of the data set.
-        layout: how it lies on disk.
-        note: where its images and classes come from.
-        images: that it has, after `--limit`.
-        failed: images that could not be evaluated.
-        classes: names, or `class 0`, … where the labels have none.
-        scores: by column.
+        name: name of the data set.
+        layout: layout on disk.
+        note: origin of its images and classes.
+        images: number of images, after `--limit`.
+        failed: number of images that could not be evaluated.
+        classes: names of the classes, or `class 0`, … if they have none.
+        scores: scores by column.
         examples: names of the worst, median and best images by the first column's covering.
     """
 
@@ -91,17 +91,17 @@ class DatasetReport:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Everything that a run found.
+    """All results of a run.
 
     Attributes:
         diffseg: version of the package.
         model: name of the bundle, and the hashes of its graphs; empty if no method needed it.
-        provider: what executed it.
+        provider: the provider that executed it.
         protocol: `paper` or `full`.
         methods: explanation of each method.
-        columns: methods with their settings, the main ones.
-        sweep: columns of the threshold sweep, by rising threshold; they include the main one.
-        datasets: in the order given.
+        columns: names of the main columns: each method with its settings.
+        sweep: columns of the threshold sweep, by increasing threshold; they include the main column.
+        datasets: reports of the data sets, in the order in which they were given.
         published: method, accuracy, mIoU in percent; see `PUBLISHED_NOTE`.
     """
 
@@ -116,24 +116,24 @@ class Report:
     published: tuple[tuple[str, float | None, float], ...] = PUBLISHED
 
     def best(self) -> str | None:
-        """Column of the sweep with the largest mean covering over the data sets."""
+        """Return the column of the sweep with the largest mean covering over the data sets; None without a sweep."""
         means = {name: sum(dataset.scores[name].covering or 0.0 for dataset in self.datasets) for name in self.sweep}
         return max(means, key=lambda name: means[name]) if len(means) > 1 else None
 
     def write(self, path: Path) -> None:
-        """Write as JSON; the file appears whole or not at all."""
+        """Write the report as JSON, atomically."""
         write_text(path, json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file that appears whole or not at all, in a folder that is made if need be."""
+    """Write a file atomically. Its folder is created if it does not exist."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def make_report(evaluation: Evaluation) -> Report:
-    """Sum up a run; images that were not reached or failed count as failed."""
+    """Summarise a run. Images that failed or were not evaluated count as failed."""
     segmenter = evaluation.segmenter
     columns = evaluation.columns
     sweep = sorted(
@@ -169,7 +169,7 @@ def _dataset_report(evaluation: Evaluation, dataset: Dataset, columns: Sequence[
 
 
 def _examples(ranked: list[tuple[float, str]]) -> dict[str, tuple[str, ...]]:
-    """Best, median and worst images; none twice."""
+    """Return the best, median and worst images. No image appears twice."""
     names = [name for _, name in sorted(ranked, key=lambda pair: (-pair[0], pair[1]))]
     shown = min(SHOWN, len(names) // 3) or min(1, len(names))
     middle = (len(names) - shown) // 2
@@ -209,7 +209,7 @@ def print_report(report: Report, console: Console) -> None:
 
 
 def row(score: Score) -> list[str]:
-    """Cells of a table: the measures, the range of mIoU, the masks."""
+    """Return the cells of a table row: the measures, the range of mIoU and the number of masks."""
     low, high = score.miou_spread
     spread = f"{cell(low)}-{cell(high)}"
     masks = "–" if score.masks is None else f"{score.masks:.1f}"
@@ -217,5 +217,5 @@ def row(score: Score) -> list[str]:
 
 
 def cell(value: float | None) -> str:
-    """Three digits, or a dash."""
+    """Return a value with three decimals, or a dash for None."""
     return "–" if value is None else f"{value:.3f}"

@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Record:
-    """All that the measures of one image need.
+    """Everything that is needed to compute the scores of one image.
 
     Attributes:
-        image: its name.
-        overlap: of classes and masks.
-        boundary: its boundary pixels.
-        seconds: what the masks took, without the network's pass.
+        image: name of the image.
+        overlap: overlap of classes and masks.
+        boundary: numbers of boundary pixels.
+        seconds: time of making the masks, without the network's pass.
     """
 
     image: str
@@ -35,7 +35,7 @@ class Record:
     seconds: float
 
     def to_dict(self) -> dict[str, Any]:
-        """As it stands in the file."""
+        """Return the record as it is stored in the file."""
         found = self.boundary
         return {
             "image": self.image,
@@ -47,7 +47,11 @@ class Record:
 
     @classmethod
     def from_dict(cls, value: dict[str, Any]) -> Record:
-        """Read what `to_dict` gives; raises KeyError, TypeError or ValueError for anything else."""
+        """Read the result of `to_dict`.
+
+        Raises:
+            KeyError, TypeError, ValueError: the value is not such a result.
+        """
         classes = tuple(int(c) for c in value["classes"])
         table = np.array(value["table"], dtype=np.int64).reshape(len(classes), -1)
         boundary = BoundaryCounts(*(int(count) for count in value["boundary"]))
@@ -55,10 +59,10 @@ class Record:
 
 
 class Store:
-    """The records of one column. Threads may share one.
+    """The records of one column. Threads may share a store.
 
-    A record is found by the content of its image and label, so data sets and runs share a file, and a picture that
-    was changed is evaluated again. A line that a crash cut off is dropped when the file is next opened.
+    A record is found by a hash of its image and label, so data sets and runs share a file, and an image that was
+    changed is evaluated again. A line that a crash cut off is dropped when the file is opened again.
     """
 
     def __init__(self, folder: Path, column: Column) -> None:
@@ -84,14 +88,14 @@ class Store:
                 value = json.loads(line)
                 self._records[value["content"]] = Record.from_dict(value)
             except (KeyError, TypeError, ValueError):
-                continue  # it is made again
+                continue  # the image is evaluated again
 
     def get(self, content: str) -> Record | None:
-        """Record of an image and label with this content hash."""
+        """Return the record of the image and label with this content hash, or None."""
         return self._records.get(content)
 
     def add(self, content: str, record: Record) -> None:
-        """Keep a record, in memory and as one line of the file."""
+        """Store a record in memory and as one line of the file."""
         line = json.dumps({"content": content, **record.to_dict()}, separators=(",", ":")) + "\n"
         with self._lock:
             try:

@@ -48,12 +48,12 @@ class Outcome:
     dataset: str
     sample: Sample
     error: DiffsegError | None
-    kept: bool = False  # all results were stored already
+    kept: bool = False  # all results were already stored
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Example:
-    """An image, its classes and one column's masks, as the protocol sees them."""
+    """An image, its classes and the masks of one column, cropped and resized by the protocol."""
 
     picture: Image.Image
     truth: NDArray[np.uint8]
@@ -66,16 +66,16 @@ class Evaluation:
     Args:
         datasets: the data sets to evaluate on.
         methods: the methods to evaluate.
-        segmenter: for the methods on attention; may be None if there are none.
+        segmenter: the segmenter for methods that use attention; may be None if there are none.
         protocol: `paper` or `full`.
         folder: folder of the stored results, from which an interrupted run continues.
-        threshold: of `diffseg`, None for the bundle's default.
-        thresholds: of the sweep; all of them come from one pass of the network.
-        workers: threads that evaluate images side by side.
+        threshold: threshold of `diffseg`; None for the bundle's default.
+        thresholds: thresholds of the sweep. One pass of the network serves all of them.
+        workers: number of threads that evaluate images in parallel.
 
     Raises:
         MissingPackageError: the extra `eval` is not installed.
-        ValueError: no segmenter though a method needs the attention.
+        ValueError: a method needs the attention, but there is no segmenter.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class Evaluation:
         model = {"graphs": list(self.graphs.values()), "provider": segmenter.provider if segmenter else None}
         self.columns = columns_of(methods, settings, thresholds, {"protocol": protocol.value}, model)
         self._stores = {column.name: Store(folder, column) for column in self.columns}
-        self._contents: dict[tuple[str, str], str] = {}  # data set and image → content, of what succeeded
+        self._contents: dict[tuple[str, str], str] = {}  # data set and image → content hash, for images that succeeded
 
     def __len__(self) -> int:
         return sum(len(dataset.samples) for dataset in self.datasets)
@@ -112,13 +112,13 @@ class Evaluation:
         return prefetched(self._evaluate, jobs, self.workers if self.workers > 1 else 0)
 
     def records(self, dataset: Dataset, column: Column) -> list[Record]:
-        """Records of the images that succeeded, in the data set's order."""
+        """Return the records of the images that succeeded, in the data set's order."""
         contents = [self._contents.get((dataset.name, sample.name)) for sample in dataset.samples]
         found = [self._stores[column.name].get(content) for content in contents if content is not None]
         return [record for record in found if record is not None]
 
     def example(self, dataset: Dataset, sample: Sample, column: Column) -> Example:
-        """Make one column's masks of an image again, to look at.
+        """Make the masks of one column for an image again, to show them in a report.
 
         Raises:
             ImageError: the image or its label has become unreadable.
@@ -158,10 +158,10 @@ class Evaluation:
     def _predictions(
         self, picture: Image.Image, truth: NDArray[np.uint8], columns: list[Column]
     ) -> Iterator[tuple[Column, NDArray[np.integer], float]]:
-        """Masks (H, W) of the truth's size, and the seconds that they took, for each column."""
+        """Yield each column with its masks (H, W), of the size of `truth`, and the seconds that making them took."""
         result: Segmentation | None = None
         if self.segmenter is not None and any(column.method.needs_attention for column in columns):
-            # Its own masks are not used: a threshold at which everything merges at once makes them cheap.
+            # Only the attention is used. With an infinite threshold everything merges at once, which is fast.
             result = self.segmenter(picture, threshold=float("inf"), keep_attention=True)
         classes = len(np.unique(truth[truth != VOID]))
         for column in columns:
@@ -176,7 +176,7 @@ class Evaluation:
             return kmeans_colour(picture)
         if column.method is Method.SUPERPIXELS:
             return merge_superpixels(picture)
-        assert result is not None  # noqa: S101 - __init__ saw to it
+        assert result is not None  # noqa: S101 - __init__ checked it
         if column.method is Method.DIFFSEG:
             return self._diffseg(column, result)
         clusters = CONSTANT_CLUSTERS if column.method is Method.KMEANS_C else classes
@@ -188,11 +188,11 @@ class Evaluation:
 
     def _diffseg(self, column: Column, result: Segmentation) -> NDArray[np.integer]:
         settings = column.settings
-        assert settings is not None  # noqa: S101 - columns_of saw to it
+        assert settings is not None  # noqa: S101 - columns_of sets it
         if self.protocol is Protocol.FULL:
             return result.resegment(settings.thresholds, anchors=settings.anchors, refine=settings.refine).labels
-        # The paper's steps and nothing else. Numbers of proposals that win nowhere stay unused as in the reference:
-        # they take part in its matching.
+        # Only the steps of the paper. Proposals that win no pixel keep their numbers, as in the reference code, where
+        # they take part in the matching.
         attention = result.kept_attention()
         proposals = attention.proposals(settings)
         if settings.refine == "kmeans":
@@ -210,7 +210,7 @@ def need_packages() -> None:
 
 
 def _content(dataset: Dataset, sample: Sample) -> str:
-    """Hash of an image, its label map and what the label's values mean."""
+    """Return a hash of an image, its label map and the meaning of the label values."""
     digest = hashlib.sha256(dataset.mapping.tobytes())
     for path in (sample.image, sample.label):
         try:

@@ -1,4 +1,4 @@
-"""Records of images → scores of one method on one data set."""
+"""Compute the scores of one method on one data set from the records of its images."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from diffseg.measure.evaluate.results import Record
 from diffseg.measure.overlap import adjusted_rand, covering, image_iou
 
 SHUFFLES = 4
-"""Random numberings of the masks from which the spread of mIoU is taken."""
+"""Number of random numberings of the masks for the spread of mIoU."""
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """What one method reached on one data set. Shares are between 0 and 1; None where there is nothing to measure.
+    """Scores of one method on one data set. Shares are between 0 and 1; None if there is nothing to measure.
 
     Attributes:
-        images: that were evaluated.
+        images: number of images that were evaluated.
         accuracy: pixel accuracy after matching image by image, as in the paper.
         miou: mean over the classes, with TP, FP and FN summed over the images, as in the paper.
-        miou_spread: least and largest mIoU of this and some random numberings of the same masks.
+        miou_spread: smallest and largest mIoU over this and some random numberings of the same masks.
         image_miou: mean over the images of the mean IoU over the image's own classes.
         covering: mean segmentation covering.
         covering_error: standard error of that mean.
-        rand: mean adjusted Rand index; below 0 is possible, and worse than chance.
+        rand: mean adjusted Rand index; a negative value is worse than chance.
         boundary: mean boundary F-score at 2 pixels.
-        masks: mean number of masks an image.
+        masks: mean number of masks per image.
         seconds: mean seconds per image, without the network's pass.
-        class_iou: of each class of the data set.
+        class_iou: IoU of each class of the data set.
     """
 
     images: int
@@ -48,7 +48,7 @@ class Score:
 
 
 def score(records: Sequence[Record], classes: int) -> Score:
-    """Sum up records of one method over the images of a data set with this number of classes."""
+    """Compute the scores from the records of one method on a data set with this number of classes."""
     nothing = Matches.none(classes)
     matches = sum((match_classes(record.overlap, classes) for record in records), nothing)
     numberings = [matches.mean_iou(), *(_shuffled(records, classes, seed).mean_iou() for seed in range(SHUFFLES))]
@@ -81,5 +81,5 @@ def _mean(values: Sequence[float] | np.ndarray[tuple[int, ...], np.dtype[np.floa
 
 
 def _number(value: float) -> float | None:
-    """Six digits, and None for NaN, which JSON does not know."""
+    """Round to six decimals. NaN becomes None, because JSON has no NaN."""
     return round(value, 6) if np.isfinite(value) else None

@@ -1,1 +1,1 @@
-"""`diffseg profile`: where the time of an image goes. The runtime itself never imports this."""
+"""`diffseg profile`: the time of an image by stage and operator. Only this command imports the package."""

@@ -1,4 +1,4 @@
-"""Charts of a report as shapes with coordinates in pixels; a template draws them."""
+"""Charts of a report, described as shapes with coordinates in pixels. A template draws them."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import numpy as np
 from diffseg.measure.profile.table import milliseconds
 
 WIDTH = 880
-NARROWEST_LABEL = 78  # pixels of a bar that a name and its share fit into
-BARS = 24  # of a histogram, at most
+NARROWEST_LABEL = 78  # width in pixels of the narrowest bar that gets a label
+BARS = 24  # maximum number of bars of a histogram
 
 
 @dataclass(frozen=True, slots=True)
 class Box:
-    """A rectangle; `style` is its CSS class, `title` appears under the pointer."""
+    """A rectangle. `style` is its CSS class; `title` is its tooltip."""
 
     x: float
     y: float
@@ -36,7 +36,7 @@ class Dot:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A straight line; `style` is its CSS class."""
+    """A straight line. `style` is its CSS class."""
 
     x1: float
     y1: float
@@ -47,7 +47,7 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """Text; `anchor` says which part of it lies at `x`."""
+    """Text. `anchor` states which part of it is at `x`."""
 
     x: float
     y: int
@@ -58,7 +58,7 @@ class Label:
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """One drawing; `label` describes it to those who cannot see it."""
+    """One chart. `label` is its description for screen readers."""
 
     label: str
     height: int
@@ -70,7 +70,7 @@ class Chart:
 
 
 def stage_bar(shares: dict[str, tuple[float, float]]) -> Chart:
-    """One bar of all stages: mean seconds and share of each."""
+    """Draw one bar that is divided into all stages, from the mean seconds and the share of each."""
     height, x, boxes, labels = 56, 0.0, list[Box](), list[Label]()
     for stage, (seconds, share) in shares.items():
         width = max(share, 0) * WIDTH
@@ -83,7 +83,7 @@ def stage_bar(shares: dict[str, tuple[float, float]]) -> Chart:
 
 
 def histogram(seconds: Sequence[float], median: float, p95: float) -> Chart:
-    """How many runs took how long, with the median and the 95th percentile."""
+    """Draw a histogram of the times of the runs, with the median and the 95th percentile."""
     height, base, top = 200, 170, 36
     values = np.asarray(seconds) * 1000
     counts, edges = np.histogram(values, bins=min(BARS, max(4, round(2 * len(values) ** 0.5))))
@@ -109,7 +109,7 @@ def histogram(seconds: Sequence[float], median: float, p95: float) -> Chart:
 
 
 def sequence(seconds: Sequence[float], median: float) -> Chart:
-    """Runs in the order in which they were taken, from 0, with their median."""
+    """Draw the times of the runs in the order in which they were taken, with their median. The axis begins at 0."""
     height, base = 120, 96
     scale = (base - 10) / max(seconds)
     step = WIDTH / len(seconds)
@@ -124,7 +124,7 @@ def sequence(seconds: Sequence[float], median: float) -> Chart:
 
 
 def bars(label: str, rows: Sequence[tuple[str, float, str]]) -> Chart:
-    """One horizontal bar per row: its name, its value, and the text behind it."""
+    """Draw one horizontal bar per row. A row has a name, a value, and the text after the bar."""
     line, names, room = 24, 190, 170
     largest = max((value for _, value, _ in rows), default=0) or 1
     boxes, labels = [], list[Label]()

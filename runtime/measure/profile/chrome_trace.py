@@ -1,6 +1,6 @@
 """A profile as trace events, for https://ui.perfetto.dev and chrome://tracing.
 
-Our own writer, because the format is a list of small JSON objects and Perfetto's package needs protobuf.
+diffseg has its own writer, because the format is a list of small JSON objects, and Perfetto's package needs protobuf.
 """
 
 from __future__ import annotations
@@ -14,14 +14,13 @@ from diffseg.measure.profile.recorder import Span
 from diffseg.measure.profile.runs import Run, Spans
 from msgspec import to_builtins
 
-TIMED, OPERATORS, CONCURRENT = 1, 2, 100  # process numbers; with n threads at once: 100 + n
+TIMED, OPERATORS, CONCURRENT = 1, 2, 100  # process numbers; the runs with n threads have 100 + n
 
 
 def trace_events(record: ProfileRecord, spans: Spans) -> dict[str, Any]:
     """Return a trace in Chrome's format: one process per pass, one track per thread, times in microseconds.
 
-    Each span is a complete (`X`) event. In the pass with operators, these lie inside `encode` and `attend`, and all
-    stages inside their run.
+    Each span is a complete (`X`) event. Stages lie inside their run, and operators inside `encode` and `attend`.
     """
     concurrent = [span for level in spans.concurrent.values() for span in level]
     everything = [run.span for run in (*spans.runs, *spans.operator_runs)] + concurrent
@@ -45,7 +44,7 @@ def trace_events(record: ProfileRecord, spans: Spans) -> dict[str, Any]:
 
 
 def _runs(process: int, runs: Iterable[Run], names: list[str], origin: int) -> Iterable[dict[str, Any]]:
-    tracks: dict[int, int] = {}  # the thread of the runs is the first; a pipeline may have more
+    tracks: dict[int, int] = {}  # track 1 is the thread of the runs; a pipeline may have more threads
     for run in runs:
         event = _complete(process, tracks.setdefault(run.span.thread, len(tracks) + 1), run.span, origin, "run")
         yield {**event, "name": ", ".join(names[i] for i in run.images)}

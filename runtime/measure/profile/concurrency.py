@@ -11,7 +11,7 @@ from diffseg.measure.profile.record import ThreadRate
 from diffseg.measure.profile.recorder import Span
 from diffseg.measure.profile.runs import Runner
 
-ROUNDS = 2  # up and down again, so that a drift of the machine favours no number of threads
+ROUNDS = 2  # numbers of threads go up, then down, so that a drift of the machine favours none of them
 
 
 def measure_concurrency(
@@ -21,8 +21,8 @@ def measure_concurrency(
 
     Args:
         runner: runs the batches.
-        threads: numbers of threads; none: nothing is measured.
-        runs: least number of runs per number of threads, over all rounds.
+        threads: numbers of threads. If empty, nothing is measured.
+        runs: minimum number of runs per number of threads, over all rounds.
         progress: called with the next step, as one line of text.
 
     Returns:
@@ -31,7 +31,7 @@ def measure_concurrency(
     if not threads:
         return [], {}
     levels = sorted({1, *threads})
-    counts = {level: math.ceil(runs / ROUNDS / level) * level for level in levels}  # no thread idles at the end
+    counts = {level: math.ceil(runs / ROUNDS / level) * level for level in levels}  # the same number for each thread
     seconds = dict.fromkeys(levels, 0.0)
     spans: dict[int, list[Span]] = {}
     for level in (*levels, *reversed(levels)):

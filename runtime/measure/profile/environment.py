@@ -49,7 +49,7 @@ def describe_environment(bundle: Bundle, provider: str) -> Environment:
 
 
 def busy_line(cpu: Processor) -> str | None:
-    """Return a warning if other programs were using the cores when a profile began, which makes its times too long."""
+    """Return a warning if other programs used the cores when a profile began, because its times are then too long."""
     load, cores = cpu.load_average, cpu.usable_cores or cpu.logical_cores
     if load is None or not cores or load <= BUSY * cores:
         return None
@@ -57,7 +57,7 @@ def busy_line(cpu: Processor) -> str | None:
 
 
 def processor() -> str:
-    """Return the CPU's name: the maker's, or where the system does not report it, the architecture."""
+    """Return the model name of the CPU, or its architecture if the system does not report the name."""
     if sys.platform == "linux":
         found = re.search(r"^model name\s*:\s*(.+)$", _read(Path("/proc/cpuinfo")) or "", re.MULTILINE)
         if found:
@@ -73,7 +73,7 @@ def memory_bytes() -> int | None:
 
 
 def cgroup_cores(folders: tuple[Path, ...]) -> float | None:
-    """Return the CPU cores that the container may use, from version 2 or 1 of control groups; None: no limit."""
+    """Return the CPU cores that the container may use, from version 2 or 1 of control groups; None if unlimited."""
     for folder in folders:
         quota, _, period = (_read(folder / "cpu.max") or "").partition(" ")
         if quota.isdecimal():
@@ -85,11 +85,11 @@ def cgroup_cores(folders: tuple[Path, ...]) -> float | None:
 
 
 def cgroup_bytes(folders: tuple[Path, ...]) -> int | None:
-    """Return the bytes of memory that the container may use; None: no limit."""
+    """Return the bytes of memory that the container may use; None if unlimited."""
     for folder in folders:
         for name in ("memory.max", "memory.limit_in_bytes"):
             text = _read(folder / name) or ""
-            if text.isdecimal() and int(text) < 1 << 60:  # version 1 writes a huge number for none
+            if text.isdecimal() and int(text) < 1 << 60:  # version 1 writes a huge number if there is no limit
                 return int(text)
     return None
 

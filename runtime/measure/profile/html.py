@@ -37,7 +37,7 @@ COLOURS = {
 
 
 def render_report(profile: ProfileRecord) -> str:
-    """Draw the record of a profile; see `take_profile`.
+    """Return the HTML text of a report of a profile.
 
     Raises:
         MissingPackageError: Jinja2 is not installed.
@@ -68,7 +68,7 @@ def render_report(profile: ProfileRecord) -> str:
 
 
 def _tiles(record: dict[str, Any]) -> list[tuple[str, str]]:
-    """The figures at the top, each with its name."""
+    """Return the figures at the top of the report, each with its name."""
     whole = record["statistics"]["total"]
     tiles = [
         (f"{milliseconds(whole['median'])} ms", "median run"),
@@ -84,7 +84,7 @@ def _tiles(record: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _charts(record: dict[str, Any]) -> dict[str, Chart | None]:
-    """All charts by name; None for what was not measured."""
+    """Return all charts by name. A chart is None if its values were not measured."""
     statistics, seconds, whole = record["statistics"], record["seconds"]["total"], record["statistics"]["total"]
     operators, processes, concurrency = record["operators"], record["fresh_processes"], record["concurrency"]
     kinds = [
@@ -111,7 +111,7 @@ def _charts(record: dict[str, Any]) -> dict[str, Chart | None]:
 
 
 def _flat(facts: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:
-    """Nested facts as rows, without those that the system does not report."""
+    """Yield nested facts as rows, without those that the system does not report."""
     for key, value in facts.items():
         name = f"{prefix}{key}".replace("_", " ")
         if isinstance(value, dict):

@@ -10,7 +10,7 @@ from pathlib import Path
 def peak_resident() -> int | None:
     """Return the largest resident set of this process so far, in bytes; None on Windows, which does not report it.
 
-    On Linux it is VmHWM: `ru_maxrss` would begin with the size of the process that started this one.
+    On Linux it is VmHWM, because `ru_maxrss` begins with the size of the parent process.
     """
     try:
         found = re.search(r"^VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"), re.MULTILINE)

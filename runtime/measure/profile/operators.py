@@ -17,11 +17,11 @@ def record_operators(runner: Runner, count: int) -> tuple[list[Run], list[Operat
     """Run again with the engine's own profiler on.
 
     Returns:
-        The runs, their operators, and why there are none, or None.
+        The runs, their operators, and the reason why there are no operators, or None.
     """
     network = runner.segmenter.network
     if not count:
-        return [], [], "not asked for"
+        return [], [], "not requested"
     if not isinstance(network, RecordsOperators):
         return [], [], f"provider {network.provider} does not record operators"
     try:
@@ -40,10 +40,10 @@ def summarise_operators(
     """Add operators up by kind and by node.
 
     Args:
-        operators: of all runs.
-        runs: in which they were recorded.
+        operators: operators of all runs.
+        runs: the runs in which they were recorded.
         batch: images per run.
-        totals: seconds of the timed runs, of which the first had the same images as `runs`.
+        totals: seconds of the timed runs; the first of these runs had the same images as `runs`.
     """
     images = len(runs) * batch
     kinds: dict[str, list[int]] = {}
@@ -54,7 +54,7 @@ def summarise_operators(
     whole = sum(operator.duration for operator in operators)
 
     def figures(durations: list[int]) -> tuple[float, float, float]:
-        """Seconds and calls per image, and the share."""
+        """Return seconds per image, calls per image, and the share of the time."""
         return sum(durations) / 1e9 / images, len(durations) / images, sum(durations) / whole
 
     mean = sum(run.span.seconds for run in runs) / len(runs)

@@ -26,7 +26,7 @@ MATTERS = {
     "graphs": attrgetter("environment.bundle.content_hash"),
     "threads": attrgetter("settings.threads"),
 }
-"""What explains a ratio besides a deliberate change, and where a record has it."""
+"""Facts that can explain a ratio other than a deliberate change, and their places in a record."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,13 +39,13 @@ class Comparison:
 
     @property
     def decisive(self) -> bool:
-        """Whether there are enough pairs of runs for intervals, without which no limit can be decided."""
+        """Whether there are enough pairs of runs for intervals. Without intervals, no limit can be decided."""
         return self.pairs >= LEAST_PAIRS
 
     def slower_than(self, limit: float) -> bool:
-        """Whether b significantly takes more than `limit` times as long as a: the interval's lower end is above it.
+        """Whether b takes significantly more than `limit` times as long as a: the interval's lower end exceeds `limit`.
 
-        Without an interval (see `decisive`) the median is compared, which is no more than a hint.
+        Without an interval (see `decisive`), the median is compared, which is only a hint.
         """
         ratio = self.stages[TOTAL][2]
         return (ratio.median if ratio.low is None else ratio.low) > limit
@@ -77,7 +77,7 @@ def compare_profiles(a: ProfileRecord, b: ProfileRecord) -> Comparison:
 
 
 def _warnings(a: ProfileRecord, b: ProfileRecord) -> Iterator[str]:
-    """What else differs, and why the figures of either should not be trusted."""
+    """Yield other differences of the profiles, and reasons not to trust the figures of one of them."""
     for name, find in MATTERS.items():
         if find(a) != find(b):
             yield f"{name} differ: {_shown(find(a))} and {_shown(find(b))}"

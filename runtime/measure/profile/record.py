@@ -1,6 +1,6 @@
-"""The record of a profile: what `diffseg profile --json` prints and `--compare` reads.
+"""The record of a profile, which `diffseg profile --json` prints and `--compare` reads.
 
-Fields that are unknown are ignored, so that records of later versions with the same schema can be read.
+Unknown fields are ignored, so that records of later versions with the same schema can be read.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ TOTAL = "total"
 
 
 class ProfileSettings(msgspec.Struct, frozen=True):
-    """How much is measured, and with what.
+    """Settings of a profile: what is measured, how often, and with which provider.
 
     Raises:
         ValueError: a number is out of range.
     """
 
     runs: int = 20
-    warmup: int = 3  # runs that do not count
+    warmup: int = 3  # unmeasured runs
     batch: int = 1  # images per run
     starts: int = 3  # fresh processes
     concurrency: tuple[int, ...] = ()  # numbers of threads; 1 is always measured with them
@@ -46,12 +46,12 @@ class ProfileSettings(msgspec.Struct, frozen=True):
 
 
 class Processor(msgspec.Struct, frozen=True):
-    """The CPU; what the system does not report is None."""
+    """The CPU. Facts that the system does not report are None."""
 
     model: str
     logical_cores: int | None
-    usable_cores: int | None  # by this process
-    cgroup_cores: float | None  # None: no limit of a container
+    usable_cores: int | None  # cores that this process may use
+    cgroup_cores: float | None  # limit of the container; None: no limit
     load_average: float | None  # over one minute, before the profile began
 
 
@@ -59,7 +59,7 @@ class Memory(msgspec.Struct, frozen=True):
     """Main memory in bytes."""
 
     bytes: int | None
-    cgroup_bytes: int | None  # None: no limit of a container
+    cgroup_bytes: int | None  # limit of the container; None: no limit
 
 
 class ProfiledBundle(msgspec.Struct, frozen=True):
@@ -73,17 +73,17 @@ class ProfiledBundle(msgspec.Struct, frozen=True):
 
 
 class Environment(msgspec.Struct, frozen=True):
-    """What the figures depend on: machine, versions, bundle and provider."""
+    """The environment that the figures depend on: machine, versions, bundle and provider."""
 
     cpu: Processor
     memory: Memory
     gpu: Gpu | None
     system: str
     python: str
-    packages: dict[str, str]  # versions of those that are installed
+    packages: dict[str, str]  # versions of the installed packages
     bundle: ProfiledBundle
     provider: str
-    placement: dict[str, dict[str, int]] = {}  # nodes by graph and ONNX Runtime's provider, if it tells
+    placement: dict[str, dict[str, int]] = {}  # number of nodes by graph and ONNX Runtime's provider; may be empty
 
 
 class ProfiledImage(msgspec.Struct, frozen=True):
@@ -109,7 +109,7 @@ class FreshProcesses(msgspec.Struct, frozen=True):
     peak_bytes: list[int | None]  # largest resident set of each
 
     def steps(self) -> dict[str, float]:
-        """Best time of each step from the start of a process to the written masks, in order."""
+        """Return the best time of each step from the start of a process to the written masks, in order."""
         return {
             "interpreter": min(self.interpreter),
             "import": min(self.importing),
@@ -126,7 +126,7 @@ class ThreadRate(msgspec.Struct, frozen=True):
     images: int
     seconds: float
     images_per_second: float
-    relative: float  # to one thread
+    relative: float  # images per second, relative to one thread
 
 
 class OperatorKind(msgspec.Struct, frozen=True):
@@ -150,10 +150,10 @@ class OperatorNode(msgspec.Struct, frozen=True):
 
 
 class OperatorTimes(msgspec.Struct, frozen=True):
-    """Times of the engine's operators, from runs of their own, the longest first."""
+    """Times of the engine's operators, measured in separate runs, the longest first."""
 
     images: int
-    slowdown: float  # runs that recorded operators, compared with the timed runs of the same images
+    slowdown: float  # time of these runs relative to the timed runs of the same images
     kinds: list[OperatorKind]
     nodes: list[OperatorNode]
 
@@ -178,8 +178,8 @@ class ProfileRecord(msgspec.Struct, frozen=True, kw_only=True):
     peak_gpu_bytes: int | None
     concurrency: list[ThreadRate]
     operators: OperatorTimes | None
-    operators_note: str | None  # why there are no operators
-    watching_seconds: float  # what recording adds to one stage
+    operators_note: str | None  # reason why there are no operators
+    watching_seconds: float  # time that recording adds to one stage
 
     def to_json(self, indent: int | None = 1) -> str:
         """Return the record as JSON text."""
@@ -187,10 +187,10 @@ class ProfileRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def read_profile(path: Path) -> ProfileRecord:
-    """Read what `diffseg profile --json` printed.
+    """Read a file that `diffseg profile --json` printed.
 
     Raises:
-        ProfileError: the file can't be read, or is no profile of this schema.
+        ProfileError: the file can't be read, or is not a profile of this schema.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -208,7 +208,7 @@ def parse_profile(text: str, where: str) -> ProfileRecord:
     except (ValueError, RecursionError):
         raise ProfileError(f"{where} is not JSON; `diffseg profile --json` makes a record") from None
     if not isinstance(value, dict) or "schema" not in value or "seconds" not in value:
-        raise ProfileError(f"{where} is no profile; `diffseg profile --json` makes a record")
+        raise ProfileError(f"{where} is not a profile; `diffseg profile --json` makes a record")
     if value["schema"] != SCHEMA:
         raise ProfileError(f"{where} has schema {value['schema']!r}, expected {SCHEMA}; take the profile again")
     try:

@@ -1,4 +1,4 @@
-"""Stages as spans on one clock, from every thread, and as NVTX ranges where `nvtx` is installed."""
+"""Record stages of all threads as spans on one clock, and as NVTX ranges if `nvtx` is installed."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ class Span:
 
     @property
     def seconds(self) -> float:
-        """Return its duration."""
+        """Duration in seconds."""
         return (self.end - self.start) / 1e9
 
 
 class Recorder:
-    """Observer of `diffseg.stages` that keeps spans; any number of threads may feed it."""
+    """Observer of `diffseg.stages` that keeps spans. Any number of threads may run stages at once."""
 
     def __init__(self) -> None:
         self._nvtx = _nvtx()

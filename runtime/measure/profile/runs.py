@@ -1,4 +1,4 @@
-"""Runs of a profile: numbered batches of images, from their files to written masks, with their spans."""
+"""Runs of a profile: numbered batches of images, from image files to written masks, with their spans."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Run:
     def seconds(self) -> dict[str, float]:
         """Return the seconds of each stage, of the time without any stage, and of the whole run.
 
-        Stages of several threads may overlap: the whole run then takes less than their sum.
+        Stages of several threads may overlap. The whole run then takes less time than their sum.
         """
         stages: dict[str, float] = {}
         idle, end = 0, self.span.start
@@ -38,7 +38,7 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Spans:
-    """The spans of a profile, which a trace shows."""
+    """The spans of a profile, for its trace."""
 
     runs: list[Run]
     concurrent: dict[int, list[Span]]  # by number of threads
@@ -63,14 +63,14 @@ class Runner:
         return number * self.batch % len(self.images)
 
     def process(self, number: int) -> None:
-        """Segment a batch and write its masks, each to a file that later runs of this number overwrite."""
+        """Segment a batch and write its masks to files. A later call with the same number overwrites them."""
         first = self.group(number)
         chosen = [self.images[(first + i) % len(self.images)] for i in range(self.batch)]
         for i, result in enumerate(self.segmenter(chosen)):
             result.save(self.folder, f"{number}_{i}")
 
     def run(self, number: int) -> Run:
-        """Process a batch and collect the spans of its stages; from one thread at a time."""
+        """Process a batch and collect the spans of its stages. Only one thread may call this at a time."""
         self.recorder.take()
         start = time.perf_counter_ns()
         self.process(number)

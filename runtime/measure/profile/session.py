@@ -1,4 +1,4 @@
-"""One profiling session: from a bundle and images to a record, and the spans for a trace."""
+"""A profiling session, which measures a bundle on images and returns a record and the spans for a trace."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def take_profile(
 ) -> tuple[ProfileRecord, Spans]:
     """Profile a bundle on images.
 
-    A run goes from image files (in the system's cache) to written masks, `settings.batch` images at once. A provider
-    must not return from a stage before its results are there, or the wait falls into the stage that needs them.
+    A run goes from image files (in the system's cache) to written masks, `settings.batch` images at once. If a provider
+    returns from a stage before its results are complete, the wait counts for the stage that needs them.
 
     Args:
         model: embedded name, bundle folder or hub id.
-        images: taken in turn.
-        settings: how much is measured, and with which provider.
+        images: image files, used in turn.
+        settings: what is measured, how often, and with which provider.
         progress: called with the next step, as one line of text.
 
     Returns:
@@ -50,7 +50,7 @@ def take_profile(
         ValueError: the batch is larger than the bundle's.
     """
     facts = [_image_facts(path) for path in images]
-    # The environment comes before anything that takes time, which would raise the load average.
+    # Describe the environment before anything that takes time, because work raises the load average.
     environment = describe_environment(open_bundle(model), settings.provider)
     starts = None
     if settings.starts:
@@ -58,7 +58,9 @@ def take_profile(
         try:
             starts = measure_starts(model, images[0], settings.starts, settings.provider, settings.threads)
         except ProfileError:
-            Segmenter.load(model, provider=settings.provider, threads=settings.threads)  # mostly raises a clearer error
+            Segmenter.load(
+                model, provider=settings.provider, threads=settings.threads
+            )  # usually raises a clearer error
             raise
     progress("loading")
     start = time.perf_counter_ns()
@@ -71,14 +73,14 @@ def take_profile(
         progress("first image")
         first = runner.run(0)
         peaks["after_first_run"] = peak_resident()
-        progress(f"{settings.warmup} runs of warm-up, {settings.runs} that count")
+        progress(f"{settings.warmup} warm-up runs, {settings.runs} measured runs")
         for i in range(settings.warmup):
             runner.run(i)
         runs = [runner.run(i) for i in range(settings.runs)]
         peaks["after_runs"] = peak_resident()
         concurrency, concurrent = measure_concurrency(runner, settings.concurrency, settings.runs, progress)
         peaks["after_concurrency"] = peak_resident() if concurrency else None
-        progress("operators, in a pass of their own")
+        progress("operators, in separate runs")
         operator_runs, operators, note = record_operators(
             runner, min(settings.runs, OPERATOR_RUNS) if settings.operators else 0
         )

@@ -12,7 +12,7 @@ from pathlib import Path
 from diffseg.engines.errors import ProfileError
 from diffseg.measure.profile.record import FreshProcesses
 
-# The clock of perf_counter is one for all processes of the system, so the child's marks count from the parent's start.
+# All processes of a system share the clock of perf_counter, so the child's marks compare with the parent's start.
 CHILD = """
 import sys, time
 marks = {"import": time.perf_counter_ns()}
@@ -33,12 +33,12 @@ STEPS = ("interpreter", "import", "load", "segment", "write")
 
 
 def measure_starts(model: str, image: Path, count: int, provider: str, threads: int | None) -> FreshProcesses:
-    """Time fresh processes; the files that they read are in the system's cache after the first.
+    """Time fresh processes. After the first one, the files that they read are in the system's cache.
 
     Args:
-        model: as `Segmenter.load` takes it.
-        image: what each process segments.
-        count: how many processes of each kind.
+        model: as for `Segmenter.load`.
+        image: the image that each process segments.
+        count: number of processes of each kind.
         provider: as for `Segmenter.load`.
         threads: as for `Segmenter.load`.
 
@@ -80,5 +80,7 @@ def _python(*arguments: str) -> str:
     done = subprocess.run([sys.executable, *arguments], capture_output=True, check=False, encoding="utf-8")  # noqa: S603
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise ProfileError(f"a fresh process ended with {done.returncode}: {last}; --starts 0 leaves them out")
+        raise ProfileError(
+            f"a fresh process ended with exit status {done.returncode}: {last}; --starts 0 skips fresh processes"
+        )
     return done.stdout

@@ -1,6 +1,6 @@
-"""What samples say: percentiles, drift and ratios, without assuming a distribution.
+"""Statistics of run times: percentiles, drift and ratios, without assumptions about the distribution.
 
-Times have a floor and a long tail, so medians and ranks are used throughout, and means only shown.
+Run times have a lower bound and a long tail, so all decisions use medians and ranks. Means are only shown.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import numpy as np
 from msgspec import Struct
 
 SIGNIFICANCE = (
-    0.05  # two-sided; at 1 % a quarter slower from the middle on is seen in 20 runs no more than every other time
+    0.05  # two-sided; at 1 %, 20 runs that become a quarter slower halfway are detected at most every other time
 )
-SMALLEST_DRIFT = 0.05  # of the median, from the first run to the last: less is not worth a warning
+SMALLEST_DRIFT = 0.05  # change of the median from the first run to the last, below which there is no warning
 LEAST_PAIRS = 6
-"""Pairs below which a ratio has no interval of 95 %; see `paired_ratio`."""
+"""Minimum number of pairs for a 95 % interval of a ratio; see `paired_ratio`."""
 
 
 class Summary(Struct, frozen=True):
@@ -33,7 +33,7 @@ class Summary(Struct, frozen=True):
 
     @classmethod
     def of(cls, seconds: Sequence[float], whole: Sequence[float]) -> Summary:
-        """Summarise; percentiles between two samples are interpolated linearly."""
+        """Summarise seconds. Percentiles between two samples are interpolated linearly."""
         values = np.asarray(seconds, dtype=np.float64)
         median, p90, p95, p99 = (float(value) for value in np.percentile(values, (50, 90, 95, 99)))
         mean, total = float(values.mean()), float(np.mean(whole))
@@ -41,29 +41,30 @@ class Summary(Struct, frozen=True):
 
 
 class Drift(Struct, frozen=True):
-    """Whether runs got slower or faster from first to last."""
+    """Whether runs became slower or faster from first to last."""
 
-    change: float  # of the median run, from the first run to the last; + is slower
-    probability: float  # of a trend at least this strong in runs without one
-    judged: bool  # False: too few runs for even a steady rise to be significant
-    drifting: bool  # whether the figures should not be trusted
+    change: float  # relative change of the median run from the first run to the last; positive: slower
+    probability: float  # of a trend at least this strong if there is no drift
+    judged: bool  # False: there are so few runs that even a steady rise would not be significant
+    drifting: bool  # True: the figures should not be trusted
 
 
 def drift(seconds: Sequence[float], groups: Sequence[int]) -> Drift:
-    """Seasonal Mann-Kendall test (Hirsch, Slack and Smith, 1982) with its slope, on run times in order.
+    """Test run times, in order, for a trend: seasonal Mann-Kendall test (Hirsch, Slack and Smith, 1982) with its slope.
 
-    Runs are compared only with runs of the same images, so that a slow image is no drift. With S the sum, over all
-    such pairs i < j, of sign(x_j - x_i), and n the runs of a group, a group without ties has
+    Runs are compared only with runs of the same images, so that a slow image does not count as drift. Let S be the sum
+    of sign(x_j - x_i) over all such pairs i < j, and n the number of runs of a group. A group without ties has
 
-        Var S = n (n - 1) (2n + 5) / 18        (ties of t runs take t (t - 1) (2t + 5) / 18 off)
+        Var S = n (n - 1) (2n + 5) / 18        (each tie of t runs subtracts t (t - 1) (2t + 5) / 18)
 
-    and groups add up. z = (S ∓ 1) / sqrt(Var S) is compared with the normal distribution, two-sided. The change is
-    the median over the pairs of (x_j - x_i) / (j - i), by the group's median, times the number of steps. Runs drift
-    when the probability is below 5 % and the change at least 5 %. Ranks don't mind single slow runs.
+    and the variances of the groups are added. z = (S ∓ 1) / sqrt(Var S) is compared with the normal distribution,
+    two-sided. The change is the median over the pairs of (x_j - x_i) / (j - i), divided by the group's median, times
+    the number of steps. Runs drift if the probability is below 5 % and the change is at least 5 %. Single slow runs
+    hardly affect the ranks.
 
     Args:
-        seconds: of each run.
-        groups: which images each run had, as any number.
+        seconds: seconds of each run.
+        groups: a number for each run that identifies its images.
     """
     values, keys = np.asarray(seconds, dtype=np.float64), np.asarray(groups)
     score, variance, untied, pairs, slopes = 0.0, 0.0, 0.0, 0, [np.zeros(0)]
@@ -85,7 +86,7 @@ def drift(seconds: Sequence[float], groups: Sequence[int]) -> Drift:
 
 
 def _two_sided(score: float, variance: float) -> float:
-    """Probability of a score at least this far from 0, with the continuity correction."""
+    """Return the probability of a score at least this far from 0, with the continuity correction."""
     return math.erfc(max(abs(score) - 1, 0) / math.sqrt(2 * variance)) if variance > 0 else 1.0
 
 
@@ -95,7 +96,7 @@ def _ties(n: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Ratio:
-    """How many times as long b took, and between which bounds the true median lies."""
+    """The median of the ratios b/a, and the bounds of the true median."""
 
     median: float
     low: float | None  # None: too few pairs for the confidence
@@ -103,15 +104,15 @@ class Ratio:
 
 
 def paired_ratio(a: Sequence[float], b: Sequence[float], confidence: float = 0.95) -> Ratio:
-    """Median of b/a over pairs, with the interval that the sign test gives.
+    """Return the median of b/a over pairs, with the interval of the sign test.
 
-    The interval runs from the k-th smallest to the k-th largest ratio, k being the largest number with
-    P(Binomial(n, 1/2) < k) ≤ (1 - confidence) / 2; `LEAST_PAIRS` are the fewest for 95 %. It holds for any distribution
-    of independent pairs. What differs between two processes (memory placement, other load) it cannot see: a change of
-    a few per cent needs more than one profile of each.
+    The interval extends from the k-th smallest to the k-th largest ratio, where k is the largest number with
+    P(Binomial(n, 1/2) < k) ≤ (1 - confidence) / 2. For 95 %, at least `LEAST_PAIRS` pairs are needed. The interval is
+    valid for any distribution of independent pairs. It does not cover differences between two processes (memory
+    placement, other load), so a change of a few per cent needs more than one profile of each.
 
     Raises:
-        ValueError: no pairs, or a different number of each.
+        ValueError: there are no pairs, or the numbers of samples differ.
     """
     if len(a) != len(b) or not len(a):
         raise ValueError(f"ratios need pairs, found {len(a)} and {len(b)} samples")

@@ -42,7 +42,7 @@ def profile_tables(record: ProfileRecord) -> Iterator[Table | str]:
 
 
 def comparison_tables(comparison: Comparison) -> Iterator[Table | str]:
-    """Yield the ratios by stage, in order, and what they were computed from."""
+    """Yield the ratios by stage, in order, and the number of pairs behind them."""
     table = _table("stage", "a ms", "b ms", "b/a", "95 % interval")
     for stage, (before, after, ratio) in comparison.stages.items():
         interval = "" if ratio.low is None else f"{ratio.low:.3f} to {ratio.high:.3f}"
@@ -54,7 +54,7 @@ def comparison_tables(comparison: Comparison) -> Iterator[Table | str]:
 
 
 def subject(record: ProfileRecord) -> str:
-    """Return the bundle, its provider and the machine, in words."""
+    """Return a text with the bundle, its provider and the machine."""
     environment = record.environment
     bundle, cpu = environment.bundle, environment.cpu
     height, width = bundle.image_size
@@ -65,19 +65,19 @@ def subject(record: ProfileRecord) -> str:
 
 
 def drift_line(drift: Drift) -> str:
-    """Return whether the runs got slower or faster, in words."""
+    """Return a text about whether the runs became slower or faster."""
     if not drift.judged:
         return "too few runs to tell whether they drift"
     found = f"{drift.change:+.1%} from first to last, p = {drift.probability:.2g}"
     if drift.drifting:
-        return f"the runs drift ({found}): close other programs, or take more --warmup"
+        return f"the runs drift ({found}): close other programs, or increase --warmup"
     if drift.probability >= SIGNIFICANCE:
         return f"no trend beyond chance from first to last (p = {drift.probability:.2g})"
     return f"a trend too small to matter ({found})"
 
 
 def warnings(record: ProfileRecord) -> list[str]:
-    """Return the reasons why the figures should not be trusted; none if they can be."""
+    """Return the reasons why the figures should not be trusted; empty if they can be."""
     found = [drift_line(record.drift)] if record.drift.drifting else []
     busy = busy_line(record.environment.cpu)
     return found if busy is None else [*found, busy]
@@ -96,7 +96,7 @@ def start_lines(record: ProfileRecord) -> Iterator[str]:
 
 
 def memory_line(record: ProfileRecord) -> str:
-    """Return the peaks of memory in megabytes (10⁶ bytes), in words."""
+    """Return a text with the peaks of memory in megabytes (10⁶ bytes)."""
     peaks = [
         f"{size / 1e6:.0f} MB {when.replace('_', ' ')}"
         for when, size in record.peak_resident_bytes.items()
@@ -105,19 +105,19 @@ def memory_line(record: ProfileRecord) -> str:
     fresh = [size for size in (record.fresh_processes.peak_bytes if record.fresh_processes else ()) if size is not None]
     if fresh:
         peaks.insert(0, f"{max(fresh) / 1e6:.0f} MB in a fresh process with one image")
-    return f"peak resident memory: {', '.join(peaks) or 'this system does not tell'}"
+    return f"peak resident memory: {', '.join(peaks) or 'not reported by this system'}"
 
 
 def operators_line(operators: OperatorTimes) -> str:
-    """Return how the operators were recorded, in words."""
+    """Return a text about how the operators were recorded."""
     return (
-        f"operators, from {operators.images} images in a pass of its own with the engine's profiler on "
+        f"operators, from {operators.images} images in separate runs with the engine's profiler on "
         f"({operators.slowdown:.2f} × the timed runs)"
     )
 
 
 def milliseconds(seconds: float) -> str:
-    """Return seconds as milliseconds with three significant digits, at most two of them decimals."""
+    """Return seconds as text in milliseconds: no decimals from 100 on, one from 1 on, otherwise two."""
     value = seconds * 1000
     return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 1 else f"{value:.2f}"  # noqa: PLR2004
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def need_jinja() -> None:
-    """Check that the template engine is installed, before anything is measured for a report.
+    """Check that the template engine is installed. Call this before anything is measured for a report.
 
     Raises:
         MissingPackageError: Jinja2 is not installed.
@@ -24,11 +24,11 @@ def need_jinja() -> None:
 
 
 def render(template: str, **values: object) -> str:
-    """Fill a template. All values are escaped; a name that is missing is an error.
+    """Fill a template. All values are escaped; a missing name is an error.
 
     Args:
         template: file name in this folder.
-        values: what the template shows, by name.
+        values: the values of the template, by name.
 
     Raises:
         MissingPackageError: Jinja2 is not installed.

@@ -1,1 +1,1 @@
-"""Model repositories for Triton: how they are written from a bundle, and the Python models in them."""
+"""Model repositories for Triton: writing them from a bundle, and the Python models in them."""

@@ -23,14 +23,14 @@ NETWORK = {graph: f"{MODEL}_{graph}" for graph in (ENCODER, UNET)}
 PIXELS, PLACEMENT = "pixels", "placement"
 PLACEMENT_VALUES = 6
 KIND = "model"
-"""Parameter of a Python model: which of `diffseg.serving.triton.models` it is."""
+"""Parameter of a Python model: its name in `diffseg.serving.triton.models`."""
 PROVIDER = "provider"
 ENVIRONMENT = "EXECUTION_ENV_PATH"
 WARMUP = "warmup"
 """Folder beside config.pbtxt with the data of warm-up requests."""
 
 QUEUE = 64
-"""Requests that may wait for a model; further ones are refused, as by our own server."""
+"""Requests that may wait for a model. Further requests are rejected, as by `diffseg serve`."""
 WAIT = 30_000_000
 """Microseconds that a request may wait; its own `timeout` may be shorter or longer."""
 GATHER = 4_000
@@ -54,10 +54,10 @@ class Options:
     """Options of a model repository.
 
     Attributes:
-        platform: what executes the network.
-        batch: largest batch; None: the bundle's.
-        provider: what executes the bundle, of platform `python`.
-        device: where an ensemble runs; None: a GPU for `tensorrt`, else the CPU.
+        platform: backend that executes the network.
+        batch: maximum batch size; None: the bundle's.
+        provider: provider that executes the bundle on platform `python`.
+        device: device of an ensemble; None: a GPU for `tensorrt`, otherwise the CPU.
         environment: folder or archive, on the server, of the Python environment of the Python models.
 
     Raises:
@@ -74,7 +74,9 @@ class Options:
         if self.batch is not None and self.batch < 1:
             raise ValueError(f"batch must be at least 1, found {self.batch}")
         if self.platform is Platform.PYTHON and self.device is not None:
-            raise ValueError("platform python runs where its provider runs; leave out the device, name a provider")
+            raise ValueError(
+                "the provider chooses the device on platform python; leave out the device, and choose a provider"
+            )
         if self.platform is not Platform.PYTHON and self.provider is not None:
             raise ValueError(f"platform {self.platform} executes the network itself; leave out the provider")
         if self.platform is Platform.TENSORRT and self.device is Device.CPU:
@@ -87,12 +89,12 @@ class Options:
 
 
 def model_configs(manifest: Manifest, options: Options) -> dict[str, Message]:
-    """Configurations of a repository's models by name, the model that clients call first."""
+    """Return the configurations of a repository's models by name. The model that clients call is the first."""
     batch = options.batch or manifest.max_batch
     if options.platform is Platform.PYTHON:
         return {MODEL: _segment(manifest, options, batch)}
     chained_tensors({name: graph.tensors for name, graph in manifest.graphs.items()})  # one name for the latent
-    # A graph that was exported for single images has no batch axis that Triton could set: it stays in the shapes.
+    # A graph that was exported for single images has no batch axis for Triton, so the axis stays in the shapes.
     batched = manifest.max_batch > 1
     limit = batch if batched else 0
     network = {NETWORK[graph]: _network(manifest, graph, options, limit) for graph in (ENCODER, UNET)}
@@ -108,7 +110,7 @@ def _segment(manifest: Manifest, options: Options, batch: int) -> Message:
         "max_batch_size": batch,
         "input": _images(batch),
         "output": _masks(batch),
-        # The provider chooses its device itself: Triton only hands over tensors in the host's memory.
+        # The provider chooses its device; Triton passes tensors in the host's memory.
         "instance_group": _instances("KIND_MODEL"),
         **_batching([batch], GATHER),
         **_warmup([_image_zeros(manifest)], [1, batch]),
@@ -173,14 +175,14 @@ def _merge(manifest: Manifest, options: Options, limit: int) -> Message:
 
 
 def _ensemble(models: dict[str, Message], limit: int) -> Message:
-    """Return the configuration of the ensemble that clients call: the models one after the other."""
+    """Return the configuration of the ensemble that clients call, which runs the models in sequence."""
     steps = []
     for name, model in models.items():
-        # Between the models a tensor has its producer's name for it; only the encoder has another name for its input.
+        # Between models, a tensor has its producer's name. Only the encoder has another name for its input.
         made = PIXELS if name == NETWORK[ENCODER] else None
         steps.append({
             "model_name": name,
-            "model_version": VERSION,  # the models belong together: a later version of one is another repository
+            "model_version": VERSION,  # the models belong together, so one of them cannot have a version of its own
             "input_map": Map({tensor["name"]: made or tensor["name"] for tensor in model["input"]}),
             "output_map": Map({tensor["name"]: tensor["name"] for tensor in model["output"]}),
         })  # fmt: skip
@@ -196,7 +198,7 @@ def _ensemble(models: dict[str, Message], limit: int) -> Message:
 
 
 def _images(limit: int) -> list[Message]:
-    # A request has one of the two. Images of several sizes go into one batch: Python gets each request by itself.
+    # A request has one of the two. A batch may mix image sizes, because Python gets each request separately.
     ragged = {"allow_ragged_batch": True} if limit else {}
     return [_protocol(tensor, limit) | {"optional": True} | ragged for tensor in INPUTS]
 
@@ -206,7 +208,7 @@ def _masks(limit: int) -> list[Message]:
 
 
 def _protocol(tensor: Mapping[str, object], limit: int) -> Message:
-    """Declare a tensor of our own endpoint `/v2`."""
+    """Declare a tensor of the endpoint `/v2` of `diffseg serve`."""
     shape = tensor["shape"]
     assert isinstance(shape, list)  # noqa: S101 - for the type checker
     return _tensor(str(tensor["name"]), str(tensor["datatype"]), triton_shape(shape, batched=limit > 0))
@@ -236,7 +238,7 @@ def _kind(options: Options) -> str:
 
 
 def _batching(preferred: list[int], delay: int, limit: int = 1) -> Message:
-    """Return the settings of the queue before a model, and of the batches that are gathered from it."""
+    """Return the settings of a model's queue, and of the batches that are taken from it."""
     if not limit:
         return {}
     policy = {
@@ -264,7 +266,7 @@ def _zeros(tensor: TensorSpec, limit: int) -> Message:
 
 
 def _image_zeros(manifest: Manifest, limit: int = 1) -> Message:
-    """Return a black image of the network's size, under the name that clients give it."""
+    """Return a black image of the network's size, as the input that clients send."""
     return _zeros(manifest.graphs[ENCODER].tensors.inputs[0], limit) | {"name": INPUTS[0]["name"]}
 
 

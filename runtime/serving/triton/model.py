@@ -38,7 +38,7 @@ class TritonPythonModel:
         self.model = load_model(args)
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        """Answer requests that Triton gathered into a batch."""
+        """Process requests that Triton combined into a batch."""
         try:
             results = self.model([self.read(request) for request in requests])
         except Exception:  # noqa: BLE001 - clients get no traceback

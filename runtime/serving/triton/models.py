@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 BUNDLE = "bundle"
 """Folder, in a version's folder, of the bundle that a `segment` model runs."""
 MOST_PIXELS = 50_000_000
-"""Largest number of pixels per image. An image whose header announces more is not decoded."""
+"""Maximum number of pixels per image. An image whose header states more is not decoded."""
 
 Outputs: TypeAlias = dict[str, "NDArray[Any]"]
 P = ParamSpec("P")
@@ -62,7 +62,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """The response to a request that cannot be answered: what is wrong with it, in one line."""
+    """The response to a request that cannot be answered, with the reason in one line."""
 
     reason: str
 
@@ -102,7 +102,7 @@ class SegmentModel:
         self.segmenter = segmenter
 
     def __call__(self, requests: Sequence[Request]) -> list[Result]:
-        """Answer each request separately, so that an error affects only its own request."""
+        """Process each request separately, so that an error affects only its own request."""
         prepared = [_answer(self._prepare, request) for request in requests]
         images = [image for item in prepared if not isinstance(item, Refused) for image in item]
         results = iter(self.segmenter.finish(images))
@@ -128,13 +128,13 @@ class ResizeModel:
         self.settings = manifest.defaults
 
     def __call__(self, requests: Sequence[Request]) -> list[Result]:
-        """Answer each request separately, so that an error affects only its own request."""
+        """Process each request separately, so that an error affects only its own request."""
         return [_answer(self._fit, request) for request in requests]
 
     def _fit(self, request: Request) -> Outputs:
         _, fit = _settings(
             self.settings, request.parameters
-        )  # refuse now what the last model would refuse after the network has run
+        )  # reject now what the last model would reject after the network has run
         fitted = [fit_image(read_image(image), self.manifest.image_size, fit) for image in _images(request)]
         return {
             PIXELS: np.stack([pixels for pixels, _ in fitted]),
@@ -156,7 +156,7 @@ class MergeModel:
         self._device: AbstractContextManager[Any] = nullcontext() if gpu is None else import_cupy().cuda.Device(gpu)
 
     def __call__(self, requests: Sequence[Request]) -> list[Result]:
-        """Answer each request separately, so that an error affects only its own request."""
+        """Process each request separately, so that an error affects only its own request."""
         with self._device:
             return [_answer(self._merge, request) for request in requests]
 
@@ -190,7 +190,7 @@ def unpack(packed: NDArray[np.float64], size: tuple[int, int]) -> Placement:
 
 
 def _answer(work: Callable[P, T], *arguments: P.args, **keywords: P.kwargs) -> T | Refused:
-    """Do the work for one request. An error becomes its response, so that other requests are not affected."""
+    """Process one request. An error becomes its response, so that other requests are not affected."""
     try:
         return work(*arguments, **keywords)
     except (ImageError, RequestError) as error:

@@ -1,4 +1,4 @@
-"""Write protocol buffers in their text format, as far as a config.pbtxt needs it.
+"""Write protocol buffers in their text format, limited to the features that a config.pbtxt needs.
 
 Our own writer, because `protobuf` and Triton's message definitions are large dependencies for a few lines of text.
 """

@@ -1,4 +1,4 @@
-"""A bundle → a Triton model repository: whole and checked, or not there at all."""
+"""Write a Triton model repository from a bundle. It is created only if it is complete and checked."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from diffseg.serving.triton.pbtxt import Message
 
 MARKER = "diffseg.json"
-"""File at the top of a repository that says what it was written from. Triton reads folders only."""
+"""File in a repository that states the bundle it was written from. Triton reads only folders there."""
 CONFIG = "config.pbtxt"
 MODEL_FILES = {Platform.TENSORRT: "model.plan", Platform.ONNXRUNTIME: "model.onnx", Platform.PYTHON: "model.py"}
 """Names that Triton's backends look for."""
@@ -47,14 +47,14 @@ def write_repository(
 ) -> dict[str, Message]:
     """Write a model repository that serves a bundle.
 
-    Weights are linked where the file system allows it, else copied; each file is compared with its hash.
+    Weights are hard-linked if the file system allows it, otherwise copied. Each file is compared with its hash.
 
     Args:
         bundle: the bundle to serve.
         target: folder to write; it appears when everything is in it.
-        options: platform, largest batch and device.
-        plan: key of the TensorRT plan, where the bundle has several.
-        overwrite: replace an existing repository of ours.
+        options: platform, maximum batch size, device and other options.
+        plan: key of the TensorRT plan; required if the bundle has several of them.
+        overwrite: replace an existing repository of diffseg.
 
     Returns:
         The configurations of its models by name.
@@ -78,7 +78,7 @@ def write_repository(
     chosen = find_tensorrt_plan(bundle, plan) if options.platform is Platform.TENSORRT else None
     models = model_configs(manifest, options)
     _check_neighbours(target)
-    with atomic_folder(target, overwrite=overwrite, kind="model repository of ours", marker=MARKER) as folder:
+    with atomic_folder(target, overwrite=overwrite, kind="model repository of diffseg", marker=MARKER) as folder:
         for name, model in models.items():
             _write_model(folder / name, model, manifest)
         if options.platform is Platform.PYTHON:
@@ -91,7 +91,7 @@ def write_repository(
 
 
 def _check_neighbours(target: Path) -> None:
-    """Check that replacing a repository of ours would delete nothing else."""
+    """Check that replacing a repository of diffseg would not delete anything else."""
     ours = {MARKER, MODEL, RESIZE, MERGE, *NETWORK.values()}
     others = sorted({path.name for path in target.glob("*")} - ours) if (target / MARKER).is_file() else []
     if others:
@@ -125,7 +125,7 @@ def find_tensorrt_plan(bundle: Bundle, key: str | None = None) -> Plan:
     plan = fitting[key] if key is not None else next(iter(fitting.values()))
     if plan.record.spec.options.strip_weights:
         raise PlanError(
-            f"plan {plan.folder.name} was built with --strip-weights, and Triton cannot put them back; build one "
+            f"plan {plan.folder.name} was built with --strip-weights, and Triton cannot restore the weights; build one "
             f"without: {build_command(bundle, 'tensorrt')}"
         )
     return plan
@@ -141,7 +141,7 @@ def _write_model(folder: Path, model: Message, manifest: Manifest) -> None:
         if model["parameters"][KIND]["string_value"] != "segment":
             _write(version_folder / MANIFEST, manifest.to_json())
     if "ensemble_scheduling" in model:
-        (version_folder / ".keep").touch()  # object stores know no empty folders, and Triton wants this one
+        (version_folder / ".keep").touch()  # object stores have no empty folders, and Triton needs this one
     inputs = [data for sample in model.get("model_warmup", []) for data in sample["inputs"].values()]
     for name in {data["input_data_file"] for data in inputs if "input_data_file" in data}:
         whole = Placement(manifest.image_size, manifest.image_size, 0, 0, *manifest.image_size)
@@ -150,7 +150,7 @@ def _write_model(folder: Path, model: Message, manifest: Manifest) -> None:
 
 
 def _place_graph(bundle: Bundle, graph: str, folder: Path, plan: Plan | None, *, on_cpu: bool) -> None:
-    """Put what Triton's own backend executes into a version's folder, under the name that it looks for."""
+    """Put the file that Triton's own backend executes into a version's folder, under the expected name."""
     if plan is not None:
         _place_plan_file(plan, graph, folder / MODEL_FILES[Platform.TENSORRT])
         return
@@ -162,7 +162,7 @@ def _place_graph(bundle: Bundle, graph: str, folder: Path, plan: Plan | None, *,
 
 
 def _place_bundle(bundle: Bundle, folder: Path, provider: str | None) -> None:
-    """Put the bundle into a version's folder, with the plans that were built from it."""
+    """Put the bundle and the plans that were built from it into a version's folder."""
     for name in bundle.manifest.files:
         _place_file(bundle, name, folder / name)
     _write(folder / MANIFEST, bundle.manifest.to_json())
@@ -194,10 +194,10 @@ def _place_plan_file(plan: Plan, graph: str, target: Path) -> None:
 
 
 def _link(source: Path, target: Path) -> None:
-    """Give a file a second name, which takes no room; another file system gets a copy."""
+    """Hard-link a file, which takes no space. If the target is on another file system, copy the file."""
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
-        os.link(source.resolve(), target)  # a hub's cache has links, which are not to be linked to
+        os.link(source.resolve(), target)  # a hub's cache has symbolic links; link the file behind them
     except OSError:
         shutil.copyfile(source, target)
 

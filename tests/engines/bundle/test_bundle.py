@@ -115,10 +115,10 @@ CHANGES = {
     ),
     "anchors must be at least 1": lambda m: m["defaults"].update(anchors=0),
     "has no size and hash": lambda m: m["files"].pop("unet.onnx"),
-    "'../unet.onnx' is no path inside": lambda m: m["graphs"]["unet"].update(file="../unet.onnx"),
-    "'/etc/passwd' is no path inside": lambda m: m["files"].update({"/etc/passwd": {"sha256": "", "bytes": 1}}),
-    "'a/../../b' is no path inside": lambda m: m["graphs"]["unet"].update(external_data=["a/../../b"]),
-    "is no path inside": lambda m: m["files"].update({"c:\\x": {"sha256": "", "bytes": 1}}),
+    "'../unet.onnx' is not a path inside": lambda m: m["graphs"]["unet"].update(file="../unet.onnx"),
+    "'/etc/passwd' is not a path inside": lambda m: m["files"].update({"/etc/passwd": {"sha256": "", "bytes": 1}}),
+    "'a/../../b' is not a path inside": lambda m: m["graphs"]["unet"].update(external_data=["a/../../b"]),
+    "is not a path inside": lambda m: m["files"].update({"c:\\x": {"sha256": "", "bytes": 1}}),
     r"axis \"x - at `\$\.q\"|axis 'x - at": lambda m: axis(m).update(name="x - at `$.q`", min=9),
     "'graphs.unet.opset' is missing": lambda m: graph(m).pop("opset"),
     'graphs.unet.opset must be a whole number, found "18"': lambda m: graph(m).update(opset="18"),
@@ -266,7 +266,7 @@ def outputs_of(form):
 
 BAD_FORMS = {
     "has no size and hash": lambda m, _: m["files"].pop("unet.queries_keys.onnx"),
-    "'../x' is no path inside": lambda _, form: form.update(file="../x"),
+    "'../x' is not a path inside": lambda _, form: form.update(file="../x"),
     "unet has an unknown form 'novelty'": lambda m, form: m["graphs"]["unet"]["forms"].update(novelty=form),
     "vae_encoder has an unknown form": lambda m, form: m["graphs"]["vae_encoder"].update(forms={"queries_keys": form}),
     "has other tensors than 'attention'": lambda _, form: outputs_of(form).reverse(),
@@ -350,8 +350,8 @@ def test_the_current_folder_and_a_link_can_be_written_to(tmp_path, monkeypatch):
 
 def test_only_a_bundle_is_ever_overwritten(tmp_path):
     (tmp_path / "thesis.txt").write_text("years")
-    with pytest.raises(BundleError, match="is no bundle"), new_bundle(tmp_path, overwrite=True):
+    with pytest.raises(BundleError, match="is not a bundle"), new_bundle(tmp_path, overwrite=True):
         pass
-    with pytest.raises(BundleError, match="is no bundle"), new_bundle(tmp_path / "thesis.txt", overwrite=True):
+    with pytest.raises(BundleError, match="is not a bundle"), new_bundle(tmp_path / "thesis.txt", overwrite=True):
         pass
     assert (tmp_path / "thesis.txt").read_text() == "years"

@@ -9,7 +9,7 @@ import numpy as np
 from tests.engines.doubles.signatures import MisuseError
 
 GARBAGE = 0xCB
-"""Byte that fills new memory, so that what was never written shows in results."""
+"""Byte that fills new memory, so that unwritten memory shows in results."""
 ALIGNMENT = 512
 
 

@@ -160,7 +160,7 @@ class _Binding:
         bound[name] = (device_type, device_id, np.dtype(element_type), tuple(shape), buffer_ptr)
 
     def arrays(self, bound):
-        """What is bound, as arrays."""
+        """The bound arrays."""
         for name, (kind, device, dtype, shape, address) in bound.items():
             if kind == "cuda":
                 yield name, self.session.runtime.machine.array(address, shape, dtype, device)

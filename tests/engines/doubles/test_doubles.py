@@ -1,4 +1,4 @@
-"""The doubles themselves: every wrong call fails, shown by altering one line of the code that calls them."""
+"""Tests of the doubles: each test alters one line of the calling code and expects the wrong call to fail."""
 
 import sys
 import types

@@ -1,4 +1,4 @@
-"""Doubles of CuPy that record what is asked of them and refuse calls that the real CuPy, or the driver, would refuse.
+"""Doubles of CuPy that record calls, and reject calls that the real CuPy, or the driver, would reject.
 
 Signatures are read from the real module at test time; CuPy imports without a driver. What a kernel's parameters are is
 read from the PTX that ships, and NumPy computes in the kernels' place.
@@ -43,7 +43,7 @@ def bind(documented, *args, **kwargs):
 
 
 class DeviceArray(np.ndarray):
-    """NumPy's memory behind what `launch` reads of a CuPy array."""
+    """NumPy memory with the attributes of a CuPy array that `launch` reads."""
 
     @property
     def data(self):
@@ -61,7 +61,7 @@ def device_array(values):
 
 
 class Refused(cupy.cuda.driver.CUDADriverError):
-    """The driver's error, whose own constructor asks the driver for a text."""
+    """The driver's error. The real constructor asks the driver for a text."""
 
     def __init__(self, text):
         RuntimeError.__init__(self, text)
@@ -104,7 +104,7 @@ class Kernel:
 
 
 def row_sums(queries, keys, sums, nq, nk, width, *scratch):
-    """What the first kernel writes."""
+    """Result of the first kernel."""
     assert [int(each) for each in scratch] == [0, 0]
     assert queries.shape[2:] == (nq, width)
     assert keys.shape[2:] == (nk, width)
@@ -113,7 +113,7 @@ def row_sums(queries, keys, sums, nq, nk, width, *scratch):
 
 
 def average_maps(queries, keys, sums, averaged, heads, nq, nk, width, *scratch):
-    """What the second kernel writes."""
+    """Result of the second kernel."""
     assert [int(each) for each in scratch] == [0, 0]
     assert queries.shape[1:] == (heads, nq, width)
     logits = as_float32(queries) @ as_float32(keys).swapaxes(-1, -2)

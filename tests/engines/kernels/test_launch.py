@@ -153,7 +153,7 @@ def test_arrays_that_the_kernels_would_misread_are_refused(device):
         ((queries, keys[:, :2], averaged, sums), r"keys float16 \(2, 2, 130, 40\)"),
         ((queries, keys.astype(np.float32), averaged, sums), "keys float32"),
         ((queries[:, :, ::2], keys, averaged[:, :120].copy(), sums[..., :120].copy()), "queries must be contiguous"),
-        ((queries[:, :, :0], keys), "none of them 0"),
+        ((queries[:, :, :0], keys), "no size may be 0"),
         ((queries, keys, averaged[:1], sums), r"averaged is float32 \(1, 240, 130\); expected float32 \(2, 240, 130\)"),
         ((queries, keys, averaged, sums.astype(np.float64)), "sums is float64"),
         ((queries, keys, averaged.swapaxes(1, 2).copy().swapaxes(1, 2), sums), "averaged must be contiguous"),

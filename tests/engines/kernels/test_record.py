@@ -1,4 +1,4 @@
-"""What was compiled is what its source says, complete, intact and small; every architecture still compiles."""
+"""The compiled kernels match their source and are complete, intact and small; every architecture still compiles."""
 
 import hashlib
 import importlib.util

@@ -40,7 +40,7 @@ def draw(case):
 
 @pytest.fixture(scope="module")
 def outputs(tmp_path_factory):
-    """What the interpreter computed for each case, in one process."""
+    """Results of the interpreter for each case, computed in one process."""
     for name in ("triton", "torch"):
         if importlib.util.find_spec(name) is None:
             pytest.skip(f"needs {name}, to interpret the kernels")

@@ -78,7 +78,7 @@ def test_memory_is_bounded_by_the_result_and_one_block():
         (np.ones((1, 2, 3, 4), np.float16), np.ones((1, 3, 3, 4), np.float16), r"keys \(1, 3, 3, 4\)"),
         (np.ones((1, 2, 3, 4), np.float16), np.ones((1, 2, 3, 5), np.float16), r"keys \(1, 2, 3, 5\)"),
         (np.ones((2, 3, 4), np.float16), np.ones((2, 3, 4), np.float16), r"queries are \(2, 3, 4\)"),
-        (np.ones((1, 2, 0, 4), np.float16), np.ones((1, 2, 3, 4), np.float16), "none of them 0"),
+        (np.ones((1, 2, 0, 4), np.float16), np.ones((1, 2, 3, 4), np.float16), "no size may be 0"),
     ],
 )
 def test_what_does_not_belong_together_is_refused(queries, keys, message):

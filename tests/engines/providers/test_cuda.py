@@ -1,4 +1,4 @@
-"""Errors of CuPy and ONNX Runtime on a GPU: only a full device is taken for one, whatever the texts say."""
+"""Errors of CuPy and ONNX Runtime on a GPU: only a full device is reported as full, whatever the texts are."""
 
 import sys
 from contextlib import contextmanager, nullcontext

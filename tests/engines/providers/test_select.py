@@ -36,7 +36,7 @@ ERRORS = {
 
 @pytest.fixture
 def loaders(monkeypatch):
-    """Providers that can't be loaded, by what they raise; the others give their name."""
+    """Replace the loading of providers: some raise the given error, the others return their name."""
     failing = dict(ERRORS)
 
     def load(bundle, provider, threads, devices):
@@ -158,7 +158,7 @@ def test_gpus_of_two_kinds_need_two_plans(monkeypatch, fake_bundle):
 
 @pytest.mark.parametrize("command", ["segment", "serve"])
 def test_the_commands_name_a_device(monkeypatch, tmp_path, command):
-    """Where no GPU is, the CPU does not take its place."""
+    """Without a GPU, the CPU is not used in its place."""
     monkeypatch.setattr(providers, "find_gpus", lambda: Gpus((), "none in this test"))
     words = [str(example_images()[0]), "-o", str(tmp_path)] if command == "segment" else []
     result = CliRunner().invoke(app, [command, *words, "--device", "0"])

@@ -1,4 +1,4 @@
-"""What the builder is told and what is made of what it says, without a build."""
+"""The builder's configuration, and the interpretation of its errors and layers, without a build."""
 
 import dataclasses
 import logging

@@ -43,7 +43,7 @@ def images():
 
 @pytest.fixture
 def expected(toy, images):
-    """What the CPU gives for each image."""
+    """The CPU's results for each image."""
     network = OrtNetwork(toy, threads=1)
     return attend(network, encode(network, images))[0]
 

@@ -124,7 +124,7 @@ def test_a_folder_that_cannot_be_written(pictures, tmp_path):
         ),
         (
             ["segment", "x.jpg", "--format", "gif"],
-            f"--format: formats must be of {', '.join(FORMATS)}, found gif; see diffseg segment --help",
+            f"--format: formats must be some of {', '.join(FORMATS)}, found gif; see diffseg segment --help",
         ),
         (
             ["serve", "--port", "99999"],

@@ -38,7 +38,7 @@ def place(tmp_path, monkeypatch):
     ("arguments", "code", "message"),
     [
         (["sd", "-o", "bundle"], 1, "bundle exists; choose another folder with -o, or overwrite it with --force"),
-        (["sd", "-o", "photos", "--force"], 1, "photos exists and is no bundle"),
+        (["sd", "-o", "photos", "--force"], 1, "photos exists and is not a bundle"),
         (["sd", "-o", "photos/photo.jpg/new"], 1, "photo.jpg is not a folder; choose another folder with -o"),
         (["sd", "-o", "/proc/diffseg/new"], 1, "error: cannot write /proc/diffseg/new: No such file or directory"),
         (["sd", "-o", "new", "--size", "500"], 2, "multiples of 64"),

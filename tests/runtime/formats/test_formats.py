@@ -1,4 +1,4 @@
-"""What a result can be turned into, read back with the libraries that people read it with."""
+"""Formats of a result, read back with the libraries that users read them with."""
 
 import contextlib
 import io
@@ -105,7 +105,7 @@ def test_only_what_was_asked_for_is_written(result, tmp_path):
 
 @pytest.mark.parametrize("text", ["", "jpeg", "labels,tiff"])
 def test_unknown_formats_are_refused(text):
-    with pytest.raises(ValueError, match="formats must be of labels, overlay, json"):
+    with pytest.raises(ValueError, match="formats must be some of labels, overlay, json"):
         parse_formats(text)
 
 

@@ -73,7 +73,7 @@ def compile_kernels(folder):
 
 
 class Gpu:
-    """Counts what costs time on a GPU: `calls` (launches), `copies` to it, and `waits` for it."""
+    """Counts of operations that take time on a GPU: `calls` (launches), `copies` to it, and `waits` for it."""
 
     def __init__(self, library):
         self.library = library
@@ -95,7 +95,7 @@ class Gpu:
         return strict.take(array, indices, axis=axis)  # looked up now, as it is counted within `counting`
 
     def load(self, name):
-        """Return a function that takes what CuPy's RawKernel takes, and checks it against the kernel's declaration."""
+        """Return a function with the arguments of CuPy's RawKernel that compares them with the kernel's declaration."""
         (declared,) = [parameters(text) for found, text in KERNEL.findall(SOURCE) if found == name]
 
         def run(grid, block, arguments):

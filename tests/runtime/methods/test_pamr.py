@@ -1,4 +1,4 @@
-"""Pixel-adaptive mask refinement: parity with a slow version, and what it must leave alone."""
+"""Pixel-adaptive mask refinement: parity with a slow version, and cases in which nothing may change."""
 
 import numpy as np
 import pytest

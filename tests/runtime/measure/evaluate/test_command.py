@@ -71,10 +71,10 @@ def test_ctrl_c_leaves_a_run_that_goes_on(labelled, tmp_path):
     [
         (["evaluate"], 2, "error: missing argument DATASET; see diffseg evaluate --help\n"),
         (["evaluate", "none"], 1, "error: none: no such folder"),
-        (["evaluate", "."], 1, "not a layout that is known"),
+        (["evaluate", "."], 1, "unknown layout"),
         (["evaluate", ".", "--layout", "coco-stuff"], 1, "val2017.zip"),
         (["evaluate", ".", "--layout", "cityscapes"], 1, "leftImg8bit_trainvaltest.zip"),
-        (["evaluate", ".", "--methods", "magic"], 2, "methods must be of"),
+        (["evaluate", ".", "--methods", "magic"], 2, "methods must be some of"),
         (["evaluate", ".", "--thresholds", "1:0"], 2, "FIRST:LAST:STEP"),
         (["evaluate", ".", "--protocol", "half"], 2, "--protocol"),
         (["evaluate", ".", "--limit", "0"], 2, "--limit"),

@@ -148,10 +148,10 @@ def test_a_limit_spreads_over_the_set(labelled):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda path: path.unlink(), "no such file, the label map of photo0.png"),
+        (lambda path: path.unlink(), "the label map of photo0.png does not exist"),
         (lambda path: path.write_bytes(path.read_bytes()[:60]), "cannot be decoded"),
         (lambda path: save(path, np.zeros((64, 96, 3))), "8-bit with one channel, found mode RGB"),
-        (lambda path: save(path, np.full((64, 96), 7)), "value 7 is no label of folder"),
+        (lambda path: save(path, np.full((64, 96), 7)), "value 7 is not a label of folder"),
     ],
 )
 def test_damaged_labels(labelled, damage, message):
@@ -165,7 +165,7 @@ def test_folders_that_are_no_data_set(tmp_path, labelled):
     with pytest.raises(DatasetError, match="no such folder"):
         open_datasets([tmp_path / "none"])
     (tmp_path / "other").mkdir()
-    with pytest.raises(DatasetError, match="not a layout that is known"):
+    with pytest.raises(DatasetError, match="unknown layout"):
         open_datasets([tmp_path / "other"])
     shutil.rmtree(labelled / "labels")
     with pytest.raises(DatasetError, match="no labels/"):

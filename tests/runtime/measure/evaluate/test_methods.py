@@ -32,7 +32,7 @@ def test_wrong_thresholds(text):
 def test_methods():
     assert parse_methods("kmeans-c, diffseg") == (Method.DIFFSEG, Method.KMEANS_C)
     for text in ("", "diffseg,magic"):
-        with pytest.raises(ValueError, match="methods must be of diffseg, kmeans-c"):
+        with pytest.raises(ValueError, match="methods must be some of diffseg, kmeans-c"):
             parse_methods(text)
 
 

@@ -1,4 +1,4 @@
-"""What a record says of the machine, against files as Linux writes them, and memory against what is allocated."""
+"""The environment in a record, compared with files as Linux writes them, and memory compared with allocations."""
 
 import subprocess
 import sys
@@ -34,7 +34,7 @@ def test_this_machine_has_a_processor_and_memory():
         assert environment.memory_bytes() > 1 << 28
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows does not tell")
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows does not report it")
 def test_the_peak_stays_when_memory_is_given_back():
     code = """
 import numpy as np

@@ -99,8 +99,8 @@ def test_profiles_that_cannot_be_compared(profiled, change, message):
     [
         (None, "cannot read .*No such file"),
         ("{", "is not JSON"),
-        ("[]", "is no profile"),
-        ('{"schema": 1}', "is no profile"),
+        ("[]", "is not a profile"),
+        ('{"schema": 1}', "is not a profile"),
         ('{"schema": 99, "seconds": {}}', "schema 99, expected 1"),
     ],
 )

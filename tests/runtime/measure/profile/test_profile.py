@@ -177,7 +177,7 @@ def test_the_report_of_a_bare_profile_and_of_odd_names(profiled):
     assert "<script" not in html
     assert "&lt;b&gt;&amp;bold" in html
     assert "&lt;none&gt; &amp; no" in html
-    assert "this system does not tell" in html
+    assert "not reported by this system" in html
 
 
 def test_the_tables(profiled):

@@ -1,4 +1,4 @@
-"""The Open Inference Protocol, asked by Triton's own client and by hand."""
+"""The Open Inference Protocol, with requests of Triton's own client and hand-written requests."""
 
 import base64
 import json

@@ -260,7 +260,7 @@ def test_a_bad_file_leaves_everything_as_it_was(serve, open_page, picture, tmp_p
 
 
 def test_a_click_after_the_attention_has_expired(serve, open_page, picture):
-    """The page sends the image again and shows what was asked for, without an error."""
+    """The page sends the image again and shows the requested masks, without an error."""
     server = serve()
     page = open_page(server.url)
     page.choose(picture)

@@ -25,7 +25,7 @@ def form(*files, field="image"):
 
 
 def labels_of(answer):
-    """Label map of a JSON answer."""
+    """Label map of a JSON response."""
     labels = np.full((answer["height"], answer["width"]), 65535, np.uint16)
     for segment in answer["segments"]:
         labels[decode(**segment["segmentation"])] = segment["label"]
@@ -168,7 +168,7 @@ def test_kept_attention_gives_new_masks_and_maps(serve, png, photo):
 @pytest.mark.parametrize("side", [50, 100])
 @pytest.mark.parametrize("shape", [(120, 200), (200, 120), (90, 600), (600, 90)], ids=str)
 def test_smaller_masks_show_the_whole_picture(serve, photo, shape, side, fit):
-    """Both routes answer the label map at the smaller size: no part of the larger one, and the same pixels."""
+    """Both routes return the whole label map at the smaller size, with the same pixels."""
     pixels = np.tile(photo, (5, 3, 1))[: shape[0], : shape[1]]
     server = serve()
     whole = server.service.segmenter(pixels, 0.05, fit=fit, keep_attention=True)

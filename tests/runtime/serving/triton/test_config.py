@@ -21,7 +21,7 @@ PROTOCOL = {"TYPE_UINT8": "UINT8", "TYPE_UINT16": "UINT16", "TYPE_STRING": "BYTE
 
 
 def read(manifest, **options):
-    """Parsed configurations by name; the text must say what was meant."""
+    """Parsed configurations by name. The parsed text must equal the intended configuration."""
     models = model_configs(manifest, Options(**options))
     parsed = {name: text_format.Parse(to_text(model), proto.ModelConfig()) for name, model in models.items()}
     for name, model in models.items():
@@ -166,7 +166,7 @@ def test_what_python_models_are_told(tiny):
     ("options", "message"),
     [
         ({"batch": 0}, "at least 1"),
-        ({"device": Device.GPU}, "name a provider"),
+        ({"device": Device.GPU}, "choose a provider"),
         ({"platform": Platform.ONNXRUNTIME, "provider": "cpu"}, "leave out the provider"),
         ({"platform": Platform.TENSORRT, "device": Device.CPU}, "runs on a GPU"),
     ],

@@ -1,4 +1,4 @@
-"""What docs/triton.md shows runs as it stands; its Python runs in test_served.py."""
+"""The commands in docs/triton.md run unchanged. Its Python client runs in test_served.py."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""The Python models without Triton: what goes in and what comes out."""
+"""The Python models without Triton: their inputs and outputs."""
 
 import json
 import sys

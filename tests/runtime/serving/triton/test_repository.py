@@ -105,7 +105,7 @@ def test_a_link_in_the_bundle_is_not_linked_to(fake_bundle, repository):
 def test_only_our_own_repository_is_replaced(fake_bundle, repository):
     repository.mkdir()
     (repository / "config.pbtxt").touch()
-    with pytest.raises(BundleError, match="exists and is no model repository of ours"):
+    with pytest.raises(BundleError, match="exists and is not a model repository of diffseg"):
         write_repository(fake_bundle, repository, overwrite=True)
     shutil.rmtree(repository)
     write_repository(fake_bundle, repository)
@@ -159,7 +159,7 @@ def test_which_plan(fake_bundle, repository):
 
 def test_a_plan_without_weights_is_refused(fake_bundle, repository):
     plan_of(fake_bundle, options=BuildOptions(strip_weights=True))
-    with pytest.raises(PlanError, match="--strip-weights, and Triton cannot put them back"):
+    with pytest.raises(PlanError, match="--strip-weights, and Triton cannot restore the weights"):
         write_repository(fake_bundle, repository, Options(Platform.TENSORRT))
 
 
@@ -237,7 +237,7 @@ def test_command(fake_bundle, repository, monkeypatch, capsys):
         (["--platform", "tensorrt"], 1, "error: bundle 'fake' has no tensorrt plan; build one"),
         (["--plan", "x"], 2, "a plan needs --platform tensorrt"),
         (["--batch", "5"], 2, "batch must be 1 to 4 for bundle 'fake', found 5"),
-        (["--device", "gpu"], 2, "name a provider"),
+        (["--device", "gpu"], 2, "choose a provider"),
         (["--platform", "onnxruntime", "--provider", "cpu"], 2, "leave out the provider"),
         (["--platform", "tensorrt", "--device", "cpu"], 2, "runs on a GPU"),
     ],
