@@ -11,6 +11,7 @@ import site
 import subprocess
 import sys
 import zipfile
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -85,7 +86,7 @@ def _damage(wheel: Path) -> str | None:
     try:
         with zipfile.ZipFile(wheel) as archive:
             bad = archive.testzip()
-    except zipfile.BadZipFile as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:  # of a directory that points nowhere, too
         return f"ends too early or is damaged ({error})"
     return f"is damaged at {bad}" if bad else None
 
