@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from bench.kernel import SHAPES
-from gpu_check.context import Context
-from gpu_check.timing import WARM_UP, milliseconds
+from gpu_check.context import WARM_UP, Context
+from gpu_check.timing import milliseconds
 
 FAMILY = "sd15"
 LAYERS = {name: shape for name, shape in SHAPES.items() if name.startswith("SD 1.5") and shape[0] == 1}

@@ -6,6 +6,8 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+WARM_UP = 3
+
 
 class CheckFailedError(Exception):
     """A step found something wrong; its results up to there are kept."""
@@ -40,6 +42,11 @@ class Context:
     def provider(self) -> str:
         """Where the network is executed."""
         return "cpu" if self.rehearse else "cuda"
+
+    @property
+    def warm_up(self) -> int:
+        """Repetitions before anything is timed."""
+        return 0 if self.rehearse else WARM_UP
 
     def to_json(self) -> str:
         """Return it as JSON text."""

@@ -13,6 +13,7 @@ import numpy as np
 from diffseg import Segmenter
 from diffseg.arrays import to_host
 from diffseg.engines import Bundle
+from diffseg.engines.bundle.manifest import QUERIES_KEYS, UNET
 from diffseg.engines.providers.onnxruntime_gpu import NAMES, OPTIONS
 from gpu_check.context import CheckFailedError, Context
 from gpu_check.timing import gpu_memory, latency, network_images, share_of_gemm
@@ -20,7 +21,7 @@ from gpu_check.tiny import agreement
 
 FORM = "DIFFSEG_UNET_FORM"
 """Environment variable that names the form of the UNet which a provider takes."""
-FORMS = {"default": {}, "attention": {FORM: "attention"}}
+FORMS = {QUERIES_KEYS: {FORM: QUERIES_KEYS}, "attention": {FORM: "attention"}}
 VARIANTS: dict[str, dict[str, str]] = {
     "default": {},
     "no tensor cores in convolutions": {OPTIONS: "use_tf32=0"},
@@ -43,7 +44,7 @@ def check(context: Context) -> Iterator[dict[str, Any]]:
 
 
 def compare_forms(context: Context) -> Iterator[dict[str, Any]]:
-    """Measure the form that the provider takes, and the attention form."""
+    """Measure both forms of the UNet; on the CPU, which knows one form, there is nothing to compare."""
     yield from _variants(context, FORMS)
 
 
@@ -67,9 +68,9 @@ def measure(context: Context, bundle: Bundle, variables: dict[str, str]) -> dict
         result: dict[str, Any] = {
             "variables": variables,
             "load_seconds": round(loaded, 2),
-            **describe(segmenter.network),
+            **describe(segmenter.network, bundle),
             "finite": is_finite(segmenter, images[0]),
-            **latency(segmenter, images, context.runs),
+            **latency(segmenter, images, context.runs, context.warm_up),
         }
         result["captured"] = getattr(segmenter.network, "capture", None)  # False if capturing failed
         stages = result["milliseconds"]
@@ -77,9 +78,10 @@ def measure(context: Context, bundle: Bundle, variables: dict[str, str]) -> dict
         return result | share_of_gemm(bundle, seconds, context.gemm) | gpu_memory()
 
 
-def describe(network: Any) -> dict[str, Any]:  # noqa: ANN401 - of any provider
-    """Where ONNX Runtime put the nodes, its options, and the outputs of its UNet; empty for other providers."""
+def describe(network: Any, bundle: Bundle) -> dict[str, Any]:  # noqa: ANN401 - of any provider
+    """Where ONNX Runtime put the nodes, its options, its outputs and the UNet's form; empty for other providers."""
     found: dict[str, Any] = {"placement": getattr(network, "placement", {})}
+    averaged = [tensor.name for tensor in bundle.manifest.graphs[UNET].tensors.outputs]
     for graphs in list(getattr(network, "sessions", {}).values())[:1] if hasattr(network, "placement") else []:
         for name, session in graphs.items():
             options = session.get_provider_options().get(NAMES["cuda"], {})
@@ -87,6 +89,8 @@ def describe(network: Any) -> dict[str, Any]:  # noqa: ANN401 - of any provider
                 "options": {key: options[key] for key in SHOWN if key in options},
                 "outputs": {output.name: output.type for output in session.get_outputs()},
             }
+            if name.startswith(UNET):
+                found["form"] = "attention" if list(found[name]["outputs"]) == averaged else QUERIES_KEYS
     return found
 
 
@@ -119,6 +123,8 @@ def _variants(context: Context, variants: dict[str, dict[str, str]]) -> Iterator
     for name, variables in variants.items():
         try:
             found[name] = measure(context, bundle, variables)
+            if found[name].get("form", variables.get(FORM)) != variables.get(FORM, found[name].get("form")):
+                found[name]["failed"] = f"{FORM} is not followed: the form is {found[name]['form']}"
         except Exception as error:  # one variant must not take the others down  # noqa: BLE001
             reason = (str(error).strip() or "?").splitlines()[0]
             found[name] = {"variables": variables, "failed": f"{type(error).__name__}: {reason}"}

@@ -23,9 +23,9 @@ def check(context: Context) -> Iterator[dict[str, Any]]:
     for batch in (1 << i for i in range(largest.bit_length())):
         many = Segmenter(bundle, segmenter.network, batch=batch)
         images = network_images(bundle, batch if context.rehearse else max(64, 8 * batch))
-        many(images[: 2 * batch])
+        many(images[: 2 * batch], refine="none")
         begin = time.perf_counter()
-        done = many(images)
+        done = many(images, refine="none")
         seconds = time.perf_counter() - begin
         busy = sum(value for each in done for stage, value in each.timings.items() if stage not in ON_HOST)
         found[batch] = {

@@ -13,9 +13,9 @@ from bench.record import percentiles
 from diffseg import Segmenter
 from diffseg.engines import Bundle, example_images
 from diffseg.image import fit_image, read_image
+from gpu_check.context import WARM_UP
 from numpy.typing import NDArray
 
-WARM_UP = 3
 milliseconds = partial(percentiles, unit=1e-3)
 
 
@@ -46,18 +46,23 @@ def network_images(bundle: Bundle, count: int) -> list[NDArray[np.uint8]]:
     return list(islice(cycle(pixels), count))
 
 
-def latency(segmenter: Segmenter, images: Sequence[NDArray[np.uint8]], runs: int) -> dict[str, Any]:
-    """Milliseconds per image, one at a time, from uint8 on the host to labels on the host; in all and by stage."""
+def latency(
+    segmenter: Segmenter, images: Sequence[NDArray[np.uint8]], runs: int, warm_up: int = WARM_UP
+) -> dict[str, Any]:
+    """Milliseconds per image, one at a time, from uint8 on the host to labels on the host; in all and by stage.
+
+    Labels are not refined: refinements run on the CPU.
+    """
     begin = time.perf_counter()
-    segmenter(images[0])
+    segmenter(images[0], refine="none")
     first = time.perf_counter() - begin
-    for image in images[:WARM_UP]:
-        segmenter(image)
+    for image in images[:warm_up]:
+        segmenter(image, refine="none")
     totals: list[float] = []
     stages: dict[str, list[float]] = {}
     for image in islice(cycle(images), runs):
         begin = time.perf_counter()
-        timings = segmenter(image).timings
+        timings = segmenter(image, refine="none").timings
         totals.append(time.perf_counter() - begin)
         for stage, seconds in timings.items():
             stages.setdefault(stage, []).append(seconds)

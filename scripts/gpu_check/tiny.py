@@ -19,7 +19,7 @@ def check(context: Context) -> Iterator[dict[str, Any]]:
     compared = agreement(bundle, context.provider, 1 if context.rehearse else 3)
     yield {"agreement": compared}
     segmenter = Segmenter.load("tiny", provider=context.provider)
-    yield latency(segmenter, network_images(bundle, 4), context.runs)
+    yield latency(segmenter, network_images(bundle, 4), context.runs, context.warm_up)
     if not compared["passed"]:
         raise CheckFailedError(f"{context.provider} differs from cpu: {compared['first_difference']}")
 

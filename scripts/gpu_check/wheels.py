@@ -10,9 +10,10 @@ import shutil
 import site
 import subprocess
 import sys
+import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from bench.record import ROOT
@@ -21,7 +22,9 @@ PIECE_BYTES = 60 << 20
 PIECE = re.compile(r"(?P<wheel>.+\.whl)\.part(?P<number>\d+)")
 CHUNK = 1 << 20
 INSTALLED = ".installed.json"
+OWN = "diffseg"
 SOURCES = ("runtime", "engines", "export", "pyproject.toml")
+DESCRIPTION = ("README.md", "LICENSE")
 
 
 class WheelError(Exception):
@@ -111,12 +114,19 @@ def install(wheels: Iterable[Path], target: Path, *, source: bool) -> list[str]:
     usable = [wheel for wheel in wheels if not re.match(r"(diffseg|onnxruntime)-\d", wheel.name)]
     wanted = {wheel.name: str(wheel.stat().st_size) for wheel in usable}
     paths = {wheel.name: str(wheel) for wheel in usable}
-    if source:
-        wanted["diffseg"], paths["diffseg"] = _digest(), str(ROOT)
     new = [name for name, mark in wanted.items() if before.get(name) != mark]
-    for group in ([name for name in new if name != "diffseg"], [name for name in new if name == "diffseg"]):
-        if group:
-            _pip([paths[name] for name in group], target)
+    if new:
+        _pip([paths[name] for name in new], target)
+    if source and before.get(OWN) != (mark := _digest()):
+        with tempfile.TemporaryDirectory(prefix="gpu-check-") as folder:  # a build leaves files, and takes old ones in
+            checkout = Path(folder, OWN)
+            checkout.mkdir()
+            for name in (*SOURCES, *DESCRIPTION):
+                copy: Callable[..., object] = shutil.copytree if (ROOT / name).is_dir() else shutil.copy2
+                copy(ROOT / name, checkout / name)
+            _pip([str(checkout)], target)
+        wanted[OWN] = mark
+        new.append(OWN)
     if new:
         record.write_text(json.dumps(before | wanted, indent=1), encoding="utf-8")
     return new
@@ -134,7 +144,8 @@ def _pip(what: list[str], target: Path) -> None:
         "--disable-pip-version-check",
     )
     command = [sys.executable, "-m", "pip", "install", *words, "--target", str(fresh), *what]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    # A wheel of setuptools that was installed before serves to build diffseg.
+    done = subprocess.run(command, env=surroundings(target), capture_output=True, text=True, check=False)
     if done.returncode:
         said = [line for line in done.stderr.splitlines() if line.strip()] or [f"status {done.returncode}"]
         raise WheelError(f"pip can't install {', '.join(Path(word).name for word in what)}: {said[-1].strip()}")
