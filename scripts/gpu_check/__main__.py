@@ -125,8 +125,8 @@ def prepare(wheels: Path | None, work: Path, variables: dict[str, str]) -> None:
     needed = wheels is not None or find_device(variables)[1] is not None
     for name in install(whole, work / "site", source=needed):
         print(f"installed {name}", flush=True)
-    if problem := find_device(variables)[1]:
-        raise WheelError(f"diffseg can't be imported: {problem}; put the wheels that it lacks into --wheels")
+    if reason := find_device(variables)[1]:
+        raise WheelError(f"diffseg can't be imported: {reason}; put the wheels that it lacks into --wheels")
 
 
 if __name__ == "__main__":
