@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-from diffseg.engines.bundle.hub import is_hub_id, snapshot
+from diffseg.engines.bundle.hub import blobs_folder, is_hub_id, snapshot
 from diffseg.engines.bundle.manifest import MANIFEST, File, Graph, Manifest, read_manifest
 from diffseg.engines.errors import BundleError, BundleNotFoundError
 from diffseg.engines.files import atomic_folder
@@ -48,6 +48,19 @@ class Bundle:
     def embedded(self) -> bool:
         """Whether the bundle ships with the package, so that commands accept its name instead of its folder."""
         return MODELS in self.folder.parents
+
+    def contained(self, path: Path) -> Path:
+        """Return the real path of a file or folder of the bundle, with its links followed.
+
+        Raises:
+            BundleError: it is a link that leaves the bundle. Only a hub's cache may have its contents elsewhere.
+        """
+        folder = self.folder.resolve()
+        real = path.resolve()
+        blobs = blobs_folder(folder)
+        if folder not in real.parents and (blobs is None or blobs not in real.parents):
+            raise BundleError(f"{path} is a link that leaves the bundle, to {real}; do not use this bundle")
+        return real
 
     def has_form(self, graph: str, form: str) -> bool:
         """Whether the bundle has a further form of a graph; those of schema 1 have none."""
