@@ -11,7 +11,7 @@ from pathlib import Path
 from diffseg.engines.bundle.hub import blobs_folder, is_hub_id, snapshot
 from diffseg.engines.bundle.manifest import MANIFEST, File, Graph, Manifest, read_manifest
 from diffseg.engines.errors import BundleError, BundleNotFoundError
-from diffseg.engines.files import atomic_folder
+from diffseg.engines.files import atomic_folder, expand_user
 from msgspec.structs import replace
 
 MODELS = Path(__file__).parents[1] / "models"
@@ -35,9 +35,12 @@ class Bundle:
         manifest = read_manifest(folder)
         for name, file in manifest.files.items():
             path = folder / name
-            if not path.is_file():
+            try:
+                found = path.stat().st_size if path.is_file() else None
+            except OSError as error:
+                raise BundleError(f"{folder}: {name} cannot be read ({error.strerror}); use another bundle") from None
+            if found is None:
                 raise BundleError(f"{folder}: {name} is missing; copy or export the bundle again")
-            found = path.stat().st_size
             if found != file.bytes:
                 raise BundleError(
                     f"{folder}: {name} has {found} bytes, expected {file.bytes}; copy or export the bundle again"
@@ -123,10 +126,14 @@ def find_bundle(model: str | Path) -> Path:
     name = str(model)
     if name in embedded_models():
         return MODELS / name
-    folder = Path(model).expanduser()
-    if (folder / MANIFEST).is_file():
+    folder = expand_user(model)
+    try:
+        complete, exists = (folder / MANIFEST).is_file(), folder.exists()
+    except OSError as error:
+        raise BundleNotFoundError(f"cannot open bundle {name!r}: {error.strerror}") from None
+    if complete:
         return folder
-    if folder.exists():
+    if exists:
         raise BundleNotFoundError(
             f"{folder} is no bundle: it has no {MANIFEST}; `diffseg export` makes a bundle of a checkpoint"
         )

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from diffseg.cli.limits import MAX_THREADS
 from diffseg.cli.terminal import FAILED, INTERRUPTED, consoles, fail, track
 from diffseg.engines.providers.select import Provider
 from diffseg.measure.evaluate import Layout, Method, Protocol
@@ -37,7 +38,7 @@ def evaluate(
     limit: Annotated[
         int | None, typer.Option(min=1, help="Maximum number of images per data set, evenly spaced.")
     ] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Images evaluated in parallel.")] = 1,
+    workers: Annotated[int, typer.Option(min=1, max=MAX_THREADS, help="Images evaluated in parallel.")] = 1,
     output: Annotated[
         Path,
         typer.Option(
@@ -90,7 +91,8 @@ def evaluate(
     except OSError as error:
         fail(f"{error.filename}: cannot be written ({error.strerror})")
     print_report(report, console)
-    console.print(f"{json_file}\n{html_file}")
+    console.print(str(json_file))
+    console.print(str(html_file))
     if failed:
         errors.print(f"{failed} of {len(run)} images failed", style="red")
         raise typer.Exit(FAILED)

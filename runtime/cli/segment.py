@@ -6,14 +6,17 @@ import glob
 import os
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from diffseg.cli.limits import MAX_THREADS
 from diffseg.cli.outputs import Outputs
 from diffseg.cli.terminal import FAILED, consoles, fail, track
 from diffseg.engines.bundle.manifest import Refine
 from diffseg.engines.errors import DiffsegError, ImageError
+from diffseg.engines.files import expand_user
 from diffseg.engines.providers.select import Provider
 from diffseg.formats.names import DEFAULT_FORMATS, FORMATS, parse_formats
 from diffseg.image import Fit
@@ -44,7 +47,9 @@ def segment(
         ),
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Images per pass through the network.")] = 1,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; default: all cores.")] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, max=MAX_THREADS, help="CPU threads; default: all cores.")
+    ] = None,
     formats: Annotated[
         str,
         typer.Option("--format", help=f"What to write for each image, separated by commas: {', '.join(FORMATS)}."),
@@ -137,13 +142,13 @@ def expand(images: Iterable[str]) -> list[Path]:
 
     paths: dict[Path, None] = {}
     for item in images:
-        path = Path(item).expanduser()
-        if path.is_dir():
-            found = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and wanted(p))
-        elif not path.exists() and glob.has_magic(item):
-            found = sorted(p for p in map(Path, glob.glob(str(path), recursive=True)) if wanted(p))  # noqa: PTH207 - absolute and ** patterns
-        else:
-            found = [path]
+        path = expand_user(item)
+        found = [path]
+        with suppress(OSError):  # reading the image will say what is wrong with its path
+            if path.is_dir():
+                found = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and wanted(p))
+            elif glob.has_magic(item) and not path.exists():
+                found = sorted(p for p in map(Path, glob.glob(str(path), recursive=True)) if wanted(p))  # noqa: PTH207 - absolute and ** patterns
         paths.update(dict.fromkeys(found))
     return list(paths)
 

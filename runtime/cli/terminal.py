@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import typer
+from diffseg.engines.text import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.text import Text
 
 T = TypeVar("T")
 FAILED = 1
@@ -20,13 +22,20 @@ PIPE_WIDTH = 200
 
 
 def consoles() -> tuple[Console, Console]:
-    """Return a console for results (standard output) and one for errors (standard error)."""
+    """Return a console for results (standard output) and one for errors (standard error).
+
+    They print each text on one line: names of files and data sets cannot add lines or move the cursor.
+    """
     from rich.console import Console
+
+    class OneLineConsole(Console):
+        def render_str(self, text: str, **options: Any) -> Text:  # noqa: ANN401
+            return super().render_str(printable(text), **options)
 
     # Paths must not be parsed as markup, and lines must not be wrapped.
     options = {"markup": False, "highlight": False, "soft_wrap": True, "emoji": False}
     width = None if sys.stdout.isatty() else PIPE_WIDTH
-    return Console(width=width, **options), Console(stderr=True, **options)  # type: ignore[arg-type]
+    return OneLineConsole(width=width, **options), OneLineConsole(stderr=True, **options)  # type: ignore[arg-type]
 
 
 def track(results: Iterable[T], total: int, description: str = "segmenting") -> Iterable[T]:
@@ -40,5 +49,5 @@ def track(results: Iterable[T], total: int, description: str = "segmenting") -> 
 
 def fail(message: str, code: int = FAILED) -> NoReturn:
     """Print a one-line error and end the command with this exit code."""
-    typer.echo(f"error: {message}", err=True)
+    typer.echo(f"error: {printable(message)}", err=True)
     sys.exit(code)

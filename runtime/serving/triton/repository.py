@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, get_args
 from diffseg.engines.bundle.bundle import PLANS, Bundle
 from diffseg.engines.bundle.manifest import ENCODER, MANIFEST, UNET
 from diffseg.engines.errors import BundleError, PlanError, ProviderError
-from diffseg.engines.files import atomic_folder
+from diffseg.engines.files import atomic_folder, expand_user
 from diffseg.engines.tensorrt.lookup import build_command, from_bundle, list_plans
 from diffseg.engines.tensorrt.plan import RECORD, Engine, Plan
 from diffseg.engines.text import printable
@@ -80,6 +80,7 @@ def write_repository(
         )
     chosen = find_tensorrt_plan(bundle, plan) if options.platform is Platform.TENSORRT else None
     models = model_configs(manifest, options)
+    target = expand_user(target)
     _check_neighbours(target)
     with atomic_folder(target, overwrite=overwrite, kind="model repository of ours", marker=MARKER) as folder:
         for name, model in models.items():
