@@ -14,6 +14,7 @@ _MEMORY_STATUS = {"CUDARuntimeError": 2, "CUDADriverError": 2, "CUBLASError": 3}
 """Status that means a full device: cudaErrorMemoryAllocation, CUDA_ERROR_OUT_OF_MEMORY, CUBLAS_STATUS_ALLOC_FAILED."""
 
 _LIBRARY_FAILURE = re.compile(r"\b(CUDA|CUBLAS) failure (\d+):")
+_CUDNN_FULL = re.compile(r"\bCUDNN failure \d+: CUDNN_STATUS_(?:\w*_)?ALLOC(?:ATION)?_FAILED\b")
 _ARENA_FULL = re.compile(r"\bFailed to allocate memory for requested buffer of size \d+")
 
 
@@ -49,13 +50,13 @@ def device_errors(cupy: Any, what: str) -> Iterator[None]:  # noqa: ANN401 - unt
 def onnxruntime_memory_full(error: Exception) -> bool:
     """Return whether an error of ONNX Runtime's GPU providers means that the device's memory is full.
 
-    Its exceptions have no code. Their text has the code of the CUDA library that failed ("CUDA failure 2: …"), or is
-    the whole sentence of ONNX Runtime's own allocator.
+    Its exceptions have no code. Their text has the code of the CUDA library that failed ("CUDA failure 2: …"), the name
+    of cuDNN's status, whose codes differ between its versions, or the whole sentence of ONNX Runtime's own allocator.
     """
     text = str(error)
     if found := _LIBRARY_FAILURE.search(text):
         return int(found[2]) == {"CUDA": 2, "CUBLAS": 3}[found[1]]
-    return _ARENA_FULL.search(text) is not None
+    return any(pattern.search(text) for pattern in (_CUDNN_FULL, _ARENA_FULL))
 
 
 def _status_errors(cupy: Any) -> tuple[type[Exception], ...]:  # noqa: ANN401 - untyped upstream

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -81,27 +82,30 @@ def serve(
         sockets = open_sockets(host, port)
     except OSError as error:
         fail(str(error), WRONG_USAGE)
-    size = batch or open_bundle(model).manifest.max_batch
-    try:
-        segmenter = Segmenter.load(
-            model,
-            provider=provider,
-            batch=size,
-            threads=threads,
-            devices=None if device is None else (device,),
-        )
-    except DiffsegError:
-        raise
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
-    body = round(max_body * MEGA)
-    limits = Limits(body=body, bodies=16 * body, pixels=round(max_pixels * MEGA), deadline=deadline, queue=queue)
-    configure_logging(log_format)
-    service = Service(segmenter, limits, token=token, keep=keep * MEGA, keep_seconds=keep_seconds)
-    try:
-        run_server(service, host, port, sockets)
-    except OSError as error:
-        fail(bind_problem(error, host, port), WRONG_USAGE)
+    with ExitStack() as stack:
+        for item in sockets:
+            stack.enter_context(item)
+        size = batch or open_bundle(model).manifest.max_batch
+        try:
+            segmenter = Segmenter.load(
+                model,
+                provider=provider,
+                batch=size,
+                threads=threads,
+                devices=None if device is None else (device,),
+            )
+        except DiffsegError:
+            raise
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from None
+        body = round(max_body * MEGA)
+        limits = Limits(body=body, bodies=16 * body, pixels=round(max_pixels * MEGA), deadline=deadline, queue=queue)
+        configure_logging(log_format)
+        service = Service(segmenter, limits, token=token, keep=keep * MEGA, keep_seconds=keep_seconds)
+        try:
+            run_server(service, host, port, sockets)
+        except OSError as error:
+            fail(bind_problem(error, host, port), WRONG_USAGE)
 
 
 def read_token(file: Path | None) -> str | None:

@@ -102,14 +102,15 @@ def without_driver():
 
 def ort():
     network = object.__new__(OrtGpuNetwork)
-    network._cupy = without_driver()
+    network.cupy = without_driver()
+    network._pool = SessionPool(lambda: SimpleNamespace(device=0))
     return network
 
 
 def native():
     network = object.__new__(NativeNetwork)
     network.cupy = without_driver()
-    network._pool = SessionPool(lambda: SimpleNamespace(stream=nullcontext()))
+    network._pool = SessionPool(lambda: SimpleNamespace(device=0, stream=nullcontext()))
     return network
 
 

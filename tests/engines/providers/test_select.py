@@ -1,5 +1,6 @@
 """Selection of providers, and the errors if none can run. Without a GPU, no GPU package is needed."""
 
+import dataclasses
 import logging
 import re
 import sys
@@ -146,7 +147,7 @@ def test_devices_are_those_that_exist(a_gpu, monkeypatch):
 def test_gpus_of_two_kinds_need_two_plans(monkeypatch, fake_bundle):
     pytest.importorskip("tensorrt_rtx", reason="needs the extra 'rtx-build'")
     version = engine_version("tensorrt-rtx")
-    a10 = replace(L4, name="NVIDIA A10", compute_capability="8.6")
+    a10 = dataclasses.replace(L4, name="NVIDIA A10", compute_capability="8.6")
     for gpu in (L4, a10):
         target = Target((gpu.compute_capability,), None, None, "linux", "x86_64")
         plan_of(fake_bundle, engine="tensorrt-rtx", version=version, target=target)
@@ -172,7 +173,7 @@ def test_the_commands_name_a_device(monkeypatch, tmp_path, command):
 def test_info_says_which_tensorrt_onnxruntime_needs(monkeypatch, version, note):
     monkeypatch.setattr(capabilities, "engine_version", lambda _: version)
     monkeypatch.setattr(capabilities, "_has_cupy", lambda: True)
-    packages = {"onnxruntime-gpu": ("1.31.1", "")}
+    packages = {"onnxruntime-gpu": capabilities.State("1.31.1", "")}
     state, found = capabilities._provider(Provider.ORT_TENSORRT, packages, Gpus((L4,)))
     assert state == "yes"
     assert found.startswith(note)
