@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
+from diffseg.engines.bundle.external_data import external_data
 from diffseg.engines.bundle.hub import blobs_folder, is_hub_id, snapshot
 from diffseg.engines.bundle.manifest import MANIFEST, File, Graph, Manifest, read_manifest
 from diffseg.engines.errors import BundleError, BundleNotFoundError
@@ -95,16 +96,31 @@ class Bundle:
         return content_hash(self.graph(graph, form), self.manifest.files)
 
     def verify(self) -> Iterator[tuple[str, str | None]]:
-        """Compare every file with its hash.
+        """Compare every file with its hash, and the external data that each graph names with those that it may name.
 
         Yields:
             `(name, problem)` for each file of the folder except the plans; problem is None if the file is unchanged.
         """
+        allowed = self._declared_data()
         for name, file in self.manifest.files.items():
-            yield name, file.problem(self.folder / name)
+            problem = file.problem(self.folder / name)
+            if problem is None and name in allowed:
+                unlisted = sorted(external_data(self.folder / name, name) - allowed[name])
+                problem = f"takes weights from {unlisted[0]!r}, which the manifest does not list" if unlisted else None
+            yield name, problem
         for name in _listing(self.folder):
             if name not in self.manifest.files and name != MANIFEST:
                 yield name, "not in the manifest"
+
+    def _declared_data(self) -> dict[str, set[str]]:
+        """Files of external data that each file of a graph may name."""
+        declared: dict[str, set[str]] = {}
+        for graph in self.manifest.graphs.values():
+            for form in (graph, *graph.forms.values()):
+                for file in (form.file, form.cpu_file):
+                    if file is not None:
+                        declared[file] = declared.get(file, set()) | set(form.external_data)
+        return declared
 
 
 def open_bundle(model: str | Path) -> Bundle:

@@ -58,6 +58,8 @@ def evaluate(
     from diffseg.measure.evaluate import Evaluation, make_report, open_datasets, parse_methods, parse_thresholds
     from diffseg.measure.evaluate.page import make_page
     from diffseg.measure.evaluate.report import print_report, write_text
+    from diffseg.measure.evaluate.results import locked
+    from diffseg.measure.evaluate.run import need_packages
     from diffseg.segmenter import Segmenter
 
     try:
@@ -71,15 +73,18 @@ def evaluate(
     if any(method.needs_attention for method in chosen):
         threads = max(1, (os.cpu_count() or 1) // workers) if workers > 1 else None
         segmenter = Segmenter.load(model, provider=provider, threads=threads)
-    run = Evaluation(
-        opened, chosen, segmenter, protocol, output / "results", threshold=threshold, thresholds=sweep, workers=workers
-    )
     failed = 0
+    results = output / "results"
+    need_packages()
     try:
-        for outcome in track(run, len(run), "evaluating"):
-            if outcome.error is not None:
-                failed += 1
-                errors.print(f"error: {outcome.error}", style="red")
+        with locked(results):
+            run = Evaluation(
+                opened, chosen, segmenter, protocol, results, threshold=threshold, thresholds=sweep, workers=workers
+            )
+            for outcome in track(run, len(run), "evaluating"):
+                if outcome.error is not None:
+                    failed += 1
+                    errors.print(f"error: {outcome.error}", style="red")
     except KeyboardInterrupt:
         errors.print(f"interrupted; the results so far are in {output}; run the same command again to continue")
         raise typer.Exit(INTERRUPTED) from None

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import typer
@@ -45,6 +47,19 @@ def track(results: Iterable[T], total: int, description: str = "segmenting") -> 
     from rich import progress
 
     return progress.track(results, description, total, console=consoles()[1], transient=True)
+
+
+def end_interrupted(message: str) -> NoReturn:
+    """Print a line and end the process at once, with the exit code of an interrupt.
+
+    Call it while the KeyboardInterrupt is handled. Otherwise the interpreter ends threads of native code, such as an
+    engine's builder, while they run, which aborts the process, and frees what they still use.
+    """
+    typer.echo(printable(message), err=True)
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(INTERRUPTED)
 
 
 def fail(message: str, code: int = FAILED) -> NoReturn:
