@@ -19,6 +19,7 @@ class Held:
 def build_plan(*_, **__):
     held = Held()
     def work():
+        time.sleep(1)  # until the main thread waits for this one
         print("building", flush=True)
         time.sleep(60)
     build._interruptible(work, lambda: print("cancelled", flush=True))
