@@ -36,6 +36,19 @@ def test_one_byte_too_many(announced):
         read(b"x" * 1001, limits, announced=announced)
 
 
+def test_what_is_announced_as_too_large_is_not_read():
+    async def receive():
+        raise AssertionError("the body was read")
+
+    async def run():
+        request = Request({"type": "http", "headers": [(b"content-length", b"1001")]}, receive)
+        async with Bodies(Limits(body=1000)).read(request):
+            pass
+
+    with pytest.raises(RequestError, match="found at least 1,001"):
+        asyncio.run(run())
+
+
 def test_the_default_limits_are_those_that_are_documented():
     limits = Limits()
     assert (limits.body, limits.bodies, limits.pixels) == (32 * MEGA, 512 * MEGA, 50 * MEGA)
