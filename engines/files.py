@@ -29,7 +29,15 @@ TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<host>[0-9a-f]{8})-(?P<process>\d+)-
 def cache_folder() -> Path:
     """Return the folder for files that can be rebuilt: $DIFFSEG_CACHE, or the platform's cache folder for diffseg."""
     named = os.environ.get(CACHE_VARIABLE)
-    return Path(named).expanduser() if named else Path(platformdirs.user_cache_dir("diffseg", appauthor=False))
+    return expand_user(named) if named else Path(platformdirs.user_cache_dir("diffseg", appauthor=False))
+
+
+def expand_user(path: str | Path) -> Path:
+    """Return the path with its leading `~` replaced; as it is if there is no such user or no home folder."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
 
 
 def sha256(path: Path) -> str:
@@ -93,7 +101,7 @@ def atomic_folder(
     """
     try:
         # "." has no parent of its own, and a symbolic link must not be replaced
-        target = target.expanduser().resolve()
+        target = expand_user(target).resolve()
         blocked = next((parent for parent in target.parents if parent.exists() and not parent.is_dir()), None)
         if blocked:
             raise error(f"cannot write {target}: {blocked} is not a folder; {hint}")

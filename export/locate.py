@@ -10,6 +10,7 @@ from typing import Any
 
 from diffseg.engines.bundle.hub import is_hub_id, snapshot
 from diffseg.engines.errors import BundleNotFoundError, CheckpointError
+from diffseg.engines.files import expand_user
 
 PARTS = ("unet", "vae", "text_encoder", "tokenizer")
 SUPPORTED = "supported are checkpoints with Stable Diffusion's UNet: SD 1.x, SD 2.x, BK-SDM and similar"
@@ -55,7 +56,7 @@ def find_checkpoint(checkpoint: str | Path, *, vae: str | Path | None = None) ->
 
 
 def _resolve(checkpoint: str | Path) -> tuple[Path, str | None]:
-    folder = Path(checkpoint).expanduser()
+    folder = expand_user(checkpoint)
     if folder.is_dir():
         return folder, None
     if folder.exists():

@@ -10,6 +10,7 @@ from pathlib import Path
 from diffseg.engines.bundle.bundle import Bundle, new_bundle, write_manifest
 from diffseg.engines.bundle.manifest import is_plain_name
 from diffseg.engines.errors import BundleError, MissingPackageError
+from diffseg.engines.files import expand_user
 from diffseg.engines.packages import install_command
 from diffseg.export.locate import find_checkpoint
 from diffseg.export.settings import ExportSettings
@@ -49,7 +50,7 @@ def export_bundle(
         BundleError: `target` exists or cannot be written, or `name` contains a character other than A-Z a-z 0-9 . _ -
     """
     settings = settings or ExportSettings()
-    target = Path(target).expanduser().resolve()
+    target = expand_user(target).resolve()
     name = name or default_name(target)
     if not is_plain_name(name):
         raise BundleError(

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import stat
 import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal, TypeAlias
@@ -24,6 +27,7 @@ BYTE = 255
 SUFFIXES = frozenset({".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 """Suffixes of the images in a folder. A file given by its own path may have any suffix."""
 
+_accepted: tuple[str, ...] | None = None
 _warnings_lock = threading.Lock()  # all threads share one list of warning filters
 
 
@@ -71,12 +75,28 @@ def open_lazily(source: Path | IO[bytes], formats: tuple[str, ...] | None = None
 
     Args:
         source: a path or an open file.
-        formats: names of the Pillow formats to accept; None accepts all.
+        formats: names of the Pillow formats to accept; None accepts all, or those of `only_formats`.
+
+    Raises:
+        ImageError: the path is a device or a pipe, which would be read for ever or never.
     """
+    if isinstance(source, Path) and stat.S_IFMT(source.stat().st_mode) not in {stat.S_IFREG, stat.S_IFDIR}:
+        raise ImageError(f"{source}: not a regular file")
     with _warnings_lock, warnings.catch_warnings():
         # Pillow warns from 90 megapixels on, which is acceptable here. Above 178 megapixels it raises.
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        return Image.open(source, formats=formats)
+        return Image.open(source, formats=formats or _accepted)
+
+
+@contextmanager
+def only_formats(formats: tuple[str, ...]) -> Iterator[None]:
+    """Accept no other Pillow formats meanwhile, in any thread: for the command line, which has a process to itself."""
+    global _accepted  # noqa: PLW0603
+    before, _accepted = _accepted, formats
+    try:
+        yield
+    finally:
+        _accepted = before
 
 
 def _from_array(array: NDArray[Any]) -> Image.Image:

@@ -8,10 +8,11 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-from diffseg.engines.bundle.hub import is_hub_id, snapshot
+from diffseg.engines.bundle.external_data import external_data
+from diffseg.engines.bundle.hub import blobs_folder, is_hub_id, snapshot
 from diffseg.engines.bundle.manifest import MANIFEST, File, Graph, Manifest, read_manifest
 from diffseg.engines.errors import BundleError, BundleNotFoundError
-from diffseg.engines.files import atomic_folder
+from diffseg.engines.files import atomic_folder, expand_user
 from msgspec.structs import replace
 
 MODELS = Path(__file__).parents[1] / "models"
@@ -35,9 +36,12 @@ class Bundle:
         manifest = read_manifest(folder)
         for name, file in manifest.files.items():
             path = folder / name
-            if not path.is_file():
+            try:
+                found = path.stat().st_size if path.is_file() else None
+            except OSError as error:
+                raise BundleError(f"{folder}: {name} cannot be read ({error.strerror}); use another bundle") from None
+            if found is None:
                 raise BundleError(f"{folder}: {name} is missing; copy or export the bundle again")
-            found = path.stat().st_size
             if found != file.bytes:
                 raise BundleError(
                     f"{folder}: {name} has {found} bytes, expected {file.bytes}; copy or export the bundle again"
@@ -48,6 +52,19 @@ class Bundle:
     def embedded(self) -> bool:
         """Whether the bundle ships with the package, so that commands accept its name instead of its folder."""
         return MODELS in self.folder.parents
+
+    def contained(self, path: Path) -> Path:
+        """Return the real path of a file or folder of the bundle, with its links followed.
+
+        Raises:
+            BundleError: it is a link that leaves the bundle. Only a hub's cache may have its contents elsewhere.
+        """
+        folder = self.folder.resolve()
+        real = path.resolve()
+        blobs = blobs_folder(folder)
+        if folder not in real.parents and (blobs is None or blobs not in real.parents):
+            raise BundleError(f"{path} is a link that leaves the bundle, to {real}; do not use this bundle")
+        return real
 
     def has_form(self, graph: str, form: str) -> bool:
         """Whether the bundle has a further form of a graph. Bundles of schema 1 have none."""
@@ -79,16 +96,31 @@ class Bundle:
         return content_hash(self.graph(graph, form), self.manifest.files)
 
     def verify(self) -> Iterator[tuple[str, str | None]]:
-        """Compare every file with its hash.
+        """Compare every file with its hash, and the external data that each graph names with those that it may name.
 
         Yields:
             `(name, problem)` for each file of the folder except the plans; problem is None if the file is unchanged.
         """
+        allowed = self._declared_data()
         for name, file in self.manifest.files.items():
-            yield name, file.problem(self.folder / name)
+            problem = file.problem(self.folder / name)
+            if problem is None and name in allowed:
+                unlisted = sorted(external_data(self.folder / name, name) - allowed[name])
+                problem = f"takes weights from {unlisted[0]!r}, which the manifest does not list" if unlisted else None
+            yield name, problem
         for name in _listing(self.folder):
             if name not in self.manifest.files and name != MANIFEST:
                 yield name, "not in the manifest"
+
+    def _declared_data(self) -> dict[str, set[str]]:
+        """Files of external data that each file of a graph may name."""
+        declared: dict[str, set[str]] = {}
+        for graph in self.manifest.graphs.values():
+            for form in (graph, *graph.forms.values()):
+                for file in (form.file, form.cpu_file):
+                    if file is not None:
+                        declared[file] = declared.get(file, set()) | set(form.external_data)
+        return declared
 
 
 def open_bundle(model: str | Path) -> Bundle:
@@ -110,10 +142,14 @@ def find_bundle(model: str | Path) -> Path:
     name = str(model)
     if name in embedded_models():
         return MODELS / name
-    folder = Path(model).expanduser()
-    if (folder / MANIFEST).is_file():
+    folder = expand_user(model)
+    try:
+        complete, exists = (folder / MANIFEST).is_file(), folder.exists()
+    except OSError as error:
+        raise BundleNotFoundError(f"cannot open bundle {name!r}: {error.strerror}") from None
+    if complete:
         return folder
-    if folder.exists():
+    if exists:
         raise BundleNotFoundError(
             f"{folder} is not a bundle: it has no {MANIFEST}; `diffseg export` makes a bundle from a checkpoint"
         )

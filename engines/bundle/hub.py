@@ -24,6 +24,13 @@ def is_hub_id(name: str) -> bool:
     return re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*(@[\w./-]+)?", name) is not None
 
 
+def blobs_folder(snapshot: Path) -> Path | None:
+    """Folder that holds the contents of a snapshot in a hub's cache, whose files are links; None for other folders."""
+    repository = snapshot.parents[1] if len(snapshot.parents) > 1 else snapshot
+    in_cache = snapshot.parent.name == "snapshots" and repository.name.startswith("models--")
+    return repository / "blobs" if in_cache else None
+
+
 def snapshot(name: str, patterns: list[str], *, required: Sequence[str] = ()) -> Snapshot:
     """Return the local folder of `owner/name[@revision]`, downloaded if it is not in the hub's cache.
 

@@ -125,10 +125,13 @@ class File(msgspec.Struct, frozen=True):
 
         The contents are read only if the size is right.
         """
-        if not path.is_file():
-            return "missing"
-        size = path.stat().st_size
-        return self.size_problem(size) or self.digest_problem(sha256(path))
+        try:
+            if not path.is_file():
+                return "missing"
+            size = path.stat().st_size
+            return self.size_problem(size) or self.digest_problem(sha256(path))
+        except OSError as error:
+            return f"cannot be read ({error.strerror})"
 
     def size_problem(self, size: int) -> str | None:
         """Describe how a size in bytes differs from the recorded one; None if it does not."""

@@ -18,6 +18,7 @@ from diffseg.cli.serve import serve
 from diffseg.cli.terminal import WRONG_USAGE, fail
 from diffseg.cli.triton import triton
 from diffseg.engines.errors import DiffsegError
+from diffseg.image import FORMATS, only_formats
 
 app = typer.Typer(
     name="diffseg",
@@ -61,9 +62,14 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # replace characters that the console cannot show, instead of failing
     try:
-        app()
+        with only_formats(FORMATS):
+            app()
     except DiffsegError as error:
         fail(str(error))
+    except OSError as error:
+        if error.errno is None:  # of a library, not of the operating system
+            raise
+        fail(f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror))
 
 
 if __name__ == "__main__":

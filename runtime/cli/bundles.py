@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from diffseg.cli.tables import formats, si
-from diffseg.cli.terminal import FAILED, consoles
+from diffseg.cli.terminal import FAILED, consoles, end_interrupted
 from diffseg.engines.providers.select import Provider
 from diffseg.engines.tensorrt.plan import Engine, HardwareCompatibility
 
@@ -49,15 +49,18 @@ def build(
     opened = open_bundle(bundle)
     console, errors = consoles()
     console.print(f"building {opened.manifest.name} ({opened.manifest.precision}) with {engine}", style="dim")
-    with build_progress(errors) as report:
-        plan = build_plan(
-            opened,
-            engine,
-            compute_capabilities=compute_capability or (),
-            options=options,
-            report=report,
-            force=force,
-        )
+    try:
+        with build_progress(errors) as report:
+            plan = build_plan(
+                opened,
+                engine,
+                compute_capabilities=compute_capability or (),
+                options=options,
+                report=report,
+                force=force,
+            )
+    except KeyboardInterrupt:
+        end_interrupted(f"interrupted; no plan of {opened.manifest.name} was written")
     for name, file in plan.record.files.items():
         found = plan.record.layers.get(name)
         told = f"{formats(found.counts)}, {si(found.activation_bytes)}B of activations" if found else "layers unknown"

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from diffseg.cli.limits import MAX_THREADS
 from diffseg.cli.terminal import FAILED, INTERRUPTED, consoles, fail, track
 from diffseg.engines.providers.select import Provider
 from diffseg.measure.evaluate import Layout, Method, Protocol
@@ -37,7 +38,7 @@ def evaluate(
     limit: Annotated[
         int | None, typer.Option(min=1, help="Maximum number of images per data set, evenly spaced.")
     ] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Images evaluated in parallel.")] = 1,
+    workers: Annotated[int, typer.Option(min=1, max=MAX_THREADS, help="Images evaluated in parallel.")] = 1,
     output: Annotated[
         Path,
         typer.Option(
@@ -57,6 +58,8 @@ def evaluate(
     from diffseg.measure.evaluate import Evaluation, make_report, open_datasets, parse_methods, parse_thresholds
     from diffseg.measure.evaluate.page import make_page
     from diffseg.measure.evaluate.report import print_report, write_text
+    from diffseg.measure.evaluate.results import locked
+    from diffseg.measure.evaluate.run import need_packages
     from diffseg.segmenter import Segmenter
 
     try:
@@ -70,15 +73,18 @@ def evaluate(
     if any(method.needs_attention for method in chosen):
         threads = max(1, (os.cpu_count() or 1) // workers) if workers > 1 else None
         segmenter = Segmenter.load(model, provider=provider, threads=threads)
-    run = Evaluation(
-        opened, chosen, segmenter, protocol, output / "results", threshold=threshold, thresholds=sweep, workers=workers
-    )
     failed = 0
+    results = output / "results"
+    need_packages()
     try:
-        for outcome in track(run, len(run), "evaluating"):
-            if outcome.error is not None:
-                failed += 1
-                errors.print(f"error: {outcome.error}", style="red")
+        with locked(results):
+            run = Evaluation(
+                opened, chosen, segmenter, protocol, results, threshold=threshold, thresholds=sweep, workers=workers
+            )
+            for outcome in track(run, len(run), "evaluating"):
+                if outcome.error is not None:
+                    failed += 1
+                    errors.print(f"error: {outcome.error}", style="red")
     except KeyboardInterrupt:
         errors.print(f"interrupted; the results so far are in {output}; run the same command again to continue")
         raise typer.Exit(INTERRUPTED) from None
@@ -90,7 +96,8 @@ def evaluate(
     except OSError as error:
         fail(f"{error.filename}: cannot be written ({error.strerror})")
     print_report(report, console)
-    console.print(f"{json_file}\n{html_file}")
+    console.print(str(json_file))
+    console.print(str(html_file))
     if failed:
         errors.print(f"{failed} of {len(run)} images failed", style="red")
         raise typer.Exit(FAILED)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from diffseg.cli.limits import MAX_THREADS
 from diffseg.cli.terminal import FAILED, WRONG_USAGE, consoles, fail
 from diffseg.engines.errors import DiffsegError
 from diffseg.engines.files import atomic_file
@@ -37,7 +38,9 @@ def profile(  # noqa: C901 - one branch per option
     ] = None,
     operators: Annotated[bool, typer.Option(help="Also record the engine's operators, in separate runs.")] = True,
     provider: Annotated[Provider, typer.Option(help="Provider that executes the network.")] = Provider.AUTO,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; default: all cores.")] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, max=MAX_THREADS, help="CPU threads; default: all cores.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the record as JSON.")] = False,
     trace: Annotated[Path | None, typer.Option(help="Write trace events for Perfetto or Chrome.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write a report as one HTML file.")] = None,
@@ -146,11 +149,16 @@ def _paths(images: list[str] | None) -> list[Path]:
 
 def _numbers(text: str | None) -> tuple[int, ...]:
     try:
-        return tuple(int(number) for number in text.split(",")) if text else ()
+        numbers = tuple(int(number) for number in text.split(",")) if text else ()
     except ValueError:
         raise typer.BadParameter(
             f"{text!r} is not a list of numbers, such as 1,2,4", param_hint="--concurrency"
         ) from None
+    if any(number > MAX_THREADS for number in numbers):
+        raise typer.BadParameter(
+            f"at most {MAX_THREADS} threads are possible, found {max(numbers)}", param_hint="--concurrency"
+        )
+    return numbers
 
 
 def _write(path: Path, text: str) -> None:
@@ -161,5 +169,4 @@ def _write(path: Path, text: str) -> None:
         with nullcontext(path) if in_place else atomic_file(path) as target:
             target.write_text(text, encoding="utf-8")
     except OSError as error:
-        typer.echo(f"error: cannot write {path}: {error.strerror}", err=True)
-        raise typer.Exit(FAILED) from None
+        fail(f"cannot write {path}: {error.strerror}")

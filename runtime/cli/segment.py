@@ -5,17 +5,25 @@ from __future__ import annotations
 import glob
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from diffseg.cli.limits import MAX_THREADS
+from diffseg.cli.outputs import Outputs
 from diffseg.cli.terminal import FAILED, consoles, fail, track
 from diffseg.engines.bundle.manifest import Refine
 from diffseg.engines.errors import DiffsegError, ImageError
+from diffseg.engines.files import expand_user
 from diffseg.engines.providers.select import Provider
 from diffseg.formats.names import DEFAULT_FORMATS, FORMATS, parse_formats
 from diffseg.image import Fit
+
+if TYPE_CHECKING:
+    from diffseg.segmentation import Segmentation
+    from rich.console import Console
 
 OUTPUT_ENDINGS = (".labels.png", ".overlay.png")
 
@@ -39,7 +47,9 @@ def segment(
         ),
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Images per pass through the network.")] = 1,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; default: all cores.")] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, max=MAX_THREADS, help="CPU threads; default: all cores.")
+    ] = None,
     formats: Annotated[
         str,
         typer.Option("--format", help=f"What to write for each image, separated by commas: {', '.join(FORMATS)}."),
@@ -47,6 +57,7 @@ def segment(
     device: Annotated[
         int | None, typer.Option(min=0, help="Index of the NVIDIA GPU, in CUDA's order; default: the first.")
     ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace files that diffseg did not write.")] = False,
 ) -> None:
     """Segment images. For each one, write NAME.labels.png, NAME.overlay.png and NAME.json, or what --format names."""
     from diffseg.segmenter import Segmenter
@@ -59,7 +70,6 @@ def segment(
     paths = expand(images)
     if not paths:
         raise typer.BadParameter(f"no images in {', '.join(images)}", param_hint="IMAGE")
-    names = output_names(paths)
     problem = folder_problem(output)
     if problem is not None:  # check before the work, which can take minutes
         fail(f"cannot write to {output}: {problem}; choose another folder with -o")
@@ -77,45 +87,68 @@ def segment(
         raise typer.BadParameter(str(error)) from None
     console, errors = consoles()
     console.print(f"model {segmenter.bundle.manifest.name}, provider {segmenter.provider}", style="dim")
-    failed = 0
-    results = segmenter.stream(paths, threshold, anchors=anchors, fit=fit, refine=refine)
-    for (source, result), name in zip(track(results, len(paths)), names, strict=True):
-        if isinstance(result, ImageError):
-            failed += 1
-            errors.print(f"error: {result}", style="red")
-            continue
-        start = time.perf_counter()
+    outputs = Outputs(output, wanted, paths, force=force)
+    todo = list(_allowed(paths, outputs, errors))
+    results = segmenter.stream([source for source, _ in todo], threshold, anchors=anchors, fit=fit, refine=refine)
+    written = 0
+    for (source, result), (_, name) in zip(track(results, len(todo)), todo, strict=True):
         try:
-            files = result.save(output, name, wanted, source=Path(str(source)).name)
-        except OSError as error:
-            failed += 1
-            errors.print(f"error: {source}: cannot write to {output} ({error.strerror})", style="red")
-            continue
-        seconds = sum(result.timings.values()) + time.perf_counter() - start
-        count = len(result.segments)
-        shown = next((file for file in files if file.name.endswith(".overlay.png")), files[0])
-        console.print(f"{source} → {shown}  {count} segment{'s' * (count != 1)}  {seconds:.2f} s")
-    if failed:
-        errors.print(f"{failed} of {len(paths)} images failed", style="red")
+            console.print(_save(source, result, outputs, name))
+            written += 1
+        except DiffsegError as error:
+            errors.print(f"error: {error}", style="red")
+    if written < len(paths):
+        errors.print(f"{len(paths) - written} of {len(paths)} images failed", style="red")
         raise typer.Exit(FAILED)
+
+
+def _allowed(paths: list[Path], outputs: Outputs, errors: Console) -> Iterator[tuple[Path, str]]:
+    """Yield the images whose results may be written, with the names of those; say why the others may not."""
+    for source, name in zip(paths, output_names(paths), strict=True):
+        if problem := outputs.problem(name):
+            errors.print(f"error: {source}: {problem}", style="red")
+        else:
+            yield source, name
+
+
+def _save(source: object, result: Segmentation | ImageError, outputs: Outputs, name: str) -> str:
+    """Write the result of one image and return the line that tells of it.
+
+    Raises:
+        DiffsegError: there is no result, or it cannot be written.
+    """
+    if isinstance(result, ImageError):
+        raise result
+    start = time.perf_counter()
+    if problem := outputs.problem(name, len(result.segments)):
+        raise DiffsegError(f"{source}: {problem}")
+    try:
+        files = result.save(outputs.folder, name, outputs.formats, source=Path(str(source)).name)
+    except OSError as error:
+        raise DiffsegError(f"{source}: cannot write to {outputs.folder} ({error.strerror})") from None
+    seconds = sum(result.timings.values()) + time.perf_counter() - start
+    count = len(result.segments)
+    shown = next((file for file in files if file.name.endswith(".overlay.png")), files[0])
+    return f"{source} → {shown}  {count} segment{'s' * (count != 1)}  {seconds:.2f} s"
 
 
 def expand(images: Iterable[str]) -> list[Path]:
     """Replace folders by the images in them and glob patterns by their matches; list each path once."""
+    from diffseg.formats.marks import is_marked
     from diffseg.image import SUFFIXES
 
     def wanted(path: Path) -> bool:
-        return path.is_file() and not path.name.endswith(OUTPUT_ENDINGS)
+        return path.is_file() and not path.name.endswith(OUTPUT_ENDINGS) and not is_marked(path)
 
     paths: dict[Path, None] = {}
     for item in images:
-        path = Path(item).expanduser()
-        if path.is_dir():
-            found = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and wanted(p))
-        elif not path.exists() and glob.has_magic(item):
-            found = sorted(p for p in map(Path, glob.glob(str(path), recursive=True)) if wanted(p))  # noqa: PTH207 - absolute and ** patterns
-        else:
-            found = [path]
+        path = expand_user(item)
+        found = [path]
+        with suppress(OSError):  # reading the image will say what is wrong with its path
+            if path.is_dir():
+                found = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and wanted(p))
+            elif glob.has_magic(item) and not path.exists():
+                found = sorted(p for p in map(Path, glob.glob(str(path), recursive=True)) if wanted(p))  # noqa: PTH207 - absolute and ** patterns
         paths.update(dict.fromkeys(found))
     return list(paths)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+from diffseg.cli.limits import MAX_MEGABYTES, MAX_MEGAPIXELS, MAX_SECONDS, MAX_THREADS
 from diffseg.cli.terminal import WRONG_USAGE, fail
 from diffseg.engines.errors import DiffsegError, MissingPackageError
 from diffseg.engines.packages import install_command
@@ -23,18 +24,28 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to bind to.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes any free one.")] = 8000,
     batch: Annotated[int | None, typer.Option(min=1, help="Maximum batch size; default: the bundle's.")] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; default: all cores.")] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, max=MAX_THREADS, help="CPU threads; default: all cores.")
+    ] = None,
     device: Annotated[
         int | None, typer.Option(min=0, help="Index of the NVIDIA GPU, in CUDA's order; default: the first.")
     ] = None,
     queue: Annotated[int, typer.Option(min=1, help="Images that may wait; further requests get status 503.")] = 64,
-    deadline: Annotated[float, typer.Option(min=0.1, help="Seconds after which a request is abandoned.")] = 30,
-    max_body: Annotated[float, typer.Option(min=0.001, help="Largest request body, in megabytes.")] = 32,
-    max_pixels: Annotated[float, typer.Option(min=0.001, help="Largest image, in megapixels.")] = 50,
+    deadline: Annotated[
+        float, typer.Option(min=0.1, max=MAX_SECONDS, help="Seconds after which a request is abandoned.")
+    ] = 30,
+    max_body: Annotated[
+        float, typer.Option(min=0.001, max=MAX_MEGABYTES, help="Largest request body, in megabytes.")
+    ] = 32,
+    max_pixels: Annotated[
+        float, typer.Option(min=0.001, max=MAX_MEGAPIXELS, help="Largest image, in megapixels.")
+    ] = 50,
     keep: Annotated[
         int, typer.Option(min=0, help="Megabytes of attention to keep for new masks; about 70 per image at 512 px.")
     ] = 1024,
-    keep_seconds: Annotated[float, typer.Option(min=1, help="Seconds after which unused attention is dropped.")] = 600,
+    keep_seconds: Annotated[
+        float, typer.Option(min=1, max=MAX_SECONDS, help="Seconds after which unused attention is dropped.")
+    ] = 600,
     log_format: Annotated[
         Literal["auto", "json", "console"],
         typer.Option(help="json: log as JSON lines. console: as readable text. auto: text on a terminal, else JSON."),

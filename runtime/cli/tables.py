@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 def bundle_tables(facts: BundleFacts) -> Iterator[Table | str]:
     """Lay out the result of `inspect_bundle`."""
     size = "×".join(map(str, facts.image_size))
-    yield f"{facts.name}: {facts.precision}, {size} pixels, batch 1 to {facts.max_batch}  {facts.folder}\n"
+    yield f"{facts.name}: {facts.precision}, {size} pixels, batch 1 to {facts.max_batch}  {facts.folder}"
+    yield ""
     for name, graph in facts.graphs.items():
         yield (
             f"{name}: {si(graph.parameters)} parameters, {si(graph.weight_bytes)}B, {si(graph.flops)}FLOP and "
@@ -27,7 +28,8 @@ def bundle_tables(facts: BundleFacts) -> Iterator[Table | str]:
             for tensor in specs:
                 tensors.add_row(f"{arrow} {tensor.name}", tensor.dtype, ", ".join(_axis(axis) for axis in tensor.axes))
         yield tensors
-        yield f"layers: {formats(graph.layers) or 'not recorded; export the bundle again'}\n"
+        yield f"layers: {formats(graph.layers) or 'not recorded; export the bundle again'}"
+        yield ""
     if not facts.plans:
         yield "no plans; `diffseg build` makes them"
     for plan in facts.plans:
@@ -67,7 +69,7 @@ def machine_tables(facts: Capabilities) -> Iterator[Table | str]:
     yield f"to install an extra: {facts.install_extra}"
     yield f"embedded models: {', '.join(facts.models)}"
     for plan in facts.plans:
-        yield f"plan {plan.folder}\n  for {plan.purpose}\n  {plan.here}"
+        yield from (f"plan {plan.folder}", f"  for {plan.purpose}", f"  {plan.here}")
     if facts.bundle and not facts.plans:
         yield f"{facts.bundle} has no plans; `diffseg build` makes them"
 

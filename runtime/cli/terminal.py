@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, NoReturn, TypeVar
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import typer
+from diffseg.engines.text import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.text import Text
 
 T = TypeVar("T")
 FAILED = 1
@@ -20,13 +24,20 @@ PIPE_WIDTH = 200
 
 
 def consoles() -> tuple[Console, Console]:
-    """Return a console for results (standard output) and one for errors (standard error)."""
+    """Return a console for results (standard output) and one for errors (standard error).
+
+    They print each text on one line: names of files and data sets cannot add lines or move the cursor.
+    """
     from rich.console import Console
+
+    class OneLineConsole(Console):
+        def render_str(self, text: str, **options: Any) -> Text:  # noqa: ANN401
+            return super().render_str(printable(text), **options)
 
     # Paths must not be parsed as markup, and lines must not be wrapped.
     options = {"markup": False, "highlight": False, "soft_wrap": True, "emoji": False}
     width = None if sys.stdout.isatty() else PIPE_WIDTH
-    return Console(width=width, **options), Console(stderr=True, **options)  # type: ignore[arg-type]
+    return OneLineConsole(width=width, **options), OneLineConsole(stderr=True, **options)  # type: ignore[arg-type]
 
 
 def track(results: Iterable[T], total: int, description: str = "segmenting") -> Iterable[T]:
@@ -38,7 +49,20 @@ def track(results: Iterable[T], total: int, description: str = "segmenting") -> 
     return progress.track(results, description, total, console=consoles()[1], transient=True)
 
 
+def end_interrupted(message: str) -> NoReturn:
+    """Print a line and end the process at once, with the exit code of an interrupt.
+
+    Call it while the KeyboardInterrupt is handled. Otherwise the interpreter ends threads of native code, such as an
+    engine's builder, while they run, which aborts the process, and frees what they still use.
+    """
+    typer.echo(printable(message), err=True)
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(INTERRUPTED)
+
+
 def fail(message: str, code: int = FAILED) -> NoReturn:
     """Print a one-line error and end the command with this exit code."""
-    typer.echo(f"error: {message}", err=True)
+    typer.echo(f"error: {printable(message)}", err=True)
     sys.exit(code)

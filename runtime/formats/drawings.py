@@ -7,6 +7,7 @@ from typing import Any
 from xml.sax.saxutils import quoteattr
 
 from diffseg.draw import COLOURS, palette
+from diffseg.formats.marks import SVG_ATTRIBUTE
 from diffseg.formats.polygons import Polygon, Ring
 
 
@@ -27,7 +28,10 @@ def svg(polygons: Iterable[Polygon], size: tuple[int, int]) -> str:
             f'<path id={quoteattr(f"label-{polygon.label}-{len(paths)}")} data-label="{polygon.label}" '
             f'fill="#{red:02x}{green:02x}{blue:02x}" fill-rule="evenodd" d="{outline}"/>'
         )
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}">'
+    head = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
+        f"{SVG_ATTRIBUTE}>"
+    )
     return "\n".join([head, *paths, "</svg>\n"])
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from diffseg import draw
 from diffseg.engines.files import atomic_file
 from diffseg.formats.drawings import labelme, svg
+from diffseg.formats.marks import GENERATOR, JSON_KEY, png_mark
 from diffseg.formats.names import Format
 from PIL import Image
 
@@ -24,6 +25,8 @@ FAST = 1
 
 def save(result: Segmentation, folder: Path, name: str, formats: Iterable[Format], source: str = "") -> list[Path]:
     """Write a result in each of `formats`, as `<name>.<ending>`. Each file is written atomically.
+
+    Each says that diffseg wrote it; see `marks`.
 
     Args:
         result: the result.
@@ -42,16 +45,35 @@ def save(result: Segmentation, folder: Path, name: str, formats: Iterable[Format
     paths: list[Path] = []
     for item in formats:
         if item == "cutouts":
-            digits = len(str(max(len(result.segments) - 1, 1)))
+            names = output_paths(folder, name, ["cutouts"], len(result.segments))
             for segment, cutout in zip(result.segments, result.cutouts(), strict=True):
-                paths.append(folder / f"{name}.{segment.label:0{digits}}.png")
+                paths.append(names[segment.label])
                 with atomic_file(paths[-1]) as temporary:
-                    cutout.save(temporary, "PNG")
+                    cutout.save(temporary, "PNG", pnginfo=png_mark())
             continue
         ending, write = WRITERS[item]
         paths.append(folder / f"{name}{ending}")
         with atomic_file(paths[-1]) as temporary:
             write(result, temporary, source)
+    return paths
+
+
+def output_paths(folder: Path, name: str, formats: Iterable[Format], masks: int | None) -> list[Path]:
+    """Return the files that `save` writes.
+
+    Args:
+        folder: of the files.
+        name: of the files, without their endings.
+        formats: what is written.
+        masks: number of masks, each of which has a cut-out; None leaves out the cut-outs.
+    """
+    paths: list[Path] = []
+    for item in formats:
+        if item != "cutouts":
+            paths.append(folder / f"{name}{WRITERS[item][0]}")
+        elif masks is not None:
+            digits = len(str(max(masks - 1, 1)))
+            paths += [folder / f"{name}.{label:0{digits}}.png" for label in range(masks)]
     return paths
 
 
@@ -72,15 +94,15 @@ def label_image(labels: NDArray[np.uint16], count: int, *, palette: bool = False
 
 
 def _labels(result: Segmentation, path: Path, _: str) -> None:
-    result.label_image(palette=True).save(path, "PNG")
+    result.label_image(palette=True).save(path, "PNG", pnginfo=png_mark())
 
 
 def _palette(result: Segmentation, path: Path, _: str) -> None:
-    draw.colourise(result.labels).save(path, "PNG")
+    draw.colourise(result.labels).save(path, "PNG", pnginfo=png_mark())
 
 
 def _overlay(result: Segmentation, path: Path, _: str) -> None:
-    result.overlay().save(path, "PNG", compress_level=FAST)
+    result.overlay().save(path, "PNG", compress_level=FAST, pnginfo=png_mark())
 
 
 def _json(result: Segmentation, path: Path, _: str) -> None:
@@ -109,7 +131,7 @@ def _svg(result: Segmentation, path: Path, _: str) -> None:
 
 
 def _dump(value: dict[str, Any], path: Path) -> None:
-    path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    path.write_text(json.dumps({JSON_KEY: GENERATOR, **value}, indent=1) + "\n", encoding="utf-8")
 
 
 WRITERS: dict[str, tuple[str, Callable[[Segmentation, Path, str], None]]] = {

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from diffseg.engines.errors import DatasetError, ImageError
+from diffseg.engines.files import expand_user
 from diffseg.image import SUFFIXES
 from diffseg.measure.evaluate import coco_stuff
 from diffseg.measure.overlap import VOID
@@ -121,7 +122,7 @@ def open_datasets(
     """
     opened: list[Dataset] = []
     for given in folders:
-        folder = given.expanduser()
+        folder = expand_user(given)
         if not folder.is_dir():
             raise DatasetError(f"{folder}: no such folder; give the folder of a data set ({_forms()})")
         kind = _recognise(folder) if layout is Layout.AUTO else layout

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,6 +58,31 @@ class Record:
         table = np.array(value["table"], dtype=np.int64).reshape(len(classes), -1)
         boundary = BoundaryCounts(*(int(count) for count in value["boundary"]))
         return cls(str(value["image"]), Overlap(classes, table), boundary, float(value["seconds"]))
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other runs out of a folder of results: two that store in one would write every line twice.
+
+    Raises:
+        DatasetError: another run uses the folder, or it cannot be written.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(folder / ".lock", timeout=0)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout:
+        raise DatasetError(
+            f"another run stores its results in {folder}; wait for it, or choose another folder with -o"
+        ) from None
+    except OSError as error:
+        raise DatasetError(f"{folder}: results cannot be kept there ({error.strerror})") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 class Store:

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL import Image
 
-NEEDED = ("scipy", "sklearn", "skimage", "jinja2")
+NEEDED = ("scipy", "sklearn", "skimage", "jinja2", "filelock")
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, get_args
 from diffseg.engines.bundle.bundle import PLANS, Bundle
 from diffseg.engines.bundle.manifest import ENCODER, MANIFEST, UNET
 from diffseg.engines.errors import BundleError, PlanError, ProviderError
-from diffseg.engines.files import atomic_folder
+from diffseg.engines.files import atomic_folder, expand_user
 from diffseg.engines.tensorrt.lookup import build_command, from_bundle, list_plans
 from diffseg.engines.tensorrt.plan import RECORD, Engine, Plan
+from diffseg.engines.text import printable
 from diffseg.image import Placement
 from diffseg.serving.protocol.tensors import MODEL
 from diffseg.serving.triton.config import (
@@ -47,7 +48,9 @@ def write_repository(
 ) -> dict[str, Message]:
     """Write a model repository that serves a bundle.
 
-    Weights are hard-linked if the file system allows it, otherwise copied. Each file is compared with its hash.
+    Weights are hard-linked if the file system allows it, otherwise copied. Those of an embedded model are always copied,
+    because a change of the repository must not change the installation. Each file is compared with its hash, and none
+    is written twice.
 
     Args:
         bundle: the bundle to serve.
@@ -60,7 +63,8 @@ def write_repository(
         The configurations of its models by name.
 
     Raises:
-        BundleError: `target` is in the way or can't be written, or a file of the bundle is damaged.
+        BundleError: `target` is in the way or can't be written, or a file of the bundle is damaged, is a link that
+            leaves it, or would take the place of another file.
         PlanError: there is no plan for the platform, or it is damaged.
         ProviderError: the platform can't execute the bundle.
         ValueError: a batch that is larger than the bundle's.
@@ -77,6 +81,7 @@ def write_repository(
         )
     chosen = find_tensorrt_plan(bundle, plan) if options.platform is Platform.TENSORRT else None
     models = model_configs(manifest, options)
+    target = expand_user(target)
     _check_neighbours(target)
     with atomic_folder(target, overwrite=overwrite, kind="model repository of diffseg", marker=MARKER) as folder:
         for name, model in models.items():
@@ -134,7 +139,7 @@ def find_tensorrt_plan(bundle: Bundle, key: str | None = None) -> Plan:
 def _write_model(folder: Path, model: Message, manifest: Manifest) -> None:
     version_folder = folder / str(VERSION)
     version_folder.mkdir(parents=True)
-    head = f"# Written by diffseg {version('diffseg')} from bundle {manifest.name} ({manifest.precision}).\n"
+    head = f"# Written by diffseg {version('diffseg')} from bundle {printable(manifest.name)} ({manifest.precision}).\n"
     _write(folder / CONFIG, head + to_text(model))
     if model.get("backend") == "python":
         shutil.copyfile(Path(__file__).with_name("model.py"), version_folder / MODEL_FILES[Platform.PYTHON])
@@ -152,26 +157,29 @@ def _write_model(folder: Path, model: Message, manifest: Manifest) -> None:
 def _place_graph(bundle: Bundle, graph: str, folder: Path, plan: Plan | None, *, on_cpu: bool) -> None:
     """Put the file that Triton's own backend executes into a version's folder, under the expected name."""
     if plan is not None:
-        _place_plan_file(plan, graph, folder / MODEL_FILES[Platform.TENSORRT])
+        _place_plan_file(bundle, plan, graph, folder / MODEL_FILES[Platform.TENSORRT])
         return
     declared = bundle.manifest.graphs[graph]
     file = (declared.cpu_file if on_cpu else None) or declared.file
     _place_file(bundle, file, folder / MODEL_FILES[Platform.ONNXRUNTIME])
+    beside = Path(file).parent  # the graph names its external data from there
     for name in declared.external_data:
-        _place_file(bundle, name, folder / Path(name).relative_to(Path(file).parent))  # named from there
+        if not Path(name).is_relative_to(beside):
+            raise BundleError(f"{name} is outside the folder of {file}, whose data it is; export the bundle again")
+        _place_file(bundle, name, folder / Path(name).relative_to(beside))
 
 
 def _place_bundle(bundle: Bundle, folder: Path, provider: str | None) -> None:
-    """Put the bundle and the plans that were built from it into a version's folder."""
+    """Put the bundle into a version's folder, with the plans that were built from it."""
+    _write(folder / MANIFEST, bundle.manifest.to_json())
     for name in bundle.manifest.files:
         _place_file(bundle, name, folder / name)
-    _write(folder / MANIFEST, bundle.manifest.to_json())
     plans = [plan for _, plan in list_plans(bundle) if isinstance(plan, Plan) and from_bundle(plan.record.spec, bundle)]
     for plan in plans:
         target = folder / PLANS / plan.folder.name
         for graph in plan.record.files:
-            _place_plan_file(plan, graph, target / plan.path(graph).name)
-        shutil.copyfile(plan.folder / RECORD, target / RECORD)
+            _place_plan_file(bundle, plan, graph, target / plan.path(graph).name)
+        _place(_real_path(bundle, plan, plan.folder / RECORD), target / RECORD, link=False)
     for engine in get_args(Engine):
         if provider == engine and not any(plan.record.spec.engine == engine for plan in plans):
             raise PlanError(
@@ -181,29 +189,64 @@ def _place_bundle(bundle: Bundle, folder: Path, provider: str | None) -> None:
 
 def _place_file(bundle: Bundle, name: str, target: Path) -> None:
     source = bundle.folder / name
-    if problem := bundle.manifest.files[name].problem(source):
+    real = bundle.contained(source)
+    if problem := bundle.manifest.files[name].problem(real):
         raise BundleError(f"{source} is not as it was exported: {problem}; copy or export the bundle again")
-    _link(source, target)
+    _place(real, target, link=not bundle.embedded)
 
 
-def _place_plan_file(plan: Plan, graph: str, target: Path) -> None:
+def _place_plan_file(bundle: Bundle, plan: Plan, graph: str, target: Path) -> None:
     source = plan.path(graph)
-    if problem := plan.record.files[graph].problem(source):
+    real = _real_path(bundle, plan, source)
+    if problem := plan.record.files[graph].problem(real):
         raise PlanError(f"{source} is not as it was built: {problem}; delete {plan.folder} and build the plan again")
-    _link(source, target)
+    _place(real, target, link=not bundle.embedded)
 
 
-def _link(source: Path, target: Path) -> None:
-    """Hard-link a file, which takes no space. If the target is on another file system, copy the file."""
-    target.parent.mkdir(parents=True, exist_ok=True)
+def _real_path(bundle: Bundle, plan: Plan, path: Path) -> Path:
+    """Return the real path of a plan's file; those of the cache folder are our own."""
+    return bundle.contained(path) if bundle.folder in plan.folder.parents else path.resolve()
+
+
+def _place(source: Path, target: Path, *, link: bool) -> None:
+    """Hard-link a file, which takes no space, or copy it if `link` is false or the file system refuses.
+
+    `target` must be new: writing to an existing file would change the file that it is linked to.
+    """
+    _make_folder(target.parent)
     try:
-        os.link(source.resolve(), target)  # a hub's cache has symbolic links; link the file behind them
-    except OSError:
-        shutil.copyfile(source, target)
+        if link:
+            try:
+                os.link(source, target)
+            except FileExistsError:
+                raise
+            except OSError:
+                link = False  # another file system
+        if not link:
+            with source.open("rb") as original, target.open("xb") as copy:
+                shutil.copyfileobj(original, copy, 1 << 20)
+    except FileExistsError:
+        raise _taken_twice(target) from None
 
 
 def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
+    _make_folder(path.parent)
+    try:
+        with path.open("x", encoding="utf-8") as stream:
+            stream.write(text)
+    except FileExistsError:
+        raise _taken_twice(path) from None
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise _taken_twice(folder) from None
+
+
+def _taken_twice(path: Path) -> BundleError:
+    return BundleError(f"two files of the bundle would become {path.name} of the repository; do not use this bundle")
 
 
 def _record(bundle: Bundle, options: Options, plan: Plan | None) -> dict[str, object]:

@@ -5,6 +5,7 @@ import tracemalloc
 import numpy as np
 import pytest
 from diffseg.arrays import to_host
+from diffseg.methods import kmeans
 from diffseg.methods.aggregate import aggregate_and_count, aggregate_attention
 from diffseg.methods.kmeans import kmeans_refine
 from diffseg.methods.merge import anchor_distances, anchor_indices, merge_attention
@@ -318,3 +319,23 @@ def test_memory_above_the_inputs_is_bounded(n, limit):
         tracemalloc.stop()
     assert labels.shape == (8 * n, 8 * n)
     assert peak < limit * 1e6
+
+
+@pytest.mark.parametrize(("factor", "steps"), [(2.0, 6), (50.0, 6), (0.5, 1)])
+def test_kmeans_stops_at_scikit_learn_s_tolerance(monkeypatch, factor, steps):
+    """Means that move by `factor` times what ends the iterations go on moving; labels never settle here."""
+    maps = np.random.default_rng(1).random((4, 4, 4, 4), dtype=np.float32)
+    flat = maps.reshape(16, 16).astype(np.float64)
+    limit = 1e-4 * flat.var(axis=0).mean()  # scikit-learn's
+    moves, labels = [], iter(range(100))
+
+    def move(_, __, means):
+        moves.append(factor if len(moves) < 5 else 0.5)
+        moved = means.astype(np.float64)
+        moved[0, 0] += np.sqrt(moves[-1] * limit)
+        return moved
+
+    monkeypatch.setattr(kmeans, "_means", move)
+    monkeypatch.setattr(kmeans, "_assign", lambda *_: (np.arange(16) + next(labels)) % 2)
+    kmeans.kmeans_refine(maps, maps[:2, 0])
+    assert len(moves) == steps

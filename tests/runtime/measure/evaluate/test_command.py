@@ -7,6 +7,7 @@ import sys
 import time
 
 import pytest
+from diffseg.measure.evaluate.results import locked
 
 from tests.commands import diffseg
 
@@ -94,3 +95,16 @@ def test_a_report_that_cannot_be_written(labelled, tmp_path):
     assert done.returncode == 1
     assert "cannot be written" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_two_runs_do_not_share_a_folder_of_results(labelled, tmp_path):
+    run = ["evaluate", labelled, "--methods", "colour", "--limit", 1, "-o", tmp_path / "out"]
+    with locked(tmp_path / "out" / "results"):
+        done = diffseg(*run)
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"error: another run stores its results in {tmp_path / 'out' / 'results'}; wait for it, or choose another "
+        "folder with -o\n"
+    )
+    assert not list((tmp_path / "out" / "results").glob("*.jsonl"))
+    assert diffseg(*run).returncode == 0  # the lock is gone with its run

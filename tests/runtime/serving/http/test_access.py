@@ -54,6 +54,7 @@ def test_without_a_token_other_names_are_turned_away(serve, png):
     [
         *((host, True) for host in ("127.0.0.1", "127.8.0.1", "::1", "localhost")),
         *((host, False) for host in ("0.0.0.0", "::", "192.168.1.2", "example.org", "")),  # noqa: S104
+        *((host, False) for host in ("localhost.example.org", "localhosts", "localhost:80")),
     ],
 )
 def test_loopback(host, expected):

@@ -9,6 +9,7 @@ import sys
 import pytest
 from diffseg.cli import app as cli
 from diffseg.engines.bundle.bundle import Bundle, write_manifest
+from diffseg.engines.bundle.manifest import File
 from diffseg.engines.errors import BundleError, PlanError, ProviderError
 from diffseg.engines.tensorrt.plan import BuildOptions, Target
 from diffseg.serving.triton.config import NETWORK, Options
@@ -92,14 +93,124 @@ def test_files_are_copied_where_they_cannot_be_linked(fake_bundle, repository, m
     assert not copied.samefile(source)
 
 
-def test_a_link_in_the_bundle_is_not_linked_to(fake_bundle, repository):
-    graph = fake_bundle.folder / "unet.onnx"
-    blob = graph.rename(fake_bundle.folder.parent / "blob")  # as the cache of a hub has it
+def test_a_link_of_a_hub_s_cache_is_not_linked_to(fake_bundle, repository, tmp_path):
+    snapshot = tmp_path / "models--owner--name" / "snapshots" / "0123"
+    shutil.copytree(fake_bundle.folder, snapshot)
+    graph, blob = snapshot / "unet.onnx", snapshot.parents[1] / "blobs" / "a1b2"
+    blob.parent.mkdir()
+    graph.rename(blob)
     graph.symlink_to(os.path.relpath(blob, graph.parent))
-    write_repository(fake_bundle, repository, Options(Platform.ONNXRUNTIME))
+    write_repository(Bundle.open(snapshot), repository, Options(Platform.ONNXRUNTIME))
     placed = repository / "diffseg_unet" / "1" / "model.onnx"
     assert not placed.is_symlink()
     assert placed.samefile(blob)
+
+
+VICTIM = b"known content"
+
+
+@pytest.fixture
+def victim(tmp_path):
+    """A file outside the bundle, which nothing may change or have a second name for."""
+    path = tmp_path / "victim"
+    path.write_bytes(VICTIM)
+    yield path
+    assert path.read_bytes() == VICTIM
+    assert path.stat().st_nlink == 1
+
+
+def sealed(bundle, **unet):
+    """The bundle with other fields of its UNet, and with whatever its folder contains as its files."""
+    graphs = dict(bundle.manifest.graphs)
+    graphs["unet"] = replace(graphs["unet"], **unet)
+    return Bundle(bundle.folder, write_manifest(bundle.folder, replace(bundle.manifest, graphs=graphs)))
+
+
+@pytest.mark.parametrize("platform", [Platform.PYTHON, Platform.ONNXRUNTIME])
+@pytest.mark.parametrize("file", ["unet.onnx", "vae_encoder.onnx", "unet.onnx.data"])
+def test_a_link_that_leaves_the_bundle_is_refused(fake_bundle, repository, victim, platform, file):
+    (fake_bundle.folder / file).unlink()
+    (fake_bundle.folder / file).symlink_to(victim)
+    with pytest.raises(BundleError, match=rf"{file} is a link that leaves the bundle, to .*victim; do not use"):
+        write_repository(sealed(fake_bundle), repository, Options(platform))
+    assert not repository.exists()
+
+
+def test_a_link_to_a_folder_outside_is_refused(fake_bundle, repository, tmp_path):
+    outside = tmp_path / "models--a--b" / "blobs"  # a hub's cache, but not the one that the bundle is in
+    outside.mkdir(parents=True)
+    (outside / "weights").write_bytes(VICTIM)
+    (fake_bundle.folder / "sub").symlink_to(outside)
+    files = fake_bundle.manifest.files | {"sub/weights": File.of(outside / "weights")}
+    bundle = Bundle(fake_bundle.folder, replace(fake_bundle.manifest, files=files))
+    with pytest.raises(BundleError, match="sub/weights is a link that leaves the bundle"):
+        write_repository(bundle, repository)
+
+
+def test_nothing_is_written_through_a_file_with_two_names(fake_bundle, repository, tmp_path):
+    """The graph for CPUs is known content; external data of the same name in the repository would be copied onto it."""
+    folder = fake_bundle.folder
+    (folder / "unet.cpu.onnx").write_bytes(VICTIM)
+    (folder / "model.onnx").write_bytes(b"the attacker's own content")
+    bundle = sealed(fake_bundle, cpu_file="unet.cpu.onnx", external_data=("model.onnx",))
+    with pytest.raises(BundleError, match=r"two files of the bundle would become model\.onnx of the repository"):
+        write_repository(bundle, repository, Options(Platform.ONNXRUNTIME))
+    assert (folder / "unet.cpu.onnx").read_bytes() == VICTIM
+    assert not repository.exists()
+
+
+def listed(bundle, *names):
+    """The bundle with further files under `files`, which a hostile manifest may name."""
+    files = bundle.manifest.files | {name: File.of(bundle.folder / name) for name in names}
+    return Bundle(bundle.folder, replace(bundle.manifest, files=files))
+
+
+def test_files_of_a_bundle_do_not_take_the_place_of_ours(fake_bundle, repository):
+    manifest = (fake_bundle.folder / "manifest.json").read_bytes()
+    with pytest.raises(BundleError, match=r"two files of the bundle would become manifest\.json"):
+        write_repository(listed(fake_bundle, "manifest.json"), repository)
+    assert (fake_bundle.folder / "manifest.json").read_bytes() == manifest
+    record = plan_of(fake_bundle) / "plan.json"
+    before = record.read_bytes()
+    with pytest.raises(BundleError, match=r"two files of the bundle would become plan\.json"):
+        write_repository(listed(fake_bundle, f"plans/{record.parent.name}/plan.json"), repository)
+    assert record.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("name", "platform"),
+    [("plan.json", Platform.PYTHON), ("unet.plan", Platform.PYTHON), ("unet.plan", Platform.TENSORRT)],
+)
+def test_a_link_of_a_plan_that_leaves_the_bundle_is_refused(fake_bundle, repository, tmp_path, name, platform):
+    path = plan_of(fake_bundle) / name
+    path.rename(tmp_path / "outside")
+    path.symlink_to(tmp_path / "outside")
+    with pytest.raises(BundleError, match=f"{name} is a link that leaves the bundle"):
+        write_repository(fake_bundle, repository, Options(platform))
+    assert (tmp_path / "outside").stat().st_nlink == 1
+
+
+def test_external_data_outside_the_graph_s_folder(fake_bundle, repository):
+    (fake_bundle.folder / "sub").mkdir()
+    (fake_bundle.folder / "unet.onnx").rename(fake_bundle.folder / "sub" / "unet.onnx")
+    bundle = sealed(fake_bundle, file="sub/unet.onnx")
+    with pytest.raises(BundleError, match=r"unet.onnx.data is outside the folder of sub/unet.onnx"):
+        write_repository(bundle, repository, Options(Platform.ONNXRUNTIME))
+
+
+def test_an_installation_shares_no_file_with_a_repository(tiny, repository):
+    for platform in (Platform.ONNXRUNTIME, Platform.PYTHON):
+        write_repository(tiny, repository, Options(platform), overwrite=True)
+        assert {path.stat().st_nlink for path in repository.rglob("*") if path.is_file()} == {1}
+
+
+def test_a_name_cannot_add_lines_to_a_configuration(fake_bundle, repository):
+    manifest = replace(fake_bundle.manifest, name='x\nparameters { key: "EXECUTION_ENV_PATH" }')  # made without a file
+    write_repository(Bundle(fake_bundle.folder, manifest), repository, Options(Platform.ONNXRUNTIME))
+    for path in repository.rglob("config.pbtxt"):
+        head, second, *_ = path.read_text().splitlines()
+        assert head.endswith('from bundle x\\nparameters { key: "EXECUTION_ENV_PATH" } (fp32).')
+        assert second.startswith("name:")
 
 
 def test_only_our_own_repository_is_replaced(fake_bundle, repository):
@@ -200,6 +311,7 @@ def test_a_full_disk(fake_bundle, repository, monkeypatch):
 
     monkeypatch.setattr(os, "link", full)
     monkeypatch.setattr(shutil, "copyfile", full)
+    monkeypatch.setattr(shutil, "copyfileobj", full)
     with pytest.raises(BundleError, match="cannot write .*model_repository: No space left on device"):
         write_repository(fake_bundle, repository)
     assert list(repository.parent.iterdir()) == [fake_bundle.folder]

@@ -1,0 +1,22 @@
+"""Text of files and of other people, made safe to print."""
+
+from __future__ import annotations
+
+import unicodedata
+
+UNSAFE = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
+"""Categories of characters that move the cursor, start a line, reorder text or cannot be encoded."""
+JOINERS = "\u200c\u200d"
+"""Characters of these categories that words and emoji need."""
+
+
+def printable(text: str) -> str:
+    """Return the text on one line, with characters that a terminal would act on written as escapes."""
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(
+        character.encode("unicode_escape").decode()
+        if unicodedata.category(character) in UNSAFE and character not in JOINERS
+        else character
+        for character in text
+    )
