@@ -48,9 +48,9 @@ def write_repository(
 ) -> dict[str, Message]:
     """Write a model repository that serves a bundle.
 
-    Weights are hard-linked if the file system allows it, otherwise copied. Those of an embedded model are always copied,
-    because a change of the repository must not change the installation. Each file is compared with its hash, and none
-    is written twice.
+    Weights are hard-linked if the file system allows it, otherwise copied. Those of an embedded model are always
+    copied, because a change of the repository must not change the installation. Each file is compared with its hash,
+    and none is written twice.
 
     Args:
         bundle: the bundle to serve.
