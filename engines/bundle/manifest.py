@@ -22,12 +22,15 @@ SCHEMAS = (1, SCHEMA)
 MANIFEST = "manifest.json"
 FIX = "export the bundle again"
 ENCODER, UNET = "vae_encoder", "unet"
+ATTENTION = "attention"
+"""Form of the UNet whose outputs are `specs.unet_tensors`: the averaged attention. Every bundle has it."""
 QUERIES_KEYS = "queries_keys"
 """Form of the UNet whose outputs are `specs.queries_keys_tensors`, for a kernel that computes the attention of them."""
 CPU_SUFFIX = ".cpu.onnx"
 """Ending of a `Graph.cpu_file`."""
 
 Precision = Literal["fp32", "fp16", "bf16"]
+Form = Literal["attention", "queries_keys"]
 Refine = Literal["none", "kmeans", "colour"]
 Threshold: TypeAlias = "float | Sequence[float]"
 REFINEMENTS: tuple[str, ...] = get_args(Refine)
