@@ -142,7 +142,7 @@ def test_batch_sizes_share_maps_whose_addresses_stay(load, images, provider):
 @pytest.mark.parametrize("provider", [*NATIVE, *ORT])
 def test_kernels_are_loaded_onto_every_device_before_the_first_image(load, images, expected, provider):
     network, machine = load(provider, devices=(0, 1))
-    assert [kind for kind, _ in machine.events].count("load") == 2 * 2 * 1  # devices, kernels, one compiled width
+    assert [kind for kind, _ in machine.events].count("load") == 2 * 2 * 2  # devices, kernels, widths
     machine.events.clear()
     with network.session(), network.session() as other:
         found = other.attend(other.encode(images[:2]))
@@ -256,7 +256,7 @@ def native(monkeypatch, bundle):
         machine = Machine()
         monkeypatch.setitem(sys.modules, "cupy", make_cupy(machine, capability=digits))
         monkeypatch.setitem(sys.modules, "tensorrt_rtx", make_tensorrt(machine))
-        l4 = Gpu("NVIDIA L4", "8.9", "13.0", 23 << 30, 58)
+        l4 = Gpu("NVIDIA L4", "8.9", 24 << 30, 58, "13.0")
         monkeypatch.setattr(select, "find_gpus", lambda: Gpus((l4,)))
         for form in forms:
             put_plan(bundle, form=form)
