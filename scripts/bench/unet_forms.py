@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import re
 import subprocess
@@ -32,6 +33,9 @@ from diffseg.engines.tensorrt.precision import PROGRAM, read_program
 
 ATTENTION = "attention"
 FORMS = (ATTENTION, QUERIES_KEYS)
+VIEWS = {"Reshape", "Shape", "Squeeze", "Unsqueeze", "Constant", "Gather", "Identity"}
+MAPS = (4096, 1024, 256)
+"""Places of the attention maps at 512 px. The smallest, 64, are as large as latents, and of no weight."""
 _RECORD = re.compile(r"^  (\w+)=\{ (.*)", re.MULTILINE)
 
 
@@ -110,6 +114,44 @@ def describe_plan(path: Path, max_batch: int) -> dict[str, Any]:
     }
 
 
+def count_graph(path: Path) -> dict[str, Any]:
+    """Count nodes, and bytes they read and write per image, as if each were a kernel of its own: no GPU is asked.
+
+    Nodes that only name a tensor anew are left out. What an engine fuses, it does not write.
+    """
+    import onnx
+
+    model = onnx.load(path, load_external_data=False)
+    for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
+        for axis in value.type.tensor_type.shape.dim:
+            if axis.dim_param:
+                axis.Clear()
+                axis.dim_value = 1  # the batch
+    graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+    tensors = {w.name: (tuple(w.dims), w.data_type) for w in graph.initializer}
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        kind = value.type.tensor_type
+        tensors[value.name] = tuple(axis.dim_value for axis in kind.shape.dim), kind.elem_type
+    kinds: Counter[str] = Counter()
+    everything = maps = 0
+    for node in graph.node:
+        if node.op_type in VIEWS:
+            continue
+        kinds[node.op_type] += 1
+        for name in filter(None, (*node.input, *node.output)):
+            shape, kind = tensors[name]
+            size = math.prod(shape) * onnx.helper.tensor_dtype_to_np_dtype(kind).itemsize
+            everything += size
+            if shape[-2:] in {(n, n) for n in MAPS}:
+                maps += size
+    return {
+        "nodes": kinds.total(),
+        "gb_of_all_nodes": round(everything / 1e9, 1),
+        "gb_of_attention_maps": round(maps / 1e9, 1),
+        "kinds": dict(kinds.most_common()),
+    }
+
+
 def run(*command: str | Path) -> dict[str, float]:
     """Run a command to its end → its seconds of the wall and of the CPU, and the peak of its resident set."""
     start = time.perf_counter()
@@ -163,6 +205,9 @@ def main() -> None:
             for form in FORMS
         },
     }
+    graphs = read_graphs(folder)
+    for form in FORMS:
+        record["forms"][form]["counted_per_image"] = count_graph(folder / graphs[form].file)
     print(json.dumps(record, indent=1))
     write_record(record, arguments.out)
 
