@@ -51,10 +51,12 @@ def trace_forms(folder: Path, family: str, size: int, max_batch: int) -> None:
     torch.manual_seed(0)
     network = make_unet(family, small=False).eval().requires_grad_(requires_grad=False)
     unet = AttentionUNet(network, torch.randn(1, 77, network.config.cross_attention_dim), 300, (size, size))
-    sides, outputs, widths = (size, size), unet.outputs(), unet.widths()
-    unet = unet.to(torch.float16)
+    sides = size, size
     folder.mkdir(parents=True, exist_ok=True)
     with torch.no_grad():
+        unet(torch.zeros(1, 4, *(n // specs.LATENT_FACTOR for n in sides)))  # its layers are known after a pass
+        outputs, widths = unet.outputs(), unet.widths()
+        unet = unet.to(torch.float16)
         tensors = specs.unet_tensors(sides, 4, outputs, max_batch)
         graphs = {ATTENTION: trace(unet, tensors, folder / f"{UNET}.onnx", external=True)}
         unet.recorder = QueriesKeys()
@@ -187,7 +189,7 @@ def main() -> None:
         return
     known = folder / "steps.json"  # of earlier runs
     steps: dict[str, Any] = json.loads(known.read_text()) if known.exists() else {}
-    for step in ("trace", *FORMS):
+    for step in ("trace", *reversed(FORMS)):
         if step not in steps:
             steps[step] = run(sys.executable, *sys.argv, "--step", step)
             known.write_text(json.dumps(steps))
