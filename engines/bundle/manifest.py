@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Literal, TypeAlias, get_args
+from typing import Annotated, Final, Literal, TypeAlias, get_args
 
 import msgspec
 import numpy as np
@@ -22,9 +22,9 @@ SCHEMAS = (1, SCHEMA)
 MANIFEST = "manifest.json"
 FIX = "export the bundle again"
 ENCODER, UNET = "vae_encoder", "unet"
-ATTENTION = "attention"
+ATTENTION: Final = "attention"
 """Form of the UNet whose outputs are `specs.unet_tensors`: the averaged attention. Every bundle has it."""
-QUERIES_KEYS = "queries_keys"
+QUERIES_KEYS: Final = "queries_keys"
 """Form of the UNet whose outputs are `specs.queries_keys_tensors`, for a kernel that computes the attention of them."""
 CPU_SUFFIX = ".cpu.onnx"
 """Ending of a `Graph.cpu_file`."""
