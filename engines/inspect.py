@@ -8,13 +8,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from diffseg.engines.bundle.bundle import Bundle
-from diffseg.engines.bundle.manifest import Precision
+from diffseg.engines.bundle.manifest import Form, Precision
 from diffseg.engines.bundle.specs import TensorSpec
 from diffseg.engines.errors import PlanError
 from diffseg.engines.tensorrt.lookup import list_plans
 from diffseg.engines.tensorrt.plan import Engine, Plan
 from diffseg.engines.tensorrt.precision import Counts
-from msgspec import Struct
+from msgspec import Struct, field
 
 
 class GraphFacts(Struct, frozen=True):
@@ -30,6 +30,7 @@ class GraphFacts(Struct, frozen=True):
     flops: int  # at batch 1
     activation_bytes: int  # at batch 1; 0: not recorded
     layers: Counts  # by operator and number format
+    forms: dict[str, GraphFacts] = field(default_factory=dict)  # the same network with other outputs, by name
 
 
 class EngineFacts(Struct, frozen=True):
@@ -49,6 +50,7 @@ class PlanFacts(Struct, frozen=True):
     purpose: str  # target of the plan as text, for example its GPU and batch sizes
     engine: Engine
     version: str  # of the builder
+    form: Form  # of the UNet
     compute_capabilities: tuple[str, ...]  # empty: those of `plan.PORTABLE`
     gpu: str | None  # None: any GPU of these compute capabilities
     graphs: dict[str, EngineFacts]
@@ -87,12 +89,12 @@ def inspect_bundle(bundle: Bundle) -> BundleFacts:
     )
 
 
-def _graph(bundle: Bundle, name: str) -> GraphFacts:
-    graph = bundle.manifest.graphs[name]
+def _graph(bundle: Bundle, name: str, form: str | None = None) -> GraphFacts:
+    graph = bundle.graph(name, form)
     return GraphFacts(
         file=graph.file,
         opset=graph.opset,
-        content=bundle.content_hash(name),
+        content=bundle.content_hash(name, form),
         inputs=graph.tensors.inputs,
         outputs=graph.tensors.outputs,
         parameters=graph.parameters,
@@ -100,6 +102,7 @@ def _graph(bundle: Bundle, name: str) -> GraphFacts:
         flops=graph.flops,
         activation_bytes=graph.activation_bytes,
         layers=graph.layers,
+        forms={each: _graph(bundle, name, each) for each in graph.forms},
     )
 
 
@@ -113,6 +116,7 @@ def _plan(folder: Path, plan: Plan | PlanError) -> PlanFacts | UnreadablePlan:
         purpose=record.spec.purpose,
         engine=record.spec.engine,
         version=record.spec.version,
+        form=record.spec.form,
         compute_capabilities=record.spec.target.compute_capabilities,
         gpu=record.spec.target.gpu,
         graphs={

@@ -4,8 +4,9 @@ from diffseg import Segmenter
 from diffseg.engines.bundle import bundle as bundle_module
 from diffseg.engines.bundle import specs
 from diffseg.engines.bundle.bundle import Bundle, write_manifest
-from diffseg.engines.bundle.manifest import ENCODER, UNET, Graph, Manifest, Source
+from diffseg.engines.bundle.manifest import ENCODER, QUERIES_KEYS, UNET, Graph, Manifest, Source
 from hypothesis import settings
+from msgspec import structs
 
 from tests.models import copy_models
 
@@ -58,3 +59,15 @@ def fake_bundle(tmp_path):
     )
     write_manifest(folder, manifest)
     return Bundle.open(folder)
+
+
+@pytest.fixture
+def formed_bundle(fake_bundle):
+    """The bundle without meaning, with the queries and keys of its UNet."""
+    manifest = fake_bundle.manifest
+    (fake_bundle.folder / "unet.queries_keys.onnx").write_bytes(b"form" * 100)
+    tensors = specs.queries_keys_tensors((64, 64), 4, manifest.attention, (40, 80), "float16", 4)
+    form = Graph("unet.queries_keys.onnx", ("unet.onnx.data",), tensors, 18, 10, 20)
+    unet = structs.replace(manifest.graphs[UNET], forms={QUERIES_KEYS: form})
+    write_manifest(fake_bundle.folder, structs.replace(manifest, graphs=manifest.graphs | {UNET: unet}))
+    return Bundle.open(fake_bundle.folder)

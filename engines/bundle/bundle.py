@@ -10,7 +10,7 @@ from pathlib import Path
 
 from diffseg.engines.bundle.external_data import external_data
 from diffseg.engines.bundle.hub import blobs_folder, is_hub_id, snapshot
-from diffseg.engines.bundle.manifest import MANIFEST, File, Graph, Manifest, read_manifest
+from diffseg.engines.bundle.manifest import ATTENTION, MANIFEST, UNET, File, Form, Graph, Manifest, read_manifest
 from diffseg.engines.errors import BundleError, BundleNotFoundError
 from diffseg.engines.files import atomic_folder, expand_user
 from msgspec.structs import replace
@@ -67,8 +67,8 @@ class Bundle:
         return real
 
     def has_form(self, graph: str, form: str) -> bool:
-        """Whether the bundle has a further form of a graph. Bundles of schema 1 have none."""
-        return form in self.manifest.graphs[graph].forms
+        """Whether the bundle has a form of a graph; bundles of schema 1 have only `attention`."""
+        return form == ATTENTION or form in self.manifest.graphs[graph].forms
 
     def graph(self, graph: str, form: str | None = None) -> Graph:
         """Return the declaration of a graph, or of a further form of it.
@@ -77,7 +77,7 @@ class Bundle:
             BundleError: the bundle lacks that form.
         """
         declared = self.manifest.graphs[graph]
-        if form is None:
+        if form is None or form == ATTENTION:
             return declared
         if form not in declared.forms:
             raise BundleError(f"{self.folder}: {graph} has no form {form!r}; export the bundle again")
@@ -86,6 +86,22 @@ class Bundle:
     def graph_path(self, graph: str, form: str | None = None) -> Path:
         """Path of the ONNX file of a graph, or of a further form of it."""
         return self.folder / self.graph(graph, form).file
+
+    def graphs(self, form: Form = ATTENTION) -> dict[str, Graph]:
+        """Return the graphs by name, with the UNet in one of its forms.
+
+        Raises:
+            BundleError: the bundle lacks that form.
+        """
+        return {name: self.graph(name, form if name == UNET else None) for name in self.manifest.graphs}
+
+    def contents(self, form: Form = ATTENTION) -> dict[str, str]:
+        """Return the `content_hash` of each of `graphs`.
+
+        Raises:
+            BundleError: the bundle lacks that form.
+        """
+        return {name: content_hash(graph, self.manifest.files) for name, graph in self.graphs(form).items()}
 
     def cpu_path(self, graph: str) -> Path:
         """Path of the ONNX file that a CPU runs for a graph."""

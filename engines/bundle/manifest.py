@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Literal, TypeAlias, get_args
+from typing import Annotated, Final, Literal, TypeAlias, get_args
 
 import msgspec
 import numpy as np
@@ -22,12 +22,15 @@ SCHEMAS = (1, SCHEMA)
 MANIFEST = "manifest.json"
 FIX = "export the bundle again"
 ENCODER, UNET = "vae_encoder", "unet"
-QUERIES_KEYS = "queries_keys"
-"""Form of the UNet whose outputs are `specs.queries_keys_tensors`. A kernel computes the attention from them."""
+ATTENTION: Final = "attention"
+"""Form of the UNet whose outputs are `specs.unet_tensors`: the averaged attention. Every bundle has it."""
+QUERIES_KEYS: Final = "queries_keys"
+"""Form of the UNet whose outputs are `specs.queries_keys_tensors`, from which a kernel computes the attention."""
 CPU_SUFFIX = ".cpu.onnx"
 """Ending of a `Graph.cpu_file`."""
 
 Precision = Literal["fp32", "fp16", "bf16"]
+Form = Literal["attention", "queries_keys"]
 Refine = Literal["none", "kmeans", "colour"]
 Threshold: TypeAlias = "float | Sequence[float]"
 REFINEMENTS: tuple[str, ...] = get_args(Refine)

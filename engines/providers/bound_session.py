@@ -10,12 +10,16 @@ import numpy as np
 from diffseg.engines.bundle.manifest import ENCODER, UNET
 from diffseg.engines.errors import DeviceMemoryError, ProviderError
 from diffseg.engines.providers.cuda import device_errors, onnxruntime_memory_full
+from diffseg.engines.providers.forms import storage_type
 from diffseg.engines.providers.onnxruntime import import_onnxruntime
 
 if TYPE_CHECKING:
     from diffseg.engines.providers.onnxruntime_gpu import OrtGpuNetwork
 
 logger = logging.getLogger(__name__)
+
+BFLOAT16 = 16
+"""ONNX's number of the type, which NumPy lacks."""
 
 
 class OrtGpuSession:
@@ -49,20 +53,19 @@ class OrtGpuSession:
 
     def attend(self, latent: Any) -> list[Any]:  # noqa: ANN401
         """Latent → one (B, n², n²) float32 attention per resolution, finest first, which the next pass overwrites."""
-        return self._attention(self._run(UNET, latent))
+        outputs, averaging = self._run(UNET, latent), self.network.averaging
+        if averaging is None:
+            return outputs
+        batch = len(latent)
+        with device_errors(self.cupy, "the averaged attention"):
+            # On CuPy's current stream: ONNX Runtime has finished, and waits for that stream before its next run.
+            return averaging.run({name: array[:batch] for name, array in self._memory.items()})
 
     def wait(self) -> None:
         """Return when CuPy's work is done; ONNX Runtime's calls are synchronous."""
         if self.cupy is not None:
             with device_errors(self.cupy, "the masks"):
                 self.cupy.cuda.get_current_stream().synchronize()
-
-    def _attention(self, outputs: list[Any]) -> list[Any]:
-        """Turn the UNet's outputs into one (B, n², n²) attention per resolution, finest first.
-
-        The UNet's outputs are the attention. A graph with other outputs gets a step here, on CuPy's current stream.
-        """
-        return outputs
 
     def _padded(self, batch: int) -> int:
         """Batch size that is executed. Each convolution of the CUDA provider keeps the plan of its last shape only."""
@@ -85,7 +88,9 @@ class OrtGpuSession:
         self._first_graph = next(self.network.serial) * (1 + self._largest)
         make = np.zeros if self.cupy is None else self.cupy.zeros  # rows beyond the batch are executed, too
         tensors = [t for graph in self.network.tensors.values() for t in (*graph.inputs, *graph.outputs)]
-        shapes = {tensor.name: (tensor.shape(padded), tensor.dtype) for tensor in tensors}
+        if self.network.averaging is not None:
+            tensors += self.network.averaging.buffers
+        shapes = {tensor.name: (tensor.shape(padded), storage_type(tensor)) for tensor in tensors}
         self._memory = {name: make(shape, dtype) for name, (shape, dtype) in shapes.items()}
         self._capacity = padded
 
@@ -143,7 +148,8 @@ class OrtGpuSession:
                     place, device, address = "cpu", 0, array.ctypes.data
                 else:
                     place, device, address = "cuda", self.device, array.data.ptr
-                bind(tensor.name, place, device, np.dtype(array.dtype), array.shape, address)
+                kind = BFLOAT16 if tensor.dtype == "bfloat16" else np.dtype(array.dtype)
+                bind(tensor.name, place, device, kind, array.shape, address)
         return binding
 
 

@@ -14,13 +14,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffseg.engines.bundle.manifest import ENCODER, UNET, Graph
+from diffseg.engines.bundle.manifest import ATTENTION, ENCODER, QUERIES_KEYS, UNET, Form, Graph
 from diffseg.engines.errors import MissingPackageError, ProviderError
 from diffseg.engines.files import cache_folder
 from diffseg.engines.packages import install_command
 from diffseg.engines.providers.bound_session import OrtGpuSession
 from diffseg.engines.providers.cuda import device_errors, import_cupy
 from diffseg.engines.providers.devices import DevicePool
+from diffseg.engines.providers.forms import Averaging, choose_forms
 from diffseg.engines.providers.onnxruntime import check_tensors, import_onnxruntime, session_options
 from diffseg.engines.tensorrt.build import engine_version
 
@@ -68,12 +69,15 @@ class OrtGpuNetwork:
     def __init__(self, bundle: Bundle, provider: str, *, capture: bool = True, devices: Sequence[int] = (0,)) -> None:
         self.provider = provider
         self.precision = bundle.manifest.precision
-        self.tensors = {name: graph.tensors for name, graph in bundle.manifest.graphs.items()}
-        if provider == "cuda" and self.precision == "bf16":
-            check_bf16(bundle)
         self.cupy: Any = None
         with contextlib.suppress(MissingPackageError):
             self.cupy = import_cupy()
+        self.form: Form = choose_forms(bundle, devices)[0]
+        self.graphs = bundle.graphs(self.form)
+        self.tensors = {name: graph.tensors for name, graph in self.graphs.items()}
+        self.averaging = Averaging.of(bundle) if self.form == QUERIES_KEYS else None
+        if provider == "cuda" and self.precision == "bf16":
+            check_bf16(bundle, self.form)
         self.capture = capture and provider == "cuda" and self.cupy is not None
         self.placement: dict[str, dict[str, int]] = {}
         """Nodes by graph and ONNX Runtime's provider, as it reports them; empty before ONNX Runtime 1.25."""
@@ -102,7 +106,7 @@ class OrtGpuNetwork:
         return sorted({*(1 << i for i in range(batch.bit_length())), batch}, reverse=True)
 
     def _open(self, bundle: Bundle, name: str, device: int) -> Any:  # noqa: ANN401 - untyped upstream
-        ort, wanted, path = import_onnxruntime(), NAMES[self.provider], bundle.graph_path(name)
+        ort, wanted, path = import_onnxruntime(), NAMES[self.provider], bundle.folder / self.graphs[name].file
         if wanted not in ort.get_available_providers():
             others = ", ".join(ort.get_available_providers())
             raise ProviderError(f"onnxruntime {ort.__version__} has no {wanted}, only {others}: {self._install()}")
@@ -138,7 +142,7 @@ class OrtGpuNetwork:
         cuda = (NAMES["cuda"], cuda_options(self.precision, device, capture=self.capture))
         if self.provider == "cuda":
             return [cuda, HOST]  # shape operators run on the CPU
-        settings = _tensorrt_options(bundle.manifest.graphs[name], bundle.content_hash(name), device)
+        settings = _tensorrt_options(self.graphs[name], bundle.contents(self.form)[name], device)
         return [(NAMES[self.provider], settings), cuda, HOST]
 
     def _read_placement(self, session: Any, path: Path) -> dict[str, int]:  # noqa: ANN401 - untyped upstream
@@ -207,14 +211,14 @@ def _tensorrt_options(graph: Graph, content: str, device: int) -> dict[str, Any]
     return {"device_id": device, "trt_engine_cache_enable": True, "trt_engine_cache_path": str(folder), **shapes}
 
 
-def check_bf16(bundle: Bundle) -> None:
+def check_bf16(bundle: Bundle, form: Form = ATTENTION) -> None:
     """Refuse a bf16 bundle whose graphs have operators without bf16 kernels in the CUDA provider.
 
     Raises:
         ProviderError: a graph has one.
     """
-    for name in (ENCODER, UNET):
-        path = bundle.graph_path(name)
+    for graph in bundle.graphs(form).values():
+        path = bundle.folder / graph.file
         with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
             # A node's type is field 4 of its message: tag, length, text.
             found = [kind for kind in NOT_IN_BF16 if data.find(bytes((0x22, len(kind))) + kind.encode()) >= 0]

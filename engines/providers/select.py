@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+from diffseg.engines.bundle.manifest import ATTENTION, QUERIES_KEYS, UNET, Form
 from diffseg.engines.errors import MissingPackageError, PlanError, ProviderError
 from diffseg.engines.machine import find_gpus
+from diffseg.engines.providers.cuda import import_cupy
 from diffseg.engines.providers.devices import check_devices
+from diffseg.engines.providers.forms import choose_forms
 from diffseg.engines.providers.network import Network
 from diffseg.engines.providers.onnxruntime import OrtNetwork
 from diffseg.engines.tensorrt.build import import_engine
-from diffseg.engines.tensorrt.lookup import Machine, find_plan
+from diffseg.engines.tensorrt.lookup import Machine, build_command, find_plan
 
 if TYPE_CHECKING:
     from diffseg.engines.bundle.bundle import Bundle
@@ -99,7 +103,19 @@ def _load(bundle: Bundle, provider: Provider, threads: int | None, devices: Sequ
 
     engine: Engine = "tensorrt" if provider is Provider.TENSORRT else "tensorrt-rtx"
     version = str(import_engine(engine).__version__)
-    plans = [find_plan(bundle, engine, Machine(version, gpus.gpus[device])) for device in chosen]
+    forms: tuple[Form, ...] = (QUERIES_KEYS, ATTENTION)
+    with suppress(MissingPackageError):  # without CuPy the network says so, once there is a plan
+        import_cupy()
+        forms = choose_forms(bundle, chosen)
+    plans = [find_plan(bundle, engine, Machine(version, gpus.gpus[device]), forms) for device in chosen]
+    if bundle.has_form(UNET, forms[0]) and plans[0].record.spec.form != forms[0]:
+        logger.info(
+            "%s: the plan has the slower form %s of the UNet; build one of %s: %s",
+            engine,
+            plans[0].record.spec.form,
+            forms[0],
+            build_command(bundle, engine),
+        )
     if any(plan.folder != plans[0].folder for plan in plans):
         names = ", ".join(f"{device} ({gpus.gpus[device].name})" for device in chosen)
         raise PlanError(f"the GPUs {names} need different {engine} plans; choose GPUs of one kind with --device")

@@ -9,11 +9,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffseg.engines.bundle.manifest import ENCODER, UNET
+from diffseg.engines.bundle.manifest import ENCODER, QUERIES_KEYS, UNET
 from diffseg.engines.errors import PlanError
 from diffseg.engines.files import cache_folder
 from diffseg.engines.providers.cuda import device_errors, import_cupy
 from diffseg.engines.providers.devices import DevicePool
+from diffseg.engines.providers.forms import Averaging
 from diffseg.engines.tensorrt.build import import_engine, make_logger, make_runtime
 from diffseg.engines.tensorrt.plan import Plan
 from diffseg.engines.tensorrt.session import NativeSession
@@ -36,7 +37,7 @@ class NativeNetwork:
     Raises:
         MissingPackageError: TensorRT or CuPy is not installed.
         PlanError: the plan is damaged, TensorRT refuses it, or its tensors are not those of the manifest.
-        ProviderError: the engines cannot be executed on this GPU.
+        ProviderError: the engines, or the kernels that the form of the UNet needs, cannot be executed on this GPU.
         DeviceMemoryError: they do not fit into the GPU's memory.
     """
 
@@ -49,7 +50,10 @@ class NativeNetwork:
         self.capture = capture
         self.whole_graph = False  # TensorRT-RTX captures CUDA graphs itself, because we cannot
         self.module, self.cupy = import_engine(spec.engine), import_cupy()
-        self.tensors = {name: graph.tensors for name, graph in bundle.manifest.graphs.items()}
+        self.form = spec.form
+        self.graphs = bundle.graphs(spec.form)
+        self.tensors = {name: graph.tensors for name, graph in self.graphs.items()}
+        self.averaging = Averaging.of(bundle) if spec.form == QUERIES_KEYS else None
         self.log = make_logger(self.module)
         self._runtime = make_runtime(self.module, self.log, spec)
         self.engines: dict[int, dict[str, Any]] = {}  # device: graph: engine
@@ -57,6 +61,8 @@ class NativeNetwork:
         for device in devices:
             with device_errors(self.cupy, "loading the plan"):
                 self.cupy.cuda.Device(device).use()
+                if self.averaging is not None:
+                    self.averaging.load()
                 self.engines[device] = {name: self._load(bundle, name) for name in (ENCODER, UNET)}
             session = self._session(device)
             with session.stream:
@@ -94,7 +100,10 @@ class NativeNetwork:
         if self.plan.record.spec.options.strip_weights:
             refitter = self.module.Refitter(engine, self.log)
             parser = self.module.OnnxParserRefitter(refitter, self.log)
-            if not parser.refit_from_file(str(bundle.graph_path(graph))) or not refitter.refit_cuda_engine():
+            if (
+                not parser.refit_from_file(str(bundle.folder / self.graphs[graph].file))
+                or not refitter.refit_cuda_engine()
+            ):
                 raise PlanError(f"{self.provider} cannot put the weights into {graph}: {self.log.telling_error()}")
         found = {engine.get_tensor_name(i) for i in range(engine.num_io_tensors)}
         declared = self.tensors[graph]

@@ -6,11 +6,12 @@ import platform
 import shlex
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from diffseg.engines.bundle.bundle import PLANS, Bundle
+from diffseg.engines.bundle.manifest import ATTENTION, QUERIES_KEYS, UNET, Form
 from diffseg.engines.errors import PlanError
 from diffseg.engines.files import cache_folder
 from diffseg.engines.machine import Gpu
@@ -61,8 +62,16 @@ def list_plans(bundle: Bundle) -> Iterator[tuple[Path, Plan | PlanError]]:
                 yield folder, plan
 
 
-def find_plan(bundle: Bundle, engine: Engine, machine: Machine) -> Plan:
+def find_plan(
+    bundle: Bundle, engine: Engine, machine: Machine, forms: Sequence[Form] = (QUERIES_KEYS, ATTENTION)
+) -> Plan:
     """Find the most specific plan that fits a machine. Only the plans' records are read.
+
+    Args:
+        bundle: whose plans are searched.
+        engine: what executes the plan.
+        machine: where.
+        forms: forms of the UNet that can be executed there; a plan of an earlier one is preferred.
 
     Raises:
         PlanError: no plan fits; the message says what each was built for and how to build one.
@@ -74,13 +83,15 @@ def find_plan(bundle: Bundle, engine: Engine, machine: Machine) -> Plan:
             reasons.append(str(plan))
         elif plan.record.spec.engine == engine:
             problems = list(mismatches(plan.record.spec, bundle, machine))
+            if not problems and plan.record.spec.form not in forms:
+                problems = [f"has the form {plan.record.spec.form}, and {' or '.join(forms)} is wanted here"]
             if problems:
                 reasons.append(f"{folder.name} {problems[0]}")
             else:
                 fitting.append(plan)
     if fitting:
-        return min(fitting, key=lambda plan: _generality(plan.record.spec))
-    rebuild = build_command(bundle, engine)
+        return min(fitting, key=lambda plan: (forms.index(plan.record.spec.form), _generality(plan.record.spec)))
+    rebuild = build_command(bundle, engine, forms[0] if bundle.has_form(UNET, QUERIES_KEYS) else None)
     if not reasons:
         raise PlanError(f"bundle {bundle.manifest.name!r} has no {engine} plan; build one: {rebuild}")
     more = f" (and {len(reasons) - SHOWN} more)" if len(reasons) > SHOWN else ""
@@ -103,22 +114,23 @@ def verify_plans(bundle: Bundle) -> Iterator[tuple[str, str | None]]:
             yield str(where), "was built from other graphs than the bundle has now"
 
 
-def build_command(bundle: Bundle, engine: Engine) -> str:
-    """Command line that builds a plan for this machine."""
+def build_command(bundle: Bundle, engine: Engine, form: Form | None = None) -> str:
+    """Command line that builds a plan for this machine, in the form that `build` chooses or in a given one."""
     where = bundle.folder.name if bundle.embedded else str(bundle.folder)
-    return shlex.join(["diffseg", "build", where, "--engine", engine])
+    return shlex.join(["diffseg", "build", where, "--engine", engine, *(["--form", form] if form == ATTENTION else [])])
 
 
 def from_bundle(spec: PlanSpec, bundle: Bundle) -> bool:
     """Whether the plan was built from the graphs of this bundle as they are now."""
-    return spec.content == {graph: bundle.content_hash(graph) for graph in bundle.manifest.graphs}
+    return bundle.has_form(UNET, spec.form) and spec.content == bundle.contents(spec.form)
 
 
 def mismatches(spec: PlanSpec, bundle: Bundle, machine: Machine) -> Iterator[str]:
     """Yield the reasons, as text, why a plan does not fit; none if it fits."""
     if not from_bundle(spec, bundle):
         yield "was built from other graphs than the bundle has now"
-    declared = {name: graph.tensors.profile() for name, graph in bundle.manifest.graphs.items()}
+    form = spec.form if bundle.has_form(UNET, spec.form) else ATTENTION  # of which the first reason is
+    declared = {name: graph.tensors.profile() for name, graph in bundle.graphs(form).items()}
     if spec.profiles != declared:
         yield "was built for other batch sizes than the manifest declares"
     if not _runs_version(spec, machine.version):

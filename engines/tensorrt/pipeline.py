@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from diffseg.engines.bundle.bundle import Bundle
-from diffseg.engines.bundle.manifest import File
+from diffseg.engines.bundle.manifest import File, Form
 from diffseg.engines.errors import MissingPackageError, PlanError
 from diffseg.engines.files import atomic_folder, write_synced
 from diffseg.engines.machine import Gpus, find_gpus
+from diffseg.engines.providers.forms import form_to_build
 from diffseg.engines.tensorrt.build import (
     BUILD_EXTRAS,
     Report,
@@ -24,7 +25,7 @@ from diffseg.engines.tensorrt.build import (
     read_layers,
 )
 from diffseg.engines.tensorrt.lookup import Machine, plans_folder
-from diffseg.engines.tensorrt.plan import RECORD, BuildOptions, Engine, Plan, PlanRecord, PlanSpec, Target
+from diffseg.engines.tensorrt.plan import PORTABLE, RECORD, BuildOptions, Engine, Plan, PlanRecord, PlanSpec, Target
 from diffseg.engines.tensorrt.precision import EngineLayers
 
 logger = logging.getLogger(__name__)
@@ -37,6 +38,7 @@ def build_plan(
     compute_capabilities: Iterable[str] = (),
     options: BuildOptions | None = None,
     report: Report | None = None,
+    form: Form | None = None,
     force: bool = False,
     gpus: Gpus | None = None,
 ) -> Plan:
@@ -51,24 +53,29 @@ def build_plan(
             is for the GPU of this machine, or without one for all from 8.0 on.
         options: options of the builder.
         report: called with the builder's progress.
+        form: of the UNet; None: what will be executed there, `queries_keys` where the bundle and the kernels have it.
         force: build again even if the plan exists.
         gpus: the GPUs of this machine; None queries the driver.
 
     Raises:
         MissingPackageError: the engine is not installed.
         PlanError: the plan cannot be built on this machine, or the engine does not have the bundle's precision.
+        BundleError: the bundle lacks the form.
     """
     options, gpus, module = options or BuildOptions(), gpus or find_gpus(), import_engine(engine, BUILD_EXTRAS[engine])
     target = _target(module, engine, tuple(compute_capabilities), gpus)
     _check_options(engine, options, gpus)
+    if form is None:
+        form = form_to_build(bundle, target.compute_capabilities or PORTABLE)
     spec = PlanSpec(
         engine=engine,
         version=module.__version__,
         target=target,
         options=options,
         precision=bundle.manifest.precision,
-        content={name: bundle.content_hash(name) for name in bundle.manifest.graphs},
-        profiles={name: graph.tensors.profile() for name, graph in bundle.manifest.graphs.items()},
+        content=bundle.contents(form),
+        profiles={name: graph.tensors.profile() for name, graph in bundle.graphs(form).items()},
+        form=form,
     )
     root = plans_folder(bundle)
     try:
@@ -173,12 +180,12 @@ def _build(module: Any, bundle: Bundle, spec: PlanSpec, folder: Path, report: Re
     layers: dict[str, EngineLayers] = {}
     seconds: dict[str, float] = {}
     plan = Plan(folder, PlanRecord(spec, files, layers, seconds))
-    for name, graph in bundle.manifest.graphs.items():
+    for name, graph in bundle.graphs(spec.form).items():
         for file in graph.files:  # the plan's key includes the hash of these contents
             if bundle.manifest.files[file].problem(bundle.folder / file):
                 raise PlanError(f"{bundle.folder / file} is not as it was exported; copy or export the bundle again")
         start, path = time.perf_counter(), plan.path(name)
-        write_synced(path, build_graph(module, bundle.graph_path(name), graph, spec, name, report))
+        write_synced(path, build_graph(module, bundle.folder / graph.file, graph, spec, name, report))
         seconds[name] = round(time.perf_counter() - start, 2)
         files[name] = File.of(path)
         found = read_layers(module, spec, path)

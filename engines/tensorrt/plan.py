@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import msgspec
-from diffseg.engines.bundle.manifest import ENCODER, UNET, File, Precision
+from diffseg.engines.bundle.manifest import ATTENTION, ENCODER, UNET, File, Form, Precision
 from diffseg.engines.bundle.specs import Profile
 from diffseg.engines.errors import PlanError
 from diffseg.engines.records import RecordError, read_record
@@ -79,6 +79,7 @@ class PlanSpec(msgspec.Struct, frozen=True):
     precision: Precision
     content: dict[str, str]  # graph: SHA-256 of the ONNX file and its external data
     profiles: dict[str, Profile]  # by graph
+    form: Form = ATTENTION  # of the UNet; records of earlier versions do not say it
 
     def __post_init__(self) -> None:
         profiles = [profile for graph in self.profiles.values() for profile in graph.values()]
@@ -92,7 +93,10 @@ class PlanSpec(msgspec.Struct, frozen=True):
     @property
     def key(self) -> str:
         """Name of the plan's folder: readable, and different for every difference."""
-        text = json.dumps(msgspec.to_builtins(self), sort_keys=True)
+        fields = msgspec.to_builtins(self)
+        if self.form == ATTENTION:
+            del fields["form"]  # so that plans of earlier versions keep their keys
+        text = json.dumps(fields, sort_keys=True)
         where = "+".join(f"sm{c.replace('.', '')}" for c in self.target.compute_capabilities) or "portable"
         return f"{self.engine}-{self.version}-{where}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
@@ -107,6 +111,7 @@ class PlanSpec(msgspec.Struct, frozen=True):
             f"{target.system} {target.machine}",
             f"batch 1 to {min(batches)}",
             self.precision,
+            *([] if self.form == ATTENTION else [f"form {self.form}"]),
             *(word for word in (" ".join(self.options.arguments()),) if word),
         ]
         return ", ".join(words)

@@ -2,7 +2,8 @@
 
 The encoder writes its latent into the UNet's input buffer, and the attention stays in the UNet's output buffers. A
 session keeps a context and a captured CUDA graph per batch size. Its contexts share the buffers and one scratch buffer,
-since no two of them run at the same time.
+since no two of them run at the same time. In the form `queries_keys`, the kernels of the averaged attention are part of
+the UNet's launch and of its captured graph.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import numpy as np
 from diffseg.engines.bundle.manifest import ENCODER, UNET
 from diffseg.engines.errors import PlanError, ProviderError
 from diffseg.engines.providers.cuda import device_errors
+from diffseg.engines.providers.forms import storage_type
 from diffseg.engines.tensorrt.contexts import ReadyContext, create_context
 
 if TYPE_CHECKING:
@@ -82,7 +84,9 @@ class NativeSession:
             if latent is not own:  # else the encoder wrote it there
                 own[...] = self.cupy.asarray(latent)
             self._launch(UNET, batch)
-            return self._attention([buffers[output.name] for output in tensors.outputs])
+        averaging = self.network.averaging
+        outputs = tensors.outputs if averaging is None else averaging.averaged
+        return [buffers[output.name] for output in outputs]
 
     def wait(self) -> None:
         """Return when the stream is empty."""
@@ -99,13 +103,6 @@ class NativeSession:
         with device_errors(self.cupy, f"a batch of {batch}"):
             self._prepare_all(batch)
 
-    def _attention(self, outputs: list[Any]) -> list[Any]:
-        """Turn the UNet's output buffers into one (B, n², n²) attention per resolution, finest first.
-
-        The UNet's outputs are the attention. A graph with other outputs gets a step here, on the session's stream.
-        """
-        return outputs
-
     def _buffers(self, batch: int) -> dict[str, Any]:
         """Arrays of every tensor at a batch size. The latent is one array: an output here, an input there."""
         if batch > self._memory.capacity:
@@ -119,9 +116,11 @@ class NativeSession:
         memory = self._memory
         self.stream.synchronize()
         memory.capacity, memory.arrays, memory.views = 0, {}, {}  # the old go first: both might not fit
+        averaging = self.network.averaging
+        own = () if averaging is None else averaging.buffers
         memory.arrays = {
-            tensor.name: self.cupy.empty(tensor.shape(batch), tensor.dtype)
-            for tensor in chained_tensors(self.network.tensors)
+            tensor.name: self.cupy.empty(tensor.shape(batch), storage_type(tensor))
+            for tensor in (*chained_tensors(self.network.tensors), *own)
         }
         memory.capacity = batch
         for ready in self._ready.values():
@@ -149,12 +148,12 @@ class NativeSession:
         if ready.graph is not None:
             ready.graph.launch(self.stream)
             return
-        self._execute(graph, ready)
+        self._execute(graph, ready, batch)
         ready.runs += 1
         if ready.runs == 1:
             ready.keep_compiled(self.network.runtime_cache_path(self.device))
         if self.network.capture:
-            self._capture(graph, ready)
+            self._capture(graph, ready, batch)
 
     def _prepare_all(self, batch: int) -> None:
         """Create both contexts before either is captured: the second may need more scratch memory than the first."""
@@ -194,12 +193,17 @@ class NativeSession:
                 ready.context.set_device_memory(memory.scratch.data.ptr, memory.scratch.nbytes)
         new.context.set_device_memory(memory.scratch.data.ptr, memory.scratch.nbytes)
 
-    def _execute(self, graph: str, ready: ReadyContext) -> None:
+    def _execute(self, graph: str, ready: ReadyContext, batch: int) -> None:
+        """Launch a graph, and the averaged attention behind the UNet if its form needs that."""
         if not ready.context.execute_async_v3(self.stream.ptr):
             network = self.network
             raise ProviderError(f"{network.provider} failed in {graph}: {network.log.telling_error()}")
+        averaging = self.network.averaging
+        if graph == UNET and averaging is not None:
+            with self.stream:
+                averaging.run(self._buffers(batch))
 
-    def _capture(self, graph: str, ready: ReadyContext) -> None:
+    def _capture(self, graph: str, ready: ReadyContext, batch: int) -> None:
         """Record the launches once; where that can't be done, they are made one by one."""
         network = self.network
         if not ready.captures(self.stream.ptr):
@@ -216,7 +220,7 @@ class NativeSession:
         try:
             self.stream.begin_capture()
             try:
-                self._execute(graph, ready)
+                self._execute(graph, ready, batch)
             finally:
                 captured = self.stream.end_capture()
             ready.graph = captured

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from diffseg.cli.tables import formats, si
 from diffseg.cli.terminal import FAILED, consoles, end_interrupted
+from diffseg.engines.bundle.manifest import Form
 from diffseg.engines.providers.select import Provider
 from diffseg.engines.tensorrt.plan import Engine, HardwareCompatibility
 
@@ -38,6 +39,13 @@ def build(
     strip_weights: Annotated[
         bool, typer.Option("--strip-weights", help="Leave the weights out; they are read from the graph at loading.")
     ] = False,
+    form: Annotated[
+        Form | None,
+        typer.Option(
+            help="Outputs of the UNet; default: queries_keys where the bundle and the GPUs' kernels have it, which is "
+            "faster. attention: for Triton's TensorRT backend."
+        ),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Build the plan even if it exists.")] = False,
 ) -> None:
     """Build engine plans for one kind of GPU from the graphs of a bundle."""
@@ -57,6 +65,7 @@ def build(
                 compute_capabilities=compute_capability or (),
                 options=options,
                 report=report,
+                form=form,
                 force=force,
             )
     except KeyboardInterrupt:

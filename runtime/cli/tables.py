@@ -18,7 +18,10 @@ def bundle_tables(facts: BundleFacts) -> Iterator[Table | str]:
     size = "×".join(map(str, facts.image_size))
     yield f"{facts.name}: {facts.precision}, {size} pixels, batch 1 to {facts.max_batch}  {facts.folder}"
     yield ""
-    for name, graph in facts.graphs.items():
+    forms = {
+        f"{name}, form {form}": found for name, graph in facts.graphs.items() for form, found in graph.forms.items()
+    }
+    for name, graph in (facts.graphs | forms).items():
         yield (
             f"{name}: {si(graph.parameters)} parameters, {si(graph.weight_bytes)}B, {si(graph.flops)}FLOP and "
             f"{_activations(graph.activation_bytes)} per image, opset {graph.opset}"

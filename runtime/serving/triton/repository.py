@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from diffseg.engines.bundle.bundle import PLANS, Bundle
-from diffseg.engines.bundle.manifest import ENCODER, MANIFEST, UNET
+from diffseg.engines.bundle.manifest import ATTENTION, ENCODER, MANIFEST, UNET
 from diffseg.engines.errors import BundleError, PlanError, ProviderError
 from diffseg.engines.files import atomic_folder, expand_user
 from diffseg.engines.tensorrt.lookup import build_command, from_bundle, list_plans
@@ -109,17 +109,23 @@ def _check_neighbours(target: Path) -> None:
 def find_tensorrt_plan(bundle: Bundle, key: str | None = None) -> Plan:
     """Find the TensorRT plan to serve. The server's machine is unknown here, so the plan is not checked against a GPU.
 
+    Only plans of the form `attention` are served: Triton's backend has no kernel that averages queries and keys.
+
     Raises:
         PlanError: there is none, or several and no `key`, or one that Triton can't load.
     """
     plans = [plan for _, plan in list_plans(bundle) if isinstance(plan, Plan) and from_bundle(plan.record.spec, bundle)]
-    fitting = {plan.record.spec.key: plan for plan in plans if plan.record.spec.engine == "tensorrt"}
+    native = [plan for plan in plans if plan.record.spec.engine == "tensorrt"]
+    fitting = {plan.record.spec.key: plan for plan in native if plan.record.spec.form == ATTENTION}
+    command = build_command(bundle, "tensorrt", ATTENTION if bundle.manifest.graphs[UNET].forms else None)
     known = "; ".join(f"{name} ({plan.record.spec.purpose})" for name, plan in fitting.items())
     if not fitting:
         others = " (Triton does not read its tensorrt-rtx plans)" if plans else ""
+        if native:
+            others = f" of the form {ATTENTION} (Triton has no kernel for {native[0].record.spec.form})"
         raise PlanError(
             f"bundle {bundle.manifest.name!r} has no tensorrt plan{others}; build one on the GPU that will serve it: "
-            f"{build_command(bundle, 'tensorrt')}"
+            f"{command}"
         )
     if key is not None and key not in fitting:
         raise PlanError(f"bundle {bundle.manifest.name!r} has no tensorrt plan {key!r}; it has {known}")
@@ -131,7 +137,7 @@ def find_tensorrt_plan(bundle: Bundle, key: str | None = None) -> Plan:
     if plan.record.spec.options.strip_weights:
         raise PlanError(
             f"plan {plan.folder.name} was built with --strip-weights, and Triton cannot restore the weights; build one "
-            f"without: {build_command(bundle, 'tensorrt')}"
+            f"without: {command}"
         )
     return plan
 

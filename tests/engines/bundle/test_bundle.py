@@ -6,7 +6,6 @@ import time
 from pathlib import Path
 
 import pytest
-from diffseg.engines.bundle import specs
 from diffseg.engines.bundle.bundle import (
     Bundle,
     embedded_models,
@@ -20,7 +19,6 @@ from diffseg.engines.bundle.manifest import (
     MAX_ROUNDS,
     QUERIES_KEYS,
     UNET,
-    Graph,
     Manifest,
     is_safe_name,
     read_manifest,
@@ -29,7 +27,6 @@ from diffseg.engines.errors import BundleError, BundleNotFoundError, DiffsegErro
 from diffseg.engines.records import MAX_BYTES
 from hypothesis import given
 from hypothesis import strategies as st
-from msgspec import structs
 
 
 def edit(bundle, change):
@@ -229,18 +226,6 @@ def test_bundles_of_earlier_exports_still_open():
     assert manifest.graphs["unet"].layers == {}
     assert manifest.graphs["unet"].forms == {}
     assert manifest.defaults.thresholds == (1.0, 1.0, 1.0)
-
-
-@pytest.fixture
-def formed_bundle(fake_bundle):
-    """The bundle without meaning, with the queries and keys of its UNet."""
-    manifest = fake_bundle.manifest
-    (fake_bundle.folder / "unet.queries_keys.onnx").write_bytes(b"form" * 100)
-    tensors = specs.queries_keys_tensors((64, 64), 4, manifest.attention, (40, 80), "float16", 4)
-    form = Graph("unet.queries_keys.onnx", ("unet.onnx.data",), tensors, 18, 10, 20)
-    unet = structs.replace(manifest.graphs[UNET], forms={QUERIES_KEYS: form})
-    write_manifest(fake_bundle.folder, structs.replace(manifest, graphs=manifest.graphs | {UNET: unet}))
-    return Bundle.open(fake_bundle.folder)
 
 
 def test_a_form_is_found_by_its_name(formed_bundle):

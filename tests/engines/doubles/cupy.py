@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
+from tests.engines.doubles.kernels import make_raw_module
 from tests.engines.doubles.signatures import MisuseError, ModuleDouble, function_like, mirrors, real_module
 
 
@@ -12,7 +13,7 @@ class _Pinned(bytearray):
     """Page-locked memory: copies from it are made when the stream comes to them."""
 
 
-def make_cupy(machine, name=b"NVIDIA L4"):  # noqa: C901 - one closure per name of the module
+def make_cupy(machine, name=b"NVIDIA L4", capability="89"):  # noqa: C901 - one closure per name of the module
     """Return a double of the module `cupy` on the devices of a `Machine`."""
     real = real_module("cupy")
     arrays = _make_array(machine, real)
@@ -78,6 +79,14 @@ def make_cupy(machine, name=b"NVIDIA L4"):  # noqa: C901 - one closure per name 
         def __init__(self, device=None):
             self._id = machine.device if device is None else int(device)
 
+        @property
+        def id(self):
+            return self._id
+
+        @property
+        def compute_capability(self):
+            return capability
+
         def use(self):
             machine.device = self._id
 
@@ -111,6 +120,7 @@ def make_cupy(machine, name=b"NVIDIA L4"):  # noqa: C901 - one closure per name 
         zeros=zeros,
         asarray=asarray,
         ascontiguousarray=ascontiguousarray,
+        RawModule=make_raw_module(machine, real, arrays),
         cuda=cuda,
     )
 
@@ -136,6 +146,10 @@ def _make_array(machine, real):  # noqa: C901 - one method per name of the class
         @property
         def ndim(self):
             return self._view.ndim
+
+        @property
+        def flags(self):
+            return SimpleNamespace(c_contiguous=self._view.flags.c_contiguous)
 
         @property
         def nbytes(self):

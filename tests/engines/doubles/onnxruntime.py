@@ -20,7 +20,7 @@ TENSORRT_OPTIONS = {
     "trt_profile_opt_shapes", "trt_profile_max_shapes", "trt_fp16_enable", "trt_bf16_enable",
 }  # fmt: skip
 OPTIONS = {"CUDAExecutionProvider": CUDA_OPTIONS, "TensorrtExecutionProvider": TENSORRT_OPTIONS}
-KINDS = {"tensor(uint8)": np.uint8, "tensor(float)": np.float32}
+KINDS = {"tensor(uint8)": np.uint8, "tensor(float)": np.float32, "tensor(float16)": np.float16}
 
 
 class GpuOnnxRuntime:

@@ -138,7 +138,7 @@ MUTANTS = {
     "a capture that is not ended": (session, "captured = self.stream.end_capture()", "captured = None"),
     "a capture before the first execution": (
         session,
-        "        self._execute(graph, ready)\n        ready.runs += 1",
+        "        self._execute(graph, ready, batch)\n        ready.runs += 1",
         "        ready.runs += 1",
     ),
     "a capture without the question": (session, "if not ready.captures(self.stream.ptr):", "if False:"),

@@ -20,11 +20,13 @@ from diffseg.engines.errors import MissingPackageError, PlanError
 from diffseg.engines.machine import Gpu, Gpus
 from diffseg.engines.packages import install_command
 from diffseg.engines.tensorrt import pipeline as build_module
+from diffseg.engines.tensorrt.build import engine_version
 from diffseg.engines.tensorrt.lookup import Machine, find_plan, mismatches
 from diffseg.engines.tensorrt.pipeline import build_plan
 from diffseg.engines.tensorrt.plan import BuildOptions, Plan
 from typer.testing import CliRunner
 
+from tests.engines.formed import make_formed
 from tests.engines.toy import make_toy
 
 NO_GPU = Gpus((), "none in this test")
@@ -248,6 +250,25 @@ def test_the_embedded_model_is_built_from_the_command_line(models):
         assert found.wrong_precision(bundle.manifest.precision, bundle.manifest.graphs[graph].layers) == {}
     assert record.layers["unet"].counts["matmul"]["float16"] > 40
     check_commands(folder, record, bundle.manifest.graphs["unet"].layers["MatMul"]["float16"])
+
+
+def test_the_form_that_is_executed_is_built(tmp_path):
+    bundle = make_formed(tmp_path / "toy")
+    words = ["build", str(bundle.folder), "--engine", "tensorrt-rtx", "--compute-capability", "8.9"]
+    for form, options in (("queries_keys", []), ("attention", ["--form", "attention"])):
+        result = CliRunner().invoke(app, [*words, *options])
+        assert result.exit_code == 0, result.output
+        here = Machine(engine_version("tensorrt-rtx"), L4, "linux", "x86_64")
+        plan = find_plan(bundle, "tensorrt-rtx", here, (form,))
+        assert plan.record.spec.form == form
+        assert plan.folder.name in result.output
+        assert plan.record.spec.content == bundle.contents(form)
+    plain = make_toy(tmp_path / "plain")
+    refused = CliRunner().invoke(
+        app, ["build", str(plain.folder), "--engine", "tensorrt-rtx", "--form", "queries_keys"]
+    )
+    assert refused.exit_code != 0
+    assert "unet has no form 'queries_keys'; export the bundle again" in str(refused.exception)
 
 
 def check_commands(folder, record, products):

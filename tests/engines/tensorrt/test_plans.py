@@ -11,9 +11,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from diffseg.cli.tables import bundle_tables
 from diffseg.engines.bundle.bundle import Bundle, open_bundle, write_manifest
+from diffseg.engines.bundle.manifest import ATTENTION, QUERIES_KEYS
 from diffseg.engines.errors import PlanError
 from diffseg.engines.files import cache_folder
+from diffseg.engines.inspect import inspect_bundle
 from diffseg.engines.machine import Gpu
 from diffseg.engines.tensorrt.lookup import (
     Machine,
@@ -330,6 +333,65 @@ def test_the_key_of_a_plan_does_not_change_between_versions():
         profiles={"unet": {"latent": {"min": (1, 4, 8, 8), "opt": (1, 4, 8, 8), "max": (4, 4, 8, 8)}}},
     )
     assert spec.key == "tensorrt-10.13.3.9-sm89-2c2a2ee8a437"
+
+
+def formed_spec(spec, bundle, form):
+    profiles = {name: graph.tensors.profile() for name, graph in bundle.graphs(form).items()}
+    return structs.replace(spec, content=bundle.contents(form), profiles=profiles, form=form)
+
+
+def test_a_record_without_a_form_is_one_of_the_attention(fake_bundle, spec):
+    folder = put(spec, fake_bundle.folder / "plans")
+    value = json.loads((folder / RECORD).read_text())
+    assert value["spec"].pop("form") == ATTENTION
+    (folder / RECORD).write_text(json.dumps(value))
+    plan = Plan.open(folder)
+    assert plan.record.spec == spec
+    assert find_plan(fake_bundle, "tensorrt-rtx", HERE) == plan
+
+
+def test_a_plan_of_each_form_is_found(formed_bundle, spec):
+    specs = {form: formed_spec(spec, formed_bundle, form) for form in (ATTENTION, QUERIES_KEYS)}
+    assert specs[ATTENTION].key != specs[QUERIES_KEYS].key
+    assert "form queries_keys" in specs[QUERIES_KEYS].purpose
+    assert "form" not in specs[ATTENTION].purpose
+    root = formed_bundle.folder / "plans"
+    folders = {ATTENTION: put(specs[ATTENTION], root)}
+    assert find_plan(formed_bundle, "tensorrt-rtx", HERE).folder == folders[ATTENTION]
+    folders[QUERIES_KEYS] = put(specs[QUERIES_KEYS], root)
+    assert find_plan(formed_bundle, "tensorrt-rtx", HERE).folder == folders[QUERIES_KEYS]
+    for form, folder in folders.items():
+        assert find_plan(formed_bundle, "tensorrt-rtx", HERE, (form,)).folder == folder
+    assert all(problem is None for _, problem in verify_plans(formed_bundle))
+
+
+def test_a_plan_of_a_form_that_is_not_wanted_is_refused_with_the_command(formed_bundle, spec):
+    put(formed_spec(spec, formed_bundle, QUERIES_KEYS), formed_bundle.folder / "plans")
+    with pytest.raises(
+        PlanError, match=r"has the form queries_keys, and attention is wanted here; .*--form attention$"
+    ):
+        find_plan(formed_bundle, "tensorrt-rtx", HERE, (ATTENTION,))
+
+
+def test_a_plan_of_a_form_that_the_bundle_lacks_is_of_other_graphs(formed_bundle, spec):
+    other = formed_spec(spec, formed_bundle, QUERIES_KEYS)
+    graphs = {n: structs.replace(g, forms={}) for n, g in formed_bundle.manifest.graphs.items()}
+    write_manifest(formed_bundle.folder, structs.replace(formed_bundle.manifest, graphs=graphs))
+    assert list(mismatches(other, Bundle.open(formed_bundle.folder), HERE)) == [
+        "was built from other graphs than the bundle has now"
+    ]
+
+
+def test_inspect_shows_the_forms_of_graphs_and_plans(formed_bundle, spec):
+    put(formed_spec(spec, formed_bundle, QUERIES_KEYS), formed_bundle.folder / "plans")
+    facts = inspect_bundle(formed_bundle)
+    assert facts.graphs["vae_encoder"].forms == {}
+    form = facts.graphs["unet"].forms[QUERIES_KEYS]
+    assert form.file == "unet.queries_keys.onnx"
+    assert [tensor.name for tensor in form.outputs] == ["queries_8", "keys_8", "queries_4", "keys_4"]
+    assert [plan.form for plan in facts.plans] == [QUERIES_KEYS]
+    text = [item for item in bundle_tables(facts) if isinstance(item, str)]
+    assert any(line.startswith("unet, form queries_keys: ") for line in text)
 
 
 def test_a_record_that_was_altered_is_refused(fake_bundle, spec):

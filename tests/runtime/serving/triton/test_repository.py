@@ -268,6 +268,30 @@ def test_which_plan(fake_bundle, repository):
     assert json.loads((repository / "diffseg.json").read_text())["plan"] == one.name
 
 
+def test_triton_s_backend_gets_a_plan_of_the_attention(formed_bundle, repository):
+    """It has no kernel for queries and keys."""
+    form = "queries_keys"
+    profiles = {name: graph.tensors.profile() for name, graph in formed_bundle.graphs(form).items()}
+    other = plan_of(formed_bundle, form=form, content=formed_bundle.contents(form), profiles=profiles)
+    options = Options(Platform.TENSORRT)
+    with pytest.raises(
+        PlanError,
+        match="no tensorrt plan of the form attention .Triton has no kernel for queries_keys.; .* --form attention$",
+    ):
+        write_repository(formed_bundle, repository, options)
+    plan = plan_of(formed_bundle)
+    write_repository(formed_bundle, repository, options)
+    assert json.loads((repository / "diffseg.json").read_text())["plan"] == plan.name
+    assert (repository / "diffseg_unet/1/model.plan").read_bytes() == (plan / "unet.plan").read_bytes()
+    config = (repository / "diffseg_unet/config.pbtxt").read_text()
+    assert "attention_8" in config
+    assert "queries_8" not in config
+    write_repository(formed_bundle, repository, Options(Platform.ONNXRUNTIME), overwrite=True)
+    assert (repository / "diffseg_unet/1/model.onnx").read_bytes() == (formed_bundle.folder / "unet.onnx").read_bytes()
+    write_repository(formed_bundle, repository, overwrite=True)  # the whole bundle, in which diffseg itself chooses
+    assert (repository / "diffseg/1" / BUNDLE / "plans" / other.name / "unet.plan").is_file()
+
+
 def test_a_plan_without_weights_is_refused(fake_bundle, repository):
     plan_of(fake_bundle, options=BuildOptions(strip_weights=True))
     with pytest.raises(PlanError, match="--strip-weights, and Triton cannot restore the weights"):
