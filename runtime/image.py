@@ -2,68 +2,128 @@
 
 from __future__ import annotations
 
+import io
+import os
 import threading
 import warnings
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import IO, TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
 import numpy as np
 from diffseg.engines.errors import ImageError
-from PIL import Image, ImageOps, UnidentifiedImageError
+from diffseg.foreign import HEAD, foreign_kind
+from diffseg.pixels import CHANNEL_ORDERS, ChannelOrder, array_to_rgb, image_to_rgb, is_array
+from PIL import Image, UnidentifiedImageError
 
 if TYPE_CHECKING:
+    from diffseg.pixels import ArrayLike, DlpackLike
     from numpy.typing import NDArray
 
-ImageSource: TypeAlias = "str | Path | Image.Image | NDArray[np.uint8]"
+ImageSource: TypeAlias = (
+    "str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes] | Image.Image"
+    " | NDArray[Any] | ArrayLike | DlpackLike"
+)
+ACCEPTED_SOURCES = "a path, bytes, an open file, a PIL image or an array"
 Fit = Literal["stretch", "crop", "pad"]
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 """Formats that are decoded from untrusted sources. EPS, which starts Ghostscript, and rarely used formats are not."""
 PAD_GREY = (127, 127, 127)
-BYTE = 255
 SUFFIXES = frozenset({".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 """Suffixes of the images in a folder. A file given by its own path may have any suffix."""
 
 _warnings_lock = threading.Lock()  # all threads share one list of warning filters
 
 
-def read_image(source: ImageSource) -> Image.Image:
+def read_image(source: ImageSource, channel_order: ChannelOrder = "rgb") -> Image.Image:
     """Decode an image to RGB, upright.
 
     The EXIF orientation is applied, transparent images are composited over white, 16-bit and float greyscale images
-    are scaled to 8 bits, and only the first frame of an animation is used.
+    are scaled to 8 bits, and only the first frame of an animation is used. Bytes and open files may come from
+    anywhere, so only `FORMATS` are decoded from them; a path may have any format that Pillow reads.
 
     Args:
-        source: a path, a PIL image, or a uint8 array (H, W, 3).
+        source: a path, the bytes of an image file, an open binary file (read from its start if it can seek), a PIL
+            image, or an array of any library: (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) of uint8, uint16 or float
+            (0 to 1).
+        channel_order: `bgr` for arrays of OpenCV. It concerns arrays alone: files know their order.
 
     Raises:
         ImageError: the file does not exist, is not an image, is damaged or empty, or has more than 178 megapixels
-            (a decompression bomb).
+            (a decompression bomb); or the array is not one of those.
+        ValueError: an unknown channel order.
     """
-    if isinstance(source, np.ndarray):
-        return _from_array(source)
-    if not isinstance(source, Image.Image | str | Path):
-        raise ImageError(
-            f"an image must be a path, a PIL image or a uint8 array (H, W, 3), found {type(source).__name__}"
-        )
-    name = str(source) if isinstance(source, str | Path) else "image"
+    if channel_order not in CHANNEL_ORDERS:
+        raise ValueError(f"channel_order must be {' or '.join(CHANNEL_ORDERS)}, found {channel_order!r}")
+    file = _file(source)
+    if file is None and not isinstance(source, Image.Image):
+        if is_array(source):
+            return array_to_rgb(source, channel_order)
+        raise ImageError(f"an image must be {ACCEPTED_SOURCES}, found {type(source).__name__}")
+    name = source_name(source) or "image"
     try:
-        if isinstance(source, Image.Image):
-            return _to_rgb(source)
-        with open_lazily(Path(source)) as image:
-            return _to_rgb(image)
+        if file is None:
+            return image_to_rgb(cast("Image.Image", source))
+        with open_lazily(file, None if isinstance(file, Path) else FORMATS) as image:
+            return image_to_rgb(image)
     except ImageError:
         raise
     except Image.DecompressionBombError as error:
         raise ImageError(f"{name}: {error}; scale it down first") from None
     except FileNotFoundError:
-        raise ImageError(f"{name}: no such file") from None
-    except UnidentifiedImageError:
-        size = Path(name).stat().st_size
-        raise ImageError(f"{name}: {'an empty file' if size == 0 else 'not an image that Pillow can read'}") from None
+        hint = "; download it first, and pass its bytes" if name.startswith(("http:/", "https:/")) else ""
+        raise ImageError(f"{name}: no such file{hint}") from None
     except Exception as error:  # for a damaged file, a decoder may raise any exception  # noqa: BLE001
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ImageError(f"{name}: cannot be decoded ({reason})") from None
+        raise ImageError(f"{name}: {_problem(file, error)}") from None
+
+
+def source_name(source: object) -> str | None:
+    """Return the path of an image, or the name of its open file; None for images in memory."""
+    if isinstance(source, str | os.PathLike):
+        return os.fspath(source)
+    name = getattr(source, "filename" if isinstance(source, Image.Image) else "name", None)
+    return name if isinstance(name, str) and name else None
+
+
+def _file(source: object) -> Path | IO[bytes] | None:
+    """Return what Pillow can open, or None if the source is no file."""
+    if isinstance(source, str | os.PathLike):
+        return Path(source)
+    if isinstance(source, bytes | bytearray | memoryview):
+        return io.BytesIO(source)
+    read = getattr(source, "read", None)
+    if read is None or isinstance(source, Image.Image):
+        return None
+    name = source_name(source) or "image"
+    try:
+        binary = isinstance(read(0), bytes)
+        if binary and getattr(source, "seekable", lambda: False)():
+            return cast("IO[bytes]", source)
+        data = read() if binary else b""
+    except (OSError, ValueError) as error:
+        if isinstance(error, ImageError):
+            raise
+        raise ImageError(f"{name}: cannot be read ({error})") from None
+    if not binary:
+        raise ImageError(f"{name}: the file must be open in binary mode, as with open(…, 'rb')")
+    return io.BytesIO(data)
+
+
+def _problem(file: Path | IO[bytes] | None, error: Exception) -> str:
+    """Say why a file could not be decoded."""
+    head = b""
+    if file is not None:
+        with suppress(OSError, ValueError), file.open("rb") if isinstance(file, Path) else nullcontext(file) as stream:
+            stream.seek(0)
+            head = stream.read(HEAD)
+    if known := foreign_kind(head):
+        return known
+    if isinstance(error, UnidentifiedImageError):
+        formats = "an image that Pillow can read" if isinstance(file, Path) else f"an image ({', '.join(FORMATS)})"
+        return f"not {formats}" if head else "an empty file"
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return f"cannot be decoded ({reason})"
 
 
 def open_lazily(source: Path | IO[bytes], formats: tuple[str, ...] | None = None) -> Image.Image:
@@ -77,41 +137,6 @@ def open_lazily(source: Path | IO[bytes], formats: tuple[str, ...] | None = None
         # Pillow warns from 90 megapixels on, which is acceptable here. Above 178 megapixels it raises.
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         return Image.open(source, formats=formats)
-
-
-def _from_array(array: NDArray[Any]) -> Image.Image:
-    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or 0 in array.shape:  # noqa: PLR2004
-        raise ImageError(f"an array must be uint8 (H, W, 3), found {array.dtype} {array.shape}")
-    return Image.fromarray(np.ascontiguousarray(array))
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if 0 in image.size:
-        raise ImageError(f"an image must have pixels, found {image.size[0]} × {image.size[1]}")
-    image.load()
-    upright = ImageOps.exif_transpose(image)
-    if upright.mode == "RGB" and "transparency" not in upright.info:
-        return upright
-    if upright.mode.startswith(("I", "F")):
-        return _grey_to_8_bit(upright).convert("RGB")
-    if upright.mode in ("LA", "PA", "La", "RGBA", "RGBa") or "transparency" in upright.info:
-        rgba = upright.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, "white")
-        return Image.alpha_composite(white, rgba).convert("RGB")
-    return upright.convert("RGB")
-
-
-def _grey_to_8_bit(image: Image.Image) -> Image.Image:
-    """Scale a 16-bit, 32-bit or float greyscale image to 8 bits. Pillow's own conversion would clip it to white."""
-    values = np.nan_to_num(np.asarray(image, dtype=np.float64))
-    largest = values.max()
-    if image.mode.startswith("I;16") or (image.mode == "I" and BYTE < largest <= 65535):  # noqa: PLR2004
-        values /= 257
-    elif image.mode == "F" and largest <= 1:
-        values *= BYTE
-    elif largest > BYTE:
-        values *= BYTE / largest
-    return Image.fromarray(np.clip(values, 0, BYTE).astype(np.uint8))
 
 
 @dataclass(frozen=True, slots=True)

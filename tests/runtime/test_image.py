@@ -138,7 +138,7 @@ def test_paths_that_are_no_files(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "wrong", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.float32), np.zeros((0, 4, 3), np.uint8), 7, None]
+    "wrong", [np.zeros((4, 4, 2), np.uint8), np.zeros((4, 4, 3), np.int64), np.zeros((0, 4, 3), np.uint8), 7, None]
 )
 def test_what_is_no_image_in_memory(wrong):
     with pytest.raises(ImageError, match="found"):
