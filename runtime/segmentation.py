@@ -18,6 +18,7 @@ from diffseg.formats.names import DEFAULT_FORMATS, Format, parse_formats
 from diffseg.formats.polygons import Polygon, polygons
 from diffseg.formats.rle import Counts, compress, run_lengths
 from diffseg.image import Segment
+from diffseg.origin import Origin
 from diffseg.stages import stage
 from msgspec import structs
 from PIL import Image
@@ -37,6 +38,7 @@ class Segmentation:
         image: the decoded image, RGB.
         settings: the thresholds, anchors and refinement that were used.
         attention: the aggregated attention if it was kept, else None.
+        origin: where the image and the masks come from; None if it is not known, as in Triton.
     """
 
     labels: NDArray[np.uint16]
@@ -45,6 +47,7 @@ class Segmentation:
     image: Image.Image
     settings: MergeSettings
     attention: AggregatedAttention | None = None
+    origin: Origin | None = None
 
     @classmethod
     def of(
@@ -55,6 +58,7 @@ class Segmentation:
         timings: dict[str, float],
         *,
         keep_attention: bool = False,
+        origin: Origin | None = None,
     ) -> Segmentation:
         """Make the masks of an image from its attention.
 
@@ -65,6 +69,7 @@ class Segmentation:
             settings: the thresholds, anchors and refinement.
             timings: seconds per stage so far; those of the following stages are added.
             keep_attention: keep a copy of the attention for `resegment`.
+            origin: where the image and the masks come from.
         """
         labels, segments = attention.masks(settings, timings)
         return cls(
@@ -74,6 +79,7 @@ class Segmentation:
             image=image,
             settings=settings,
             attention=attention.copy() if keep_attention else None,
+            origin=origin,
         )
 
     def kept_attention(self) -> AggregatedAttention:
@@ -178,6 +184,7 @@ class Segmentation:
         return {
             "width": width,
             "height": height,
+            "origin": None if self.origin is None else asdict(self.origin),
             "segments": [asdict(segment) | {"segmentation": mask(segment.label)} for segment in self.segments],
             "settings": structs.asdict(self.settings),
             "timings": self.timings,

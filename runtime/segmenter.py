@@ -4,29 +4,27 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, cast, overload
+from typing import Any, TypeAlias, cast, overload
 
 import numpy as np
 from diffseg.arrays import prefetched
 from diffseg.attention import AggregatedAttention, warn_of_mended_rows
 from diffseg.engines.bundle.bundle import Bundle, open_bundle
-from diffseg.engines.bundle.manifest import MergeSettings, Refine, Threshold
+from diffseg.engines.bundle.manifest import MANIFEST, MergeSettings, Refine, Threshold
 from diffseg.engines.errors import DeviceMemoryError, ImageError
+from diffseg.engines.files import sha256
 from diffseg.engines.providers.network import Network
 from diffseg.engines.providers.select import load_network
-from diffseg.image import Fit, ImageSource, Placement, fit_image, read_image
+from diffseg.image import Fit, ImageSource, fit_image, read_image, source_name
 from diffseg.lifetime import Lifetime, portable_model
 from diffseg.methods.aggregate import aggregate_and_count
+from diffseg.origin import Origin
 from diffseg.pixels import ChannelOrder
+from diffseg.prepared import Prepared
 from diffseg.segmentation import Segmentation
 from diffseg.stages import stage
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-    from PIL import Image
 
 Many: TypeAlias = list[Any] | tuple[Any, ...] | Generator[Any, None, None]
 """Images that give a list of results. At run time, any iterator will do."""
@@ -52,6 +50,7 @@ class Segmenter(Lifetime):
         self.batch = batch
         self._batch_limit = batch  # reduced when the device runs out of memory
         self.settings = manifest.defaults
+        self._bundle_sha256 = sha256(bundle.folder / MANIFEST)
 
     @classmethod
     def load(
@@ -210,7 +209,9 @@ class Segmenter(Lifetime):
             picture = read_image(source, channel_order)
         with stage(timings, "resize"):
             pixels, placement = fit_image(picture, self.bundle.manifest.image_size, fit)
-        return Prepared(picture, pixels, placement, timings, settings or self.settings, keep_attention)
+        name = self.bundle.manifest.name
+        origin = Origin(source_name(source), name, self._bundle_sha256, self.provider, fit)
+        return Prepared(picture, pixels, placement, timings, settings or self.settings, keep_attention, origin)
 
     def finish(self, images: Sequence[Prepared]) -> list[Segmentation]:
         """Segment prepared images in one batch, each with its own settings.
@@ -265,20 +266,9 @@ class Segmenter(Lifetime):
                         image.settings,
                         timings,
                         keep_attention=image.keep_attention,
+                        origin=image.origin,
                     )
                 )
             session.wait()  # also finishes the copies of kept attention
             warn_of_mended_rows(attentions)
         return results
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Prepared:
-    """An image that is ready for the network, with its settings."""
-
-    picture: Image.Image
-    pixels: NDArray[np.uint8]
-    placement: Placement
-    timings: dict[str, float]
-    settings: MergeSettings
-    keep_attention: bool

@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
-import glob
 import os
 import time
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from diffseg.cli.terminal import FAILED, consoles, fail, track
+from diffseg.cli.report import Report
+from diffseg.cli.sources import result_path, sources
+from diffseg.cli.terminal import FAILED, fail, log_to_stderr, track
 from diffseg.engines.bundle.manifest import Refine
 from diffseg.engines.errors import DiffsegError, ImageError
 from diffseg.engines.providers.select import Provider
-from diffseg.formats.names import DEFAULT_FORMATS, FORMATS, parse_formats
+from diffseg.formats.names import DEFAULT_FORMATS, FORMATS, Format, parse_formats
 from diffseg.image import Fit
-
-OUTPUT_ENDINGS = (".labels.png", ".overlay.png")
 
 
 def segment(
-    images: Annotated[list[str], typer.Argument(metavar="IMAGE", help="Image files, folders or glob patterns.")],
+    images: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="IMAGE", help="Image files, folders, glob patterns, http(s) URLs, or - for standard input."
+        ),
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="Folder for the results.")] = Path(),
-    model: Annotated[str, typer.Option(help="Embedded model, bundle folder or hub id.")] = "tiny",
+    model: Annotated[str, typer.Option("--model", "-m", help="Embedded model, bundle folder or hub id.")] = "tiny",
     provider: Annotated[Provider, typer.Option(help="Provider that executes the network.")] = Provider.AUTO,
     threshold: Annotated[
         float | None,
@@ -47,22 +50,27 @@ def segment(
     device: Annotated[
         int | None, typer.Option(min=0, help="Index of the NVIDIA GPU, in CUDA's order; default: the first.")
     ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Also print the JSON of each image on standard output, one per line.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only, and what --json prints.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Say why a provider was chosen, and how long each stage took.")
+    ] = False,
 ) -> None:
     """Segment images. For each one, write NAME.labels.png, NAME.overlay.png and NAME.json, or what --format names."""
     from diffseg.segmenter import Segmenter
 
-    try:
-        wanted = parse_formats(formats)
-    except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="--format") from None
-
-    paths = expand(images)
+    wanted = _formats(formats)
+    paths = sources(images)
     if not paths:
         raise typer.BadParameter(f"no images in {', '.join(images)}", param_hint="IMAGE")
-    names = output_names(paths)
+    names = output_names([result_path(source) for source in paths])
     problem = folder_problem(output)
     if problem is not None:  # check before the work, which can take minutes
         fail(f"cannot write to {output}: {problem}; choose another folder with -o")
+    if verbose:
+        log_to_stderr()
     try:
         segmenter = Segmenter.load(
             model,
@@ -75,49 +83,31 @@ def segment(
         raise
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
-    console, errors = consoles()
-    console.print(f"model {segmenter.bundle.manifest.name}, provider {segmenter.provider}", style="dim")
-    failed = 0
+    report = Report(quiet=quiet, verbose=verbose, as_json=as_json)
+    report.status(f"model {segmenter.bundle.manifest.name}, provider {segmenter.provider}")
     results = segmenter.stream(paths, threshold, anchors=anchors, fit=fit, refine=refine)
     for (source, result), name in zip(track(results, len(paths)), names, strict=True):
         if isinstance(result, ImageError):
-            failed += 1
-            errors.print(f"error: {result}", style="red")
+            report.failed(source, str(result))
             continue
         start = time.perf_counter()
         try:
-            files = result.save(output, name, wanted, source=Path(str(source)).name)
+            files = result.save(output, name, wanted, source=result_path(source).name)
         except OSError as error:
-            failed += 1
-            errors.print(f"error: {source}: cannot write to {output} ({error.strerror})", style="red")
+            report.failed(source, f"{source}: cannot write to {output} ({error.strerror})")
             continue
         seconds = sum(result.timings.values()) + time.perf_counter() - start
-        count = len(result.segments)
-        shown = next((file for file in files if file.name.endswith(".overlay.png")), files[0])
-        console.print(f"{source} → {shown}  {count} segment{'s' * (count != 1)}  {seconds:.2f} s")
-    if failed:
-        errors.print(f"{failed} of {len(paths)} images failed", style="red")
+        report.done(source, result, files, seconds)
+    if report.failures:
+        report.error(f"{report.failures} of {len(paths)} images failed")
         raise typer.Exit(FAILED)
 
 
-def expand(images: Iterable[str]) -> list[Path]:
-    """Replace folders by the images in them and glob patterns by their matches; list each path once."""
-    from diffseg.image import SUFFIXES
-
-    def wanted(path: Path) -> bool:
-        return path.is_file() and not path.name.endswith(OUTPUT_ENDINGS)
-
-    paths: dict[Path, None] = {}
-    for item in images:
-        path = Path(item).expanduser()
-        if path.is_dir():
-            found = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and wanted(p))
-        elif not path.exists() and glob.has_magic(item):
-            found = sorted(p for p in map(Path, glob.glob(str(path), recursive=True)) if wanted(p))  # noqa: PTH207 - absolute and ** patterns
-        else:
-            found = [path]
-        paths.update(dict.fromkeys(found))
-    return list(paths)
+def _formats(text: str) -> tuple[Format, ...]:
+    try:
+        return parse_formats(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--format") from None
 
 
 def folder_problem(folder: Path) -> str | None:

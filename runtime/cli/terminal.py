@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, NoReturn, TypeVar
@@ -36,6 +37,15 @@ def track(results: Iterable[T], total: int, description: str = "segmenting") -> 
     from rich import progress
 
     return progress.track(results, description, total, console=consoles()[1], transient=True)
+
+
+def log_to_stderr() -> None:
+    """Print what the package logs, from INFO on, on standard error."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger = logging.getLogger("diffseg")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
 
 
 def fail(message: str, code: int = FAILED) -> NoReturn:
