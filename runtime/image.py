@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import io
+import math
 import os
 import threading
 import warnings
-from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
 import numpy as np
 from diffseg.engines.errors import ImageError
-from diffseg.foreign import HEAD, foreign_kind
 from diffseg.pixels import CHANNEL_ORDERS, ChannelOrder, array_to_rgb, image_to_rgb, is_array
-from PIL import Image, UnidentifiedImageError
+from diffseg.sources import file_problem, source_file, source_name
+from PIL import Image
 
 if TYPE_CHECKING:
     from diffseg.pixels import ArrayLike, DlpackLike
@@ -56,7 +55,7 @@ def read_image(source: ImageSource, channel_order: ChannelOrder = "rgb") -> Imag
     """
     if channel_order not in CHANNEL_ORDERS:
         raise ValueError(f"channel_order must be {' or '.join(CHANNEL_ORDERS)}, found {channel_order!r}")
-    file = _file(source)
+    file = source_file(source)
     if file is None and not isinstance(source, Image.Image):
         if is_array(source):
             return array_to_rgb(source, channel_order)
@@ -75,55 +74,7 @@ def read_image(source: ImageSource, channel_order: ChannelOrder = "rgb") -> Imag
         hint = "; download it first, and pass its bytes" if name.startswith(("http:/", "https:/")) else ""
         raise ImageError(f"{name}: no such file{hint}") from None
     except Exception as error:  # for a damaged file, a decoder may raise any exception  # noqa: BLE001
-        raise ImageError(f"{name}: {_problem(file, error)}") from None
-
-
-def source_name(source: object) -> str | None:
-    """Return the path of an image, or the name of its open file; None for images in memory."""
-    if isinstance(source, str | os.PathLike):
-        return os.fspath(source)
-    name = getattr(source, "filename" if isinstance(source, Image.Image) else "name", None)
-    return name if isinstance(name, str) and name else None
-
-
-def _file(source: object) -> Path | IO[bytes] | None:
-    """Return what Pillow can open, or None if the source is no file."""
-    if isinstance(source, str | os.PathLike):
-        return Path(source)
-    if isinstance(source, bytes | bytearray | memoryview):
-        return io.BytesIO(source)
-    read = getattr(source, "read", None)
-    if read is None or isinstance(source, Image.Image):
-        return None
-    name = source_name(source) or "image"
-    try:
-        binary = isinstance(read(0), bytes)
-        if binary and getattr(source, "seekable", lambda: False)():
-            return cast("IO[bytes]", source)
-        data = read() if binary else b""
-    except (OSError, ValueError) as error:
-        if isinstance(error, ImageError):
-            raise
-        raise ImageError(f"{name}: cannot be read ({error})") from None
-    if not binary:
-        raise ImageError(f"{name}: the file must be open in binary mode, as with open(…, 'rb')")
-    return io.BytesIO(data)
-
-
-def _problem(file: Path | IO[bytes] | None, error: Exception) -> str:
-    """Say why a file could not be decoded."""
-    head = b""
-    if file is not None:
-        with suppress(OSError, ValueError), file.open("rb") if isinstance(file, Path) else nullcontext(file) as stream:
-            stream.seek(0)
-            head = stream.read(HEAD)
-    if known := foreign_kind(head):
-        return known
-    if isinstance(error, UnidentifiedImageError):
-        formats = "an image that Pillow can read" if isinstance(file, Path) else f"an image ({', '.join(FORMATS)})"
-        return f"not {formats}" if head else "an empty file"
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return f"cannot be decoded ({reason})"
+        raise ImageError(f"{name}: {file_problem(file, error, FORMATS)}") from None
 
 
 def open_lazily(source: Path | IO[bytes], formats: tuple[str, ...] | None = None) -> Image.Image:
@@ -163,6 +114,37 @@ class Placement:
             np.clip(columns, 0, self.size[1] - 1).astype(np.int64),
         )
 
+    def seen(self) -> tuple[slice, slice]:
+        """Return the rows and the columns of the image whose pixels' centres the network sees, at least one of each."""
+        return _within(self.picture[0], self.top, self.height), _within(self.picture[1], self.left, self.width)
+
+    @property
+    def hides(self) -> bool:
+        """Whether the network does not see the whole image, as with `crop`."""
+        rows, columns = self.seen()
+        return (rows.stop - rows.start, columns.stop - columns.start) != self.picture
+
+
+def _within(count: int, start: float, length: float) -> slice:
+    """Return which of `count` pixels have their centres in an interval; at least the one in its middle."""
+    first, stop = max(0, math.ceil(start - 0.5)), min(count, math.ceil(start + length - 0.5))
+    if first < stop:
+        return slice(first, stop)
+    middle = min(max(int(start + length / 2), 0), count - 1)
+    return slice(middle, middle + 1)
+
+
+def is_plain(pixels: NDArray[np.uint8], placement: Placement) -> bool:
+    """Whether an image has one colour only, judged by the network's input (H, W, 3) without the margins of `pad`."""
+    (height, width), (y, x) = (
+        placement.picture,
+        (placement.size[0] / placement.height, placement.size[1] / placement.width),
+    )
+    rows = _within(placement.size[0], -placement.top * y, height * y)
+    columns = _within(placement.size[1], -placement.left * x, width * x)
+    shown = pixels[rows, columns]
+    return bool((shown[0] == shown[0, 0]).all() and (shown == shown[0, 0]).all())
+
 
 def fit_image(image: Image.Image, size: tuple[int, int], fit: Fit = "stretch") -> tuple[NDArray[np.uint8], Placement]:
     """Resize an image to the network's input size, bilinearly and with antialiasing.
@@ -171,7 +153,7 @@ def fit_image(image: Image.Image, size: tuple[int, int], fit: Fit = "stretch") -
         image: RGB image.
         size: height and width of the network's input, in pixels.
         fit: `stretch` changes the aspect ratio to that of the input; `crop` uses the largest centred box with the
-            aspect ratio of the input, and gives pixels outside it the label at its border; `pad` adds grey margins.
+            aspect ratio of the input, and gives all pixels outside it one label of their own; `pad` adds grey margins.
 
     Returns:
         The input, uint8 (H, W, 3), and its placement in the image.
@@ -228,11 +210,12 @@ def place_labels(labels: NDArray[np.uint16], placement: Placement) -> tuple[NDAr
 
     Returns:
         (H, W) uint16 labels from 0 to k-1 without gaps, at the size of the image, and one segment per label, largest
-        first.
+        first. If the network does not see the whole image, the pixels that it does not see have the last label, k-1.
     """
-    rows, columns = placement.indices()
-    top, bottom = _spans(rows, labels.shape[0])
-    left, right = _spans(columns, labels.shape[1])
+    (all_rows, all_columns), (in_rows, in_columns) = placement.indices(), placement.seen()
+    rows, columns = all_rows[in_rows], all_columns[in_columns]
+    top, bottom = (edge + in_rows.start for edge in _spans(rows, labels.shape[0]))
+    left, right = (edge + in_columns.start for edge in _spans(columns, labels.shape[1]))
     seen_rows, seen_columns = np.flatnonzero(bottom > top), np.flatnonzero(right > left)
     seen = labels
     if labels.shape != (len(seen_rows), len(seen_columns)):
@@ -257,7 +240,24 @@ def place_labels(labels: NDArray[np.uint16], placement: Placement) -> tuple[NDAr
     dense = np.zeros(int(labels.max()) + 1, dtype=np.uint16)
     dense[kept] = np.arange(len(kept), dtype=np.uint16)
     placed = dense[labels].take(columns, axis=1).take(rows, axis=0)  # whole rows are copied last, which is fastest
+    if placement.hides:
+        whole = np.full(placement.picture, len(kept), dtype=np.uint16)
+        whole[in_rows, in_columns] = placed
+        segments.append(_void(placement, len(kept)))
+        placed = whole
     return placed, tuple(sorted(segments, key=lambda s: (-s.area, s.label)))
+
+
+def _void(placement: Placement, label: int) -> Segment:
+    """Return the segment of the pixels that the network does not see."""
+    (height, width), (rows, columns) = placement.picture, placement.seen()
+    hidden_rows, hidden_columns = np.ones(height, dtype=bool), np.ones(width, dtype=bool)
+    hidden_rows[rows], hidden_columns[columns] = False, False
+    # A hidden column hides a pixel of every row, and a hidden row one of every column.
+    y = np.arange(height) if hidden_columns.any() else np.flatnonzero(hidden_rows)
+    x = np.arange(width) if hidden_rows.any() else np.flatnonzero(hidden_columns)
+    box = int(x[0]), int(y[0]), int(x[-1] - x[0] + 1), int(y[-1] - y[0] + 1)
+    return Segment(label, height * width - (rows.stop - rows.start) * (columns.stop - columns.start), box)
 
 
 def _spans(indices: NDArray[np.int64], size: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -39,6 +39,7 @@ class Segmentation:
         settings: the thresholds, anchors and refinement that were used.
         attention: the aggregated attention if it was kept, else None.
         origin: where the image and the masks come from; None if it is not known, as in Triton.
+        void: label of the pixels that the network does not see, with `fit="crop"`; None if it sees all of them.
     """
 
     labels: NDArray[np.uint16]
@@ -48,6 +49,7 @@ class Segmentation:
     settings: MergeSettings
     attention: AggregatedAttention | None = None
     origin: Origin | None = None
+    void: int | None = None
 
     @classmethod
     def of(
@@ -80,6 +82,7 @@ class Segmentation:
             settings=settings,
             attention=attention.copy() if keep_attention else None,
             origin=origin,
+            void=_void(attention, segments),
         )
 
     def kept_attention(self) -> AggregatedAttention:
@@ -106,7 +109,9 @@ class Segmentation:
         settings = self.settings.updated(threshold, anchors, refine)
         timings: dict[str, float] = {}
         labels, segments = attention.masks(settings, timings)
-        return replace(self, labels=labels, segments=segments, timings=timings, settings=settings)
+        return replace(
+            self, labels=labels, segments=segments, timings=timings, settings=settings, void=_void(attention, segments)
+        )
 
     def overlay(self, opacity: float = 0.5, *, outline: bool = True) -> Image.Image:
         """Return the image, RGB, with coloured masks over it.
@@ -188,7 +193,7 @@ class Segmentation:
             "segments": [asdict(segment) | {"segmentation": mask(segment.label)} for segment in self.segments],
             "settings": structs.asdict(self.settings),
             "timings": self.timings,
-        }
+        } | ({} if self.void is None else {"void": self.void})
 
     def save(
         self, folder: str | Path, name: str, formats: Iterable[Format] = DEFAULT_FORMATS, *, source: str = ""
@@ -225,3 +230,7 @@ class Segmentation:
         height, width = self.labels.shape
         count = len(self.segments)
         return f"<Segmentation {width} × {height}, {count} segment{'s' * (count != 1)}>"
+
+
+def _void(attention: AggregatedAttention, segments: tuple[Segment, ...]) -> int | None:
+    return len(segments) - 1 if attention.placement.hides else None

@@ -17,13 +17,14 @@ from diffseg.engines.errors import DeviceMemoryError, ImageError
 from diffseg.engines.files import sha256
 from diffseg.engines.providers.network import Network
 from diffseg.engines.providers.select import load_network
-from diffseg.image import Fit, ImageSource, fit_image, read_image, source_name
+from diffseg.image import Fit, ImageSource, fit_image, read_image
 from diffseg.lifetime import Lifetime, portable_model
 from diffseg.methods.aggregate import aggregate_and_count
 from diffseg.origin import Origin
 from diffseg.pixels import ChannelOrder
 from diffseg.prepared import Prepared
 from diffseg.segmentation import Segmentation
+from diffseg.sources import source_name
 from diffseg.stages import stage
 
 Many: TypeAlias = list[Any] | tuple[Any, ...] | Generator[Any, None, None]
