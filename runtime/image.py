@@ -17,11 +17,11 @@ from diffseg.sources import file_problem, source_file, source_name
 from PIL import Image
 
 if TYPE_CHECKING:
-    from diffseg.pixels import ArrayLike, DlpackLike
+    from diffseg.pixels import ArrayLike, DlpackLike, Readable
     from numpy.typing import NDArray
 
 ImageSource: TypeAlias = (
-    "str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes] | Image.Image"
+    "str | os.PathLike[str] | bytes | bytearray | memoryview | Readable | Image.Image"
     " | NDArray[Any] | ArrayLike | DlpackLike"
 )
 ACCEPTED_SOURCES = "a path, bytes, an open file, a PIL image or an array"

@@ -29,6 +29,12 @@ class DlpackLike(Protocol):
     def __dlpack__(self, **kwargs: Any) -> Any: ...  # noqa: ANN401
 
 
+class Readable(Protocol):
+    """An open binary file, or what is read as one."""
+
+    def read(self, size: int = -1, /) -> bytes: ...  # noqa: D102
+
+
 def is_array(value: object) -> TypeGuard[NDArray[Any] | ArrayLike | DlpackLike]:
     """Whether a value is an array of any library."""
     return isinstance(value, np.ndarray) or hasattr(value, "__array__") or hasattr(value, "__dlpack__")
@@ -100,13 +106,13 @@ def _to_8_bit(array: NDArray[Any]) -> NDArray[np.uint8]:
     if array.dtype == np.uint8:
         return array
     if array.dtype.kind == "u" and array.dtype.itemsize == 2:  # noqa: PLR2004 - of either byte order
-        return (array >> 8).astype(np.uint8)  # 257·v becomes v
+        return np.asarray(array >> 8, dtype=np.uint8)  # 257·v becomes v
     if array.dtype.kind == "f":
         least, largest = float(array.min()), float(array.max())  # NaN if there is any
         if not (least >= 0 and largest <= 1):
             hint = "; divide by 255" if 1 < largest <= BYTE and least >= 0 else ""
             raise ImageError(f"an array of floats must be from 0 to 1, found {least:g} to {largest:g}{hint}")
-        return np.rint(array * array.dtype.type(BYTE)).astype(np.uint8)
+        return np.asarray(np.rint(array * array.dtype.type(BYTE)), dtype=np.uint8)
     raise ImageError(f"an array must be {ACCEPTED}, found {array.dtype} {array.shape}; convert its values")
 
 

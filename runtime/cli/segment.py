@@ -16,6 +16,7 @@ from diffseg.engines.errors import DiffsegError, ImageError
 from diffseg.engines.providers.select import Provider
 from diffseg.formats.names import DEFAULT_FORMATS, FORMATS, Format, parse_formats
 from diffseg.image import Fit
+from diffseg.sources import source_name
 
 
 def segment(
@@ -94,7 +95,7 @@ def segment(
         try:
             files = result.save(output, name, wanted, source=result_path(source).name)
         except OSError as error:
-            report.failed(source, f"{source}: cannot write to {output} ({error.strerror})")
+            report.failed(source, f"{source_name(source)}: cannot write to {output} ({error.strerror})")
             continue
         seconds = sum(result.timings.values()) + time.perf_counter() - start
         report.done(source, result, files, seconds)
