@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from diffseg.arrays import Array, namespace, to_host
-from diffseg.image import Placement, Segment, place_labels
+from diffseg.image import Placement, Segment, is_plain, place_labels
 from diffseg.methods import fused
 from diffseg.methods.colour import colour_refine
 from diffseg.methods.kmeans import kmeans_refine
@@ -104,7 +104,7 @@ class AggregatedAttention:
     def masks(
         self, settings: MergeSettings, timings: dict[str, float]
     ) -> tuple[NDArray[np.uint16], tuple[Segment, ...]]:
-        """Merge the attention into masks.
+        """Merge the attention into masks. An image of a single colour is one segment.
 
         Args:
             settings: thresholds, anchors and refinement.
@@ -114,6 +114,10 @@ class AggregatedAttention:
             (H, W) uint16 labels from 0 to k-1 without gaps, at the size of the image, and one segment per label,
             largest first.
         """
+        if is_plain(self.pixels, self.placement):
+            # The padding of the network's convolutions sets the borders of such an image apart.
+            with stage(timings, "merge"):
+                return place_labels(np.zeros(self.placement.size, dtype=np.uint16), self.placement)
         with stage(timings, "merge"):
             proposals, count = self._merge(settings)
         if settings.refine == "kmeans":

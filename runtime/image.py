@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 import stat
 import threading
 import warnings
@@ -9,21 +11,27 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import IO, TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
 import numpy as np
 from diffseg.engines.errors import ImageError
-from PIL import Image, ImageOps, UnidentifiedImageError
+from diffseg.pixels import CHANNEL_ORDERS, ChannelOrder, array_to_rgb, image_to_rgb, is_array
+from diffseg.sources import file_problem, source_file, source_name
+from PIL import Image
 
 if TYPE_CHECKING:
+    from diffseg.pixels import ArrayLike, DlpackLike, Readable
     from numpy.typing import NDArray
 
-ImageSource: TypeAlias = "str | Path | Image.Image | NDArray[np.uint8]"
+ImageSource: TypeAlias = (
+    "str | os.PathLike[str] | bytes | bytearray | memoryview | Readable | Image.Image"
+    " | NDArray[Any] | ArrayLike | DlpackLike"
+)
+ACCEPTED_SOURCES = "a path, bytes, an open file, a PIL image or an array"
 Fit = Literal["stretch", "crop", "pad"]
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 """Formats that are decoded from untrusted sources. EPS, which starts Ghostscript, and rarely used formats are not."""
 PAD_GREY = (127, 127, 127)
-BYTE = 255
 SUFFIXES = frozenset({".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 """Suffixes of the images in a folder. A file given by its own path may have any suffix."""
 
@@ -31,43 +39,46 @@ _accepted: tuple[str, ...] | None = None
 _warnings_lock = threading.Lock()  # all threads share one list of warning filters
 
 
-def read_image(source: ImageSource) -> Image.Image:
+def read_image(source: ImageSource, channel_order: ChannelOrder = "rgb") -> Image.Image:
     """Decode an image to RGB, upright.
 
     The EXIF orientation is applied, transparent images are composited over white, 16-bit and float greyscale images
-    are scaled to 8 bits, and only the first frame of an animation is used.
+    are scaled to 8 bits, and only the first frame of an animation is used. Bytes and open files may come from
+    anywhere, so only `FORMATS` are decoded from them; a path may have any format that Pillow reads.
 
     Args:
-        source: a path, a PIL image, or a uint8 array (H, W, 3).
+        source: a path, the bytes of an image file, an open binary file (read from its start if it can seek), a PIL
+            image, or an array of any library: (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) of uint8, uint16 or float
+            (0 to 1).
+        channel_order: `bgr` for arrays of OpenCV. It concerns arrays alone: files know their order.
 
     Raises:
         ImageError: the file does not exist, is not an image, is damaged or empty, or has more than 178 megapixels
-            (a decompression bomb).
+            (a decompression bomb); or the array is not one of those.
+        ValueError: an unknown channel order.
     """
-    if isinstance(source, np.ndarray):
-        return _from_array(source)
-    if not isinstance(source, Image.Image | str | Path):
-        raise ImageError(
-            f"an image must be a path, a PIL image or a uint8 array (H, W, 3), found {type(source).__name__}"
-        )
-    name = str(source) if isinstance(source, str | Path) else "image"
+    if channel_order not in CHANNEL_ORDERS:
+        raise ValueError(f"channel_order must be {' or '.join(CHANNEL_ORDERS)}, found {channel_order!r}")
+    file = source_file(source)
+    if file is None and not isinstance(source, Image.Image):
+        if is_array(source):
+            return array_to_rgb(source, channel_order)
+        raise ImageError(f"an image must be {ACCEPTED_SOURCES}, found {type(source).__name__}")
+    name = source_name(source) or "image"
     try:
-        if isinstance(source, Image.Image):
-            return _to_rgb(source)
-        with open_lazily(Path(source)) as image:
-            return _to_rgb(image)
+        if file is None:
+            return image_to_rgb(cast("Image.Image", source))
+        with open_lazily(file, None if isinstance(file, Path) else FORMATS) as image:
+            return image_to_rgb(image)
     except ImageError:
         raise
     except Image.DecompressionBombError as error:
         raise ImageError(f"{name}: {error}; scale it down first") from None
     except FileNotFoundError:
-        raise ImageError(f"{name}: no such file") from None
-    except UnidentifiedImageError:
-        size = Path(name).stat().st_size
-        raise ImageError(f"{name}: {'an empty file' if size == 0 else 'not an image that Pillow can read'}") from None
+        hint = "; download it first, and pass its bytes" if name.startswith(("http:/", "https:/")) else ""
+        raise ImageError(f"{name}: no such file{hint}") from None
     except Exception as error:  # for a damaged file, a decoder may raise any exception  # noqa: BLE001
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ImageError(f"{name}: cannot be decoded ({reason})") from None
+        raise ImageError(f"{name}: {file_problem(file, error, FORMATS)}") from None
 
 
 def open_lazily(source: Path | IO[bytes], formats: tuple[str, ...] | None = None) -> Image.Image:
@@ -99,41 +110,6 @@ def only_formats(formats: tuple[str, ...]) -> Iterator[None]:
         _accepted = before
 
 
-def _from_array(array: NDArray[Any]) -> Image.Image:
-    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or 0 in array.shape:  # noqa: PLR2004
-        raise ImageError(f"an array must be uint8 (H, W, 3), found {array.dtype} {array.shape}")
-    return Image.fromarray(np.ascontiguousarray(array))
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if 0 in image.size:
-        raise ImageError(f"an image must have pixels, found {image.size[0]} × {image.size[1]}")
-    image.load()
-    upright = ImageOps.exif_transpose(image)
-    if upright.mode == "RGB" and "transparency" not in upright.info:
-        return upright
-    if upright.mode.startswith(("I", "F")):
-        return _grey_to_8_bit(upright).convert("RGB")
-    if upright.mode in ("LA", "PA", "La", "RGBA", "RGBa") or "transparency" in upright.info:
-        rgba = upright.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, "white")
-        return Image.alpha_composite(white, rgba).convert("RGB")
-    return upright.convert("RGB")
-
-
-def _grey_to_8_bit(image: Image.Image) -> Image.Image:
-    """Scale a 16-bit, 32-bit or float greyscale image to 8 bits. Pillow's own conversion would clip it to white."""
-    values = np.nan_to_num(np.asarray(image, dtype=np.float64))
-    largest = values.max()
-    if image.mode.startswith("I;16") or (image.mode == "I" and BYTE < largest <= 65535):  # noqa: PLR2004
-        values /= 257
-    elif image.mode == "F" and largest <= 1:
-        values *= BYTE
-    elif largest > BYTE:
-        values *= BYTE / largest
-    return Image.fromarray(np.clip(values, 0, BYTE).astype(np.uint8))
-
-
 @dataclass(frozen=True, slots=True)
 class Placement:
     """The box of the image that the network sees. With `pad`, it extends beyond the borders of the image.
@@ -158,6 +134,37 @@ class Placement:
             np.clip(columns, 0, self.size[1] - 1).astype(np.int64),
         )
 
+    def seen(self) -> tuple[slice, slice]:
+        """Return the rows and the columns of the image whose pixels' centres the network sees, at least one of each."""
+        return _within(self.picture[0], self.top, self.height), _within(self.picture[1], self.left, self.width)
+
+    @property
+    def hides(self) -> bool:
+        """Whether the network does not see the whole image, as with `crop`."""
+        rows, columns = self.seen()
+        return (rows.stop - rows.start, columns.stop - columns.start) != self.picture
+
+
+def _within(count: int, start: float, length: float) -> slice:
+    """Return which of `count` pixels have their centres in an interval; at least the one in its middle."""
+    first, stop = max(0, math.ceil(start - 0.5)), min(count, math.ceil(start + length - 0.5))
+    if first < stop:
+        return slice(first, stop)
+    middle = min(max(int(start + length / 2), 0), count - 1)
+    return slice(middle, middle + 1)
+
+
+def is_plain(pixels: NDArray[np.uint8], placement: Placement) -> bool:
+    """Whether an image has one colour only, judged by the network's input (H, W, 3) without the margins of `pad`."""
+    (height, width), (y, x) = (
+        placement.picture,
+        (placement.size[0] / placement.height, placement.size[1] / placement.width),
+    )
+    rows = _within(placement.size[0], -placement.top * y, height * y)
+    columns = _within(placement.size[1], -placement.left * x, width * x)
+    shown = pixels[rows, columns]
+    return bool((shown[0] == shown[0, 0]).all() and (shown == shown[0, 0]).all())
+
 
 def fit_image(image: Image.Image, size: tuple[int, int], fit: Fit = "stretch") -> tuple[NDArray[np.uint8], Placement]:
     """Resize an image to the network's input size, bilinearly and with antialiasing.
@@ -166,7 +173,7 @@ def fit_image(image: Image.Image, size: tuple[int, int], fit: Fit = "stretch") -
         image: RGB image.
         size: height and width of the network's input, in pixels.
         fit: `stretch` changes the aspect ratio to that of the input; `crop` uses the largest centred box with the
-            aspect ratio of the input, and gives pixels outside it the label at its border; `pad` adds grey margins.
+            aspect ratio of the input, and gives all pixels outside it one label of their own; `pad` adds grey margins.
 
     Returns:
         The input, uint8 (H, W, 3), and its placement in the image.
@@ -223,11 +230,12 @@ def place_labels(labels: NDArray[np.uint16], placement: Placement) -> tuple[NDAr
 
     Returns:
         (H, W) uint16 labels from 0 to k-1 without gaps, at the size of the image, and one segment per label, largest
-        first.
+        first. If the network does not see the whole image, the pixels that it does not see have the last label, k-1.
     """
-    rows, columns = placement.indices()
-    top, bottom = _spans(rows, labels.shape[0])
-    left, right = _spans(columns, labels.shape[1])
+    (all_rows, all_columns), (in_rows, in_columns) = placement.indices(), placement.seen()
+    rows, columns = all_rows[in_rows], all_columns[in_columns]
+    top, bottom = (edge + in_rows.start for edge in _spans(rows, labels.shape[0]))
+    left, right = (edge + in_columns.start for edge in _spans(columns, labels.shape[1]))
     seen_rows, seen_columns = np.flatnonzero(bottom > top), np.flatnonzero(right > left)
     seen = labels
     if labels.shape != (len(seen_rows), len(seen_columns)):
@@ -252,7 +260,24 @@ def place_labels(labels: NDArray[np.uint16], placement: Placement) -> tuple[NDAr
     dense = np.zeros(int(labels.max()) + 1, dtype=np.uint16)
     dense[kept] = np.arange(len(kept), dtype=np.uint16)
     placed = dense[labels].take(columns, axis=1).take(rows, axis=0)  # whole rows are copied last, which is fastest
+    if placement.hides:
+        whole = np.full(placement.picture, len(kept), dtype=np.uint16)
+        whole[in_rows, in_columns] = placed
+        segments.append(_void(placement, len(kept)))
+        placed = whole
     return placed, tuple(sorted(segments, key=lambda s: (-s.area, s.label)))
+
+
+def _void(placement: Placement, label: int) -> Segment:
+    """Return the segment of the pixels that the network does not see."""
+    (height, width), (rows, columns) = placement.picture, placement.seen()
+    hidden_rows, hidden_columns = np.ones(height, dtype=bool), np.ones(width, dtype=bool)
+    hidden_rows[rows], hidden_columns[columns] = False, False
+    # A hidden column hides a pixel of every row, and a hidden row one of every column.
+    y = np.arange(height) if hidden_columns.any() else np.flatnonzero(hidden_rows)
+    x = np.arange(width) if hidden_rows.any() else np.flatnonzero(hidden_columns)
+    box = int(x[0]), int(y[0]), int(x[-1] - x[0] + 1), int(y[-1] - y[0] + 1)
+    return Segment(label, height * width - (rows.stop - rows.start) * (columns.stop - columns.start), box)
 
 
 def _spans(indices: NDArray[np.int64], size: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -18,6 +18,7 @@ from diffseg.formats.names import DEFAULT_FORMATS, Format, parse_formats
 from diffseg.formats.polygons import Polygon, polygons
 from diffseg.formats.rle import Counts, compress, run_lengths
 from diffseg.image import Segment
+from diffseg.origin import Origin
 from diffseg.stages import stage
 from msgspec import structs
 from PIL import Image
@@ -37,6 +38,8 @@ class Segmentation:
         image: the decoded image, RGB.
         settings: the thresholds, anchors and refinement that were used.
         attention: the aggregated attention if it was kept, else None.
+        origin: where the image and the masks come from; None if it is not known, as in Triton.
+        void: label of the pixels that the network does not see, with `fit="crop"`; None if it sees all of them.
     """
 
     labels: NDArray[np.uint16]
@@ -45,6 +48,8 @@ class Segmentation:
     image: Image.Image
     settings: MergeSettings
     attention: AggregatedAttention | None = None
+    origin: Origin | None = None
+    void: int | None = None
 
     @classmethod
     def of(
@@ -55,6 +60,7 @@ class Segmentation:
         timings: dict[str, float],
         *,
         keep_attention: bool = False,
+        origin: Origin | None = None,
     ) -> Segmentation:
         """Make the masks of an image from its attention.
 
@@ -65,6 +71,7 @@ class Segmentation:
             settings: the thresholds, anchors and refinement.
             timings: seconds per stage so far; those of the following stages are added.
             keep_attention: keep a copy of the attention for `resegment`.
+            origin: where the image and the masks come from.
         """
         labels, segments = attention.masks(settings, timings)
         return cls(
@@ -74,6 +81,8 @@ class Segmentation:
             image=image,
             settings=settings,
             attention=attention.copy() if keep_attention else None,
+            origin=origin,
+            void=_void(attention, segments),
         )
 
     def kept_attention(self) -> AggregatedAttention:
@@ -100,7 +109,9 @@ class Segmentation:
         settings = self.settings.updated(threshold, anchors, refine)
         timings: dict[str, float] = {}
         labels, segments = attention.masks(settings, timings)
-        return replace(self, labels=labels, segments=segments, timings=timings, settings=settings)
+        return replace(
+            self, labels=labels, segments=segments, timings=timings, settings=settings, void=_void(attention, segments)
+        )
 
     def overlay(self, opacity: float = 0.5, *, outline: bool = True) -> Image.Image:
         """Return the image, RGB, with coloured masks over it.
@@ -178,10 +189,11 @@ class Segmentation:
         return {
             "width": width,
             "height": height,
+            "origin": None if self.origin is None else asdict(self.origin),
             "segments": [asdict(segment) | {"segmentation": mask(segment.label)} for segment in self.segments],
             "settings": structs.asdict(self.settings),
             "timings": self.timings,
-        }
+        } | ({} if self.void is None else {"void": self.void})
 
     def save(
         self, folder: str | Path, name: str, formats: Iterable[Format] = DEFAULT_FORMATS, *, source: str = ""
@@ -218,3 +230,7 @@ class Segmentation:
         height, width = self.labels.shape
         count = len(self.segments)
         return f"<Segmentation {width} × {height}, {count} segment{'s' * (count != 1)}>"
+
+
+def _void(attention: AggregatedAttention, segments: tuple[Segment, ...]) -> int | None:
+    return len(segments) - 1 if attention.placement.hides else None

@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import Any, TypeAlias, cast, overload
 
 import numpy as np
 from diffseg.arrays import prefetched
 from diffseg.attention import AggregatedAttention, warn_of_mended_rows
 from diffseg.engines.bundle.bundle import Bundle, open_bundle
-from diffseg.engines.bundle.manifest import MergeSettings, Refine, Threshold
+from diffseg.engines.bundle.manifest import MANIFEST, MergeSettings, Refine, Threshold
 from diffseg.engines.errors import DeviceMemoryError, ImageError
+from diffseg.engines.files import sha256
 from diffseg.engines.providers.network import Network
 from diffseg.engines.providers.select import load_network
-from diffseg.image import Fit, ImageSource, Placement, fit_image, read_image
+from diffseg.image import Fit, ImageSource, fit_image, read_image
+from diffseg.lifetime import Lifetime, portable_model
 from diffseg.methods.aggregate import aggregate_and_count
+from diffseg.origin import Origin
+from diffseg.pixels import ChannelOrder
+from diffseg.prepared import Prepared
 from diffseg.segmentation import Segmentation
+from diffseg.sources import source_name
 from diffseg.stages import stage
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-    from PIL import Image
+Many: TypeAlias = list[Any] | tuple[Any, ...] | Generator[Any, None, None]
+"""Images that give a list of results. At run time, any iterator will do."""
 
 logger = logging.getLogger(__name__)
 
@@ -32,8 +36,11 @@ DECODED_AHEAD = 2
 """Number of batches to decode while the GPU works on another one."""
 
 
-class Segmenter:
-    """Segments images with a loaded bundle. Several threads can share one segmenter."""
+class Segmenter(Lifetime):
+    """Segments images with a loaded bundle. Several threads can share one segmenter.
+
+    It is a context manager that closes itself, and it is pickled by the arguments of `load`.
+    """
 
     def __init__(self, bundle: Bundle, network: Network, *, batch: int = 1) -> None:
         manifest = bundle.manifest
@@ -44,6 +51,7 @@ class Segmenter:
         self.batch = batch
         self._batch_limit = batch  # reduced when the device runs out of memory
         self.settings = manifest.defaults
+        self._bundle_sha256 = sha256(bundle.folder / MANIFEST)
 
     @classmethod
     def load(
@@ -71,7 +79,15 @@ class Segmenter:
             ProviderError: the provider cannot run on this machine.
         """
         bundle = open_bundle(model)
-        return cls(bundle, load_network(bundle, provider, threads=threads, devices=devices), batch=batch)
+        segmenter = cls(bundle, load_network(bundle, provider, threads=threads, devices=devices), batch=batch)
+        segmenter._loaded_with = {
+            "model": portable_model(model, bundle.folder),
+            "provider": provider,
+            "batch": batch,
+            "threads": threads,
+            "devices": devices,
+        }
+        return segmenter
 
     @property
     def provider(self) -> str:
@@ -81,27 +97,29 @@ class Segmenter:
     @overload
     def __call__(
         self, image: ImageSource, threshold: Threshold | None = ..., keep_attention: bool = ...,
-        *, anchors: int | None = ..., refine: Refine | None = ..., fit: Fit = ...,
+        *, anchors: int | None = ..., refine: Refine | None = ..., fit: Fit = ..., channel_order: ChannelOrder = ...,
     ) -> Segmentation: ...  # fmt: skip
     @overload
     def __call__(
-        self, image: list[Any] | tuple[Any, ...], threshold: Threshold | None = ..., keep_attention: bool = ...,
-        *, anchors: int | None = ..., refine: Refine | None = ..., fit: Fit = ...,
+        self, image: Many, threshold: Threshold | None = ..., keep_attention: bool = ...,
+        *, anchors: int | None = ..., refine: Refine | None = ..., fit: Fit = ..., channel_order: ChannelOrder = ...,
     ) -> list[Segmentation]: ...  # fmt: skip
     def __call__(
         self,
-        image: ImageSource | list[Any] | tuple[Any, ...],
+        image: ImageSource | Many,
         threshold: Threshold | None = None,
         keep_attention: bool = False,
         *,
         anchors: int | None = None,
         refine: Refine | None = None,
         fit: Fit = "stretch",
+        channel_order: ChannelOrder = "rgb",
     ) -> Segmentation | list[Segmentation]:
-        """Segment one image, or a list of images of different sizes.
+        """Segment one image, or many of different sizes.
 
         Args:
-            image: a path, a PIL image, or a uint8 array (H, W, 3). A list or tuple of these returns a list.
+            image: a path, the bytes of an image file, an open file, a PIL image, or an array or tensor; see
+                `read_image`. A list, tuple or generator of these returns a list.
             threshold: maximum KL distance, in nats, at which two maps are merged. A sequence has one threshold per
                 round. None uses the bundle's default.
             keep_attention: keep the aggregated attention for `resegment`. This takes 64 MB per image at 512 px.
@@ -109,15 +127,23 @@ class Segmenter:
             refine: `kmeans` refines the proposals before they compete for pixels, `colour` moves the borders of the
                 masks to where the colours of the image change, and `none` does neither. None uses the bundle's default.
             fit: how to bring the image to the network's input size: `stretch`, `crop` or `pad`.
+            channel_order: `bgr` for arrays of OpenCV.
 
         Raises:
             ImageError: an image cannot be read. Use `stream` to continue with the remaining images.
             ValueError: a setting is out of range.
         """
-        many = isinstance(image, list | tuple)
-        sources: list[ImageSource] = list(image) if isinstance(image, list | tuple) else [image]
+        many = isinstance(image, list | tuple) or (isinstance(image, Iterator) and not hasattr(image, "read"))
         results = []
-        for _, result in self.stream(sources, threshold, keep_attention, anchors=anchors, refine=refine, fit=fit):
+        for _, result in self.stream(
+            cast("Many", image) if many else [cast("ImageSource", image)],
+            threshold,
+            keep_attention,
+            anchors=anchors,
+            refine=refine,
+            fit=fit,
+            channel_order=channel_order,
+        ):
             if isinstance(result, ImageError):
                 raise result
             results.append(result)
@@ -132,6 +158,7 @@ class Segmenter:
         anchors: int | None = None,
         refine: Refine | None = None,
         fit: Fit = "stretch",
+        channel_order: ChannelOrder = "rgb",
     ) -> Iterator[tuple[ImageSource, Segmentation | ImageError]]:
         """Segment images one after another and yield the results in order.
 
@@ -146,7 +173,9 @@ class Segmenter:
 
         def prepare(source: ImageSource) -> tuple[ImageSource, Prepared | ImageError]:
             try:
-                return source, self.prepare(source, settings, fit=fit, keep_attention=keep_attention)
+                return source, self.prepare(
+                    source, settings, fit=fit, keep_attention=keep_attention, channel_order=channel_order
+                )
             except ImageError as error:
                 return source, error
 
@@ -161,25 +190,29 @@ class Segmenter:
         *,
         fit: Fit = "stretch",
         keep_attention: bool = False,
+        channel_order: ChannelOrder = "rgb",
     ) -> Prepared:
         """Decode an image and bring it to the network's input size. Pass the result to `finish`.
 
         Args:
-            source: a path, a PIL image, or a uint8 array (H, W, 3).
+            source: a path, bytes, an open file, a PIL image or an array; see `read_image`.
             settings: thresholds, anchors and refinement for this image; None uses the bundle's defaults.
             fit: how to bring the image to the network's input size: `stretch`, `crop` or `pad`.
             keep_attention: whether the result keeps the aggregated attention.
+            channel_order: `bgr` for arrays of OpenCV.
 
         Raises:
             ImageError: the image cannot be read.
-            ValueError: `fit` is unknown.
+            ValueError: `fit` or `channel_order` is unknown.
         """
         timings: dict[str, float] = {}
         with stage(timings, "decode"):
-            picture = read_image(source)
+            picture = read_image(source, channel_order)
         with stage(timings, "resize"):
             pixels, placement = fit_image(picture, self.bundle.manifest.image_size, fit)
-        return Prepared(picture, pixels, placement, timings, settings or self.settings, keep_attention)
+        name = self.bundle.manifest.name
+        origin = Origin(source_name(source), name, self._bundle_sha256, self.provider, fit)
+        return Prepared(picture, pixels, placement, timings, settings or self.settings, keep_attention, origin)
 
     def finish(self, images: Sequence[Prepared]) -> list[Segmentation]:
         """Segment prepared images in one batch, each with its own settings.
@@ -234,20 +267,9 @@ class Segmenter:
                         image.settings,
                         timings,
                         keep_attention=image.keep_attention,
+                        origin=image.origin,
                     )
                 )
             session.wait()  # also finishes the copies of kept attention
             warn_of_mended_rows(attentions)
         return results
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Prepared:
-    """An image that is ready for the network, with its settings."""
-
-    picture: Image.Image
-    pixels: NDArray[np.uint8]
-    placement: Placement
-    timings: dict[str, float]
-    settings: MergeSettings
-    keep_attention: bool

@@ -162,8 +162,9 @@ def test_command(page, command, place):
 
 @pytest.mark.parametrize("page", [p for p in PAGES if p not in CHECKED_ELSEWHERE and blocks(p, "python")])
 def test_python(page, place):
+    names = {}  # later blocks use what earlier ones made, as a reader would
     for block in blocks(page, "python"):
-        exec(compile(block, page, "exec"), {})  # noqa: S102 - our own page
+        exec(compile(block, page, "exec"), names)  # noqa: S102 - our own page
     assert (place / "masks.png").is_file()
 
 

@@ -94,6 +94,8 @@ class MergeSettings(msgspec.Struct, frozen=True):
             raise ValueError(
                 f"at most {MAX_ROUNDS} thresholds are possible, one per round, found {len(self.thresholds)}"
             )
+        if not isinstance(self.anchors, int) or isinstance(self.anchors, bool):
+            raise ValueError(f"anchors must be a whole number of at least 1 per side, found {self.anchors!r}")  # noqa: TRY004
         if self.anchors < 1:
             raise ValueError(f"anchors must be at least 1 per side, found {self.anchors}")
         if self.refine not in REFINEMENTS:
@@ -106,9 +108,14 @@ class MergeSettings(msgspec.Struct, frozen=True):
         thresholds = self.thresholds
         if threshold is not None:
             many = np.ndim(threshold) > 0
-            thresholds = tuple(float(t) for t in np.atleast_1d(np.asarray(threshold, dtype=np.float64)))
+            try:
+                thresholds = tuple(float(t) for t in np.atleast_1d(np.asarray(threshold, dtype=np.float64)))
+            except (TypeError, ValueError):
+                raise ValueError(f"threshold must be a number, or one per round, found {threshold!r}") from None
             if not many:
                 thresholds *= len(self.thresholds)
+        if isinstance(anchors, np.integer):
+            anchors = int(anchors)
         return MergeSettings(thresholds, self.anchors if anchors is None else anchors, refine or self.refine)
 
 

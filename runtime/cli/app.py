@@ -25,7 +25,6 @@ app = typer.Typer(
     cls=Group,
     help="Zero-shot segmentation from the self-attention of Stable Diffusion.",
     pretty_exceptions_enable=False,
-    add_completion=False,
     subcommand_metavar="COMMAND [ARGUMENTS...]",
 )
 for command in (segment, export, build, verify, inspect, profile, evaluate, serve, triton, info):

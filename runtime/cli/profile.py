@@ -138,7 +138,7 @@ def _compare(a: Path, b: Path, fail_above: float | None) -> None:
 
 
 def _paths(images: list[str] | None) -> list[Path]:
-    from diffseg.cli.segment import expand
+    from diffseg.cli.sources import expand
     from diffseg.engines.examples import example_images
 
     paths = expand(images) if images else example_images()

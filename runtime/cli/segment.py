@@ -2,36 +2,37 @@
 
 from __future__ import annotations
 
-import glob
 import os
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from diffseg.cli.limits import MAX_THREADS
 from diffseg.cli.outputs import Outputs
-from diffseg.cli.terminal import FAILED, consoles, fail, track
+from diffseg.cli.report import Report
+from diffseg.cli.sources import Source, result_path, sources
+from diffseg.cli.terminal import FAILED, fail, log_to_stderr, track
 from diffseg.engines.bundle.manifest import Refine
 from diffseg.engines.errors import DiffsegError, ImageError
-from diffseg.engines.files import expand_user
 from diffseg.engines.providers.select import Provider
-from diffseg.formats.names import DEFAULT_FORMATS, FORMATS, parse_formats
+from diffseg.formats.names import DEFAULT_FORMATS, FORMATS, Format, parse_formats
 from diffseg.image import Fit
 
 if TYPE_CHECKING:
     from diffseg.segmentation import Segmentation
-    from rich.console import Console
-
-OUTPUT_ENDINGS = (".labels.png", ".overlay.png")
 
 
 def segment(
-    images: Annotated[list[str], typer.Argument(metavar="IMAGE", help="Image files, folders or glob patterns.")],
+    images: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="IMAGE", help="Image files, folders, glob patterns, http(s) URLs, or - for standard input."
+        ),
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="Folder for the results.")] = Path(),
-    model: Annotated[str, typer.Option(help="Embedded model, bundle folder or hub id.")] = "tiny",
+    model: Annotated[str, typer.Option("--model", "-m", help="Embedded model, bundle folder or hub id.")] = "tiny",
     provider: Annotated[Provider, typer.Option(help="Provider that executes the network.")] = Provider.AUTO,
     threshold: Annotated[
         float | None,
@@ -58,21 +59,26 @@ def segment(
         int | None, typer.Option(min=0, help="Index of the NVIDIA GPU, in CUDA's order; default: the first.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace files that diffseg did not write.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Also print the JSON of each image on standard output, one per line.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only, and what --json prints.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Say why a provider was chosen, and how long each stage took.")
+    ] = False,
 ) -> None:
     """Segment images. For each one, write NAME.labels.png, NAME.overlay.png and NAME.json, or what --format names."""
     from diffseg.segmenter import Segmenter
 
-    try:
-        wanted = parse_formats(formats)
-    except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="--format") from None
-
-    paths = expand(images)
+    wanted = _formats(formats)
+    paths = sources(images)
     if not paths:
         raise typer.BadParameter(f"no images in {', '.join(images)}", param_hint="IMAGE")
     problem = folder_problem(output)
     if problem is not None:  # check before the work, which can take minutes
         fail(f"cannot write to {output}: {problem}; choose another folder with -o")
+    if verbose:
+        log_to_stderr()
     try:
         segmenter = Segmenter.load(
             model,
@@ -85,72 +91,55 @@ def segment(
         raise
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
-    console, errors = consoles()
-    console.print(f"model {segmenter.bundle.manifest.name}, provider {segmenter.provider}", style="dim")
-    outputs = Outputs(output, wanted, paths, force=force)
-    todo = list(_allowed(paths, outputs, errors))
+    report = Report(quiet=quiet, verbose=verbose, as_json=as_json)
+    report.status(f"model {segmenter.bundle.manifest.name}, provider {segmenter.provider}")
+    outputs = Outputs(output, wanted, [source for source in paths if isinstance(source, Path)], force=force)
+    todo = list(_allowed(paths, outputs, report))
     results = segmenter.stream([source for source, _ in todo], threshold, anchors=anchors, fit=fit, refine=refine)
-    written = 0
     for (source, result), (_, name) in zip(track(results, len(todo)), todo, strict=True):
+        start = time.perf_counter()
         try:
-            console.print(_save(source, result, outputs, name))
-            written += 1
+            if isinstance(result, ImageError):
+                raise result
+            files = _save(source, result, outputs, name)
         except DiffsegError as error:
-            errors.print(f"error: {error}", style="red")
-    if written < len(paths):
-        errors.print(f"{len(paths) - written} of {len(paths)} images failed", style="red")
+            report.failed(source, str(error))
+            continue
+        report.done(source, result, files, sum(result.timings.values()) + time.perf_counter() - start)
+    if report.failures:
+        report.error(f"{report.failures} of {len(paths)} images failed")
         raise typer.Exit(FAILED)
 
 
-def _allowed(paths: list[Path], outputs: Outputs, errors: Console) -> Iterator[tuple[Path, str]]:
-    """Yield the images whose results may be written, with the names of those; say why the others may not."""
-    for source, name in zip(paths, output_names(paths), strict=True):
+def _allowed(paths: Sequence[Source], outputs: Outputs, report: Report) -> Iterator[tuple[Source, str]]:
+    """Yield the images whose results may be written, with the names of those; report why the others may not."""
+    names = output_names([result_path(source) for source in paths])
+    for source, name in zip(paths, names, strict=True):
         if problem := outputs.problem(name):
-            errors.print(f"error: {source}: {problem}", style="red")
+            report.failed(source, f"{source}: {problem}")
         else:
             yield source, name
 
 
-def _save(source: object, result: Segmentation | ImageError, outputs: Outputs, name: str) -> str:
-    """Write the result of one image and return the line that tells of it.
+def _save(source: object, result: Segmentation, outputs: Outputs, name: str) -> list[Path]:
+    """Write the result of one image and return its files.
 
     Raises:
-        DiffsegError: there is no result, or it cannot be written.
+        DiffsegError: it would replace a file that it must not, or it cannot be written.
     """
-    if isinstance(result, ImageError):
-        raise result
-    start = time.perf_counter()
     if problem := outputs.problem(name, len(result.segments)):
         raise DiffsegError(f"{source}: {problem}")
     try:
-        files = result.save(outputs.folder, name, outputs.formats, source=Path(str(source)).name)
+        return result.save(outputs.folder, name, outputs.formats, source=result_path(source).name)
     except OSError as error:
         raise DiffsegError(f"{source}: cannot write to {outputs.folder} ({error.strerror})") from None
-    seconds = sum(result.timings.values()) + time.perf_counter() - start
-    count = len(result.segments)
-    shown = next((file for file in files if file.name.endswith(".overlay.png")), files[0])
-    return f"{source} → {shown}  {count} segment{'s' * (count != 1)}  {seconds:.2f} s"
 
 
-def expand(images: Iterable[str]) -> list[Path]:
-    """Replace folders by the images in them and glob patterns by their matches; list each path once."""
-    from diffseg.formats.marks import is_marked
-    from diffseg.image import SUFFIXES
-
-    def wanted(path: Path) -> bool:
-        return path.is_file() and not path.name.endswith(OUTPUT_ENDINGS) and not is_marked(path)
-
-    paths: dict[Path, None] = {}
-    for item in images:
-        path = expand_user(item)
-        found = [path]
-        with suppress(OSError):  # reading the image will say what is wrong with its path
-            if path.is_dir():
-                found = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and wanted(p))
-            elif glob.has_magic(item) and not path.exists():
-                found = sorted(p for p in map(Path, glob.glob(str(path), recursive=True)) if wanted(p))  # noqa: PTH207 - absolute and ** patterns
-        paths.update(dict.fromkeys(found))
-    return list(paths)
+def _formats(text: str) -> tuple[Format, ...]:
+    try:
+        return parse_formats(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--format") from None
 
 
 def folder_problem(folder: Path) -> str | None:

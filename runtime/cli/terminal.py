@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Iterable
@@ -60,6 +61,15 @@ def end_interrupted(message: str) -> NoReturn:
         with suppress(OSError, ValueError):
             stream.flush()
     os._exit(INTERRUPTED)
+
+
+def log_to_stderr() -> None:
+    """Print what the package logs, from INFO on, on standard error."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger = logging.getLogger("diffseg")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
 
 
 def fail(message: str, code: int = FAILED) -> NoReturn:

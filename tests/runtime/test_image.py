@@ -7,7 +7,7 @@ import zlib
 import numpy as np
 import pytest
 from diffseg.engines.errors import ImageError
-from diffseg.image import Placement, Segment, fit_image, place_labels, read_image
+from diffseg.image import Placement, Segment, fit_image, is_plain, place_labels, read_image
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -138,7 +138,7 @@ def test_paths_that_are_no_files(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "wrong", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.float32), np.zeros((0, 4, 3), np.uint8), 7, None]
+    "wrong", [np.zeros((4, 4, 2), np.uint8), np.zeros((4, 4, 3), np.int64), np.zeros((0, 4, 3), np.uint8), 7, None]
 )
 def test_what_is_no_image_in_memory(wrong):
     with pytest.raises(ImageError, match="found"):
@@ -185,10 +185,24 @@ def test_an_unknown_fit_is_refused(photo):
         fit_image(Image.fromarray(photo), (64, 64), "cover")
 
 
+def seen_pixels(placement):
+    """Whether the centre of each pixel is within the box; the middle one where the box has no centre."""
+    inside = []
+    spans = (placement.top, placement.height), (placement.left, placement.width)
+    for count, (start, length) in zip(placement.picture, spans, strict=True):
+        centres = np.arange(count) + 0.5
+        within = (centres >= start) & (centres < start + length)
+        if not within.any():
+            within[int(start + length / 2)] = True
+        inside.append(within)
+    return inside[0][:, None] & inside[1][None, :]
+
+
 def placed_one_mask_at_a_time(labels, placement):
-    """The definition: resize, then look at the image-sized mask of each label that is left."""
+    """The definition: resize, then look at the mask of each label that is left. The last one is what is unseen."""
     rows, columns = placement.indices()
-    large = labels[rows[:, None], columns[None, :]]
+    large = labels[rows[:, None], columns[None, :]].astype(int)
+    large[~seen_pixels(placement)] = 70_000
     kept, placed = np.unique(large, return_inverse=True)
     segments = []
     for label in range(len(kept)):
@@ -228,3 +242,37 @@ def test_the_largest_labels_are_placed():
     np.testing.assert_array_equal(placed, labels)
     assert segments[0] == Segment(0, 1, (255, 255, 1, 1))
     assert len(segments) == 65_536
+
+
+@pytest.mark.parametrize(("size", "unseen"), [((100, 60), 40 * 60), ((60, 100), 40 * 60), ((80, 80), 0)])
+def test_what_a_crop_does_not_see_has_a_label_of_its_own(size, unseen):
+    _, placement = fit_image(Image.new("RGB", size), (32, 32), "crop")
+    labels = np.zeros((32, 32), np.uint16)
+    labels[:, 16:] = 1
+    placed, segments = place_labels(labels, placement)
+    assert placement.hides == (unseen > 0)
+    assert (placed == 2).sum() == unseen
+    assert len(segments) == 2 + (unseen > 0)
+    if unseen:
+        assert Segment(2, unseen, (0, 0, *size)) in segments
+        middle = placed[size[1] // 2, size[0] // 2 - 20 : size[0] // 2 + 20]
+        assert set(middle.tolist()) == {0, 1}
+
+
+@pytest.mark.parametrize("fit", ["stretch", "pad"])
+def test_other_fits_see_the_whole_image(fit):
+    assert not fit_image(Image.new("RGB", (97, 31)), (32, 32), fit)[1].hides
+
+
+@given(
+    st.integers(1, 300),
+    st.integers(1, 300),
+    st.sampled_from(["stretch", "crop", "pad"]),
+    st.sampled_from([0, 127, 200]),
+)
+def test_an_image_of_one_colour_is_plain_and_any_other_is_not(height, width, fit, grey):
+    image = Image.new("RGB", (width, height), (grey, 90, grey))
+    assert is_plain(*fit_image(image, (64, 48), fit))
+    if min(height, width) > 20:
+        image.paste((255, 0, 0), (width // 2 - 4, height // 2 - 4, width // 2 + 5, height // 2 + 5))
+        assert not is_plain(*fit_image(image, (64, 48), fit))

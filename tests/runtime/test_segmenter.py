@@ -227,3 +227,26 @@ def test_segments_are_counted_right_at_any_size(seed, height, width):
         y, x = np.nonzero(placed == segment.label)
         assert segment.area == len(y)
         assert segment.bbox == (x.min(), y.min(), x.max() - x.min() + 1, y.max() - y.min() + 1)
+
+
+@pytest.mark.parametrize(("grey", "fit"), [(127, "stretch"), (128, "pad")])
+def test_an_image_of_one_colour_is_one_segment(segmenter, grey, fit):
+    result = segmenter(np.full((60, 90, 3), grey, np.uint8), 0.05, keep_attention=True, fit=fit)
+    check(result, (60, 90))
+    assert len(result.segments) == 1
+    assert len(result.resegment(0.01).segments) == 1
+
+
+def test_a_crop_names_what_it_does_not_see(segmenter, photo):
+    result = segmenter(photo, fit="crop", keep_attention=True)
+    check(result, photo.shape[:2])
+    assert result.void == len(result.segments) - 1
+    assert (result.labels[:, :40] == result.void).all()
+    assert (result.labels[:, 160:] == result.void).all()
+    assert not (result.labels[:, 40:160] == result.void).any()
+    assert result.to_dict()["void"] == result.void
+    finer = result.resegment(0.05)
+    assert finer.void == len(finer.segments) - 1 == finer.labels[0, 0]
+    whole = segmenter(photo)
+    assert whole.void is None
+    assert "void" not in whole.to_dict()

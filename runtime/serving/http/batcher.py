@@ -14,8 +14,9 @@ from enum import StrEnum
 from functools import partial
 
 import numpy as np
+from diffseg.prepared import Prepared
 from diffseg.segmentation import Segmentation
-from diffseg.segmenter import Prepared, Segmenter
+from diffseg.segmenter import Segmenter
 from diffseg.serving.http.errors import HTTPRequestError, busy, unavailable
 from diffseg.serving.http.metrics import Metrics
 

@@ -119,10 +119,13 @@ def shrink(result: Segmentation, side: int | None) -> Segmentation:
         return result
     # Go back to the network's size first, so that the pixels equal those of masks made directly at the smaller size.
     (height, width), (rows, columns) = whole.size, whole.indices()
-    first_rows = np.searchsorted(rows, np.arange(height)).clip(max=len(rows) - 1)
-    first_columns = np.searchsorted(columns, np.arange(width)).clip(max=len(columns) - 1)
+    in_rows, in_columns = whole.seen()  # the labels of other pixels say nothing of the network's input
+    rows, columns = rows[in_rows], columns[in_columns]
+    first_rows = np.searchsorted(rows, np.arange(height)).clip(max=len(rows) - 1) + in_rows.start
+    first_columns = np.searchsorted(columns, np.arange(width)).clip(max=len(columns) - 1) + in_columns.start
     labels, segments = place_labels(result.labels[np.ix_(first_rows, first_columns)], placement)
-    return replace(result, labels=labels, segments=segments)
+    void = len(segments) - 1 if placement.hides else None
+    return replace(result, labels=labels, segments=segments, void=void)
 
 
 def attention_map(result: Segmentation, x: float, y: float, side: int | None = None) -> NDArray[np.uint8]:

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from diffseg.engines.bundle.manifest import MergeSettings
 from diffseg.engines.errors import ImageError
 from diffseg.image import Fit, ImageSource
+from diffseg.prepared import Prepared
 from diffseg.segmentation import Segmentation
-from diffseg.segmenter import Prepared, Segmenter
+from diffseg.segmenter import Segmenter
 from diffseg.serving.http.attention_store import AttentionStore
 from diffseg.serving.http.batcher import Batcher, Health
 from diffseg.serving.http.errors import busy, client_disconnected, late

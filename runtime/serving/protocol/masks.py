@@ -15,4 +15,6 @@ def to_json(result: Segmentation, counts: Counts = "string") -> dict[str, Any]:
         result: its labels and segments are written.
         counts: run lengths as the string that pycocotools writes, or as a list of integers.
     """
-    return result.to_dict(counts)
+    document = result.to_dict(counts)
+    del document["origin"]  # the server names its model and provider itself, and knows no file of the image
+    return document

@@ -21,8 +21,9 @@ from diffseg.engines.errors import ImageError
 from diffseg.engines.providers.cuda import import_cupy
 from diffseg.image import Fit, ImageSource, Placement, fit_image, read_image
 from diffseg.methods.aggregate import aggregate_and_count
+from diffseg.prepared import Prepared
 from diffseg.segmentation import Segmentation
-from diffseg.segmenter import Prepared, Segmenter
+from diffseg.segmenter import Segmenter
 from diffseg.serving.protocol.errors import RequestError, bad_request
 from diffseg.serving.protocol.masks import to_json
 from diffseg.serving.protocol.settings import updated_settings

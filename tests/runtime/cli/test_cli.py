@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from diffseg import __version__
 from diffseg.cli.app import app
-from diffseg.cli.segment import expand, output_names
+from diffseg.cli.segment import output_names
+from diffseg.cli.sources import expand
 from diffseg.engines.examples import example_images
 from diffseg.formats.names import FORMATS
 from typer.testing import CliRunner
@@ -34,16 +35,15 @@ def pictures(tmp_path):
 def test_segment_writes_three_files_an_image(pictures, tmp_path):
     done = diffseg("segment", pictures, "-o", tmp_path / "out")
     assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
+    assert done.stderr == "model tiny, provider cpu\n"
     names = {p.name for p in (tmp_path / "out").iterdir()}
     assert names == {f"photo{i}{ending}" for i in range(2) for ending in (".labels.png", ".overlay.png", ".json")}
-    assert "provider cpu" in done.stdout
     for i in range(2):
         record = json.loads((tmp_path / "out" / f"photo{i}.json").read_text())
         labels = pixels(tmp_path / "out" / f"photo{i}.labels.png")
         assert labels.shape == (record["height"], record["width"])
         assert {s["label"] for s in record["segments"]} == set(np.unique(labels).tolist())
-        assert f"{len(record['segments'])} segment" in done.stdout.splitlines()[1 + i]
+        assert f"{len(record['segments'])} segment" in done.stdout.splitlines()[i]
 
 
 def test_segment_writes_the_formats_that_were_asked_for(pictures, tmp_path):
@@ -98,7 +98,12 @@ def test_a_folder_that_cannot_be_written(pictures, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["segment", "x.jpg", "--quiet"], "unknown option --quiet; see diffseg segment --help"),
+        (["segment", "x.jpg", "--silent"], "unknown option --silent; see diffseg segment --help"),
+        (["segment", "-", "-"], "IMAGE: standard input (-) can be read only once; see diffseg segment --help"),
+        (
+            ["segment", "ftp://a/b.jpg"],
+            "IMAGE: URLs must be http or https, found ftp://a/b.jpg; see diffseg segment --help",
+        ),
         (
             ["segment", "x.jpg", "--ancors=3"],
             "unknown option --ancors; did you mean --anchors; see diffseg segment --help",

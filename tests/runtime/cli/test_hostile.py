@@ -6,7 +6,7 @@ import sys
 
 import pytest
 from diffseg.cli import app as cli
-from diffseg.cli.segment import expand
+from diffseg.cli.sources import expand
 from diffseg.cli.terminal import consoles
 from diffseg.engines.bundle.bundle import write_manifest
 from diffseg.engines.errors import ImageError

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 from diffseg.cli.outputs import Outputs
-from diffseg.cli.segment import expand
+from diffseg.cli.sources import expand
 from diffseg.engines.examples import example_images
 from diffseg.formats.files import output_paths
 from diffseg.formats.marks import is_marked

@@ -1,0 +1,59 @@
+"""What `segment` says: results on standard output, everything else on standard error."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+from diffseg.cli.terminal import consoles
+
+if TYPE_CHECKING:
+    from diffseg.segmentation import Segmentation
+
+
+class Report:
+    """The lines of one run.
+
+    Args:
+        quiet: print errors only, and JSON if it is asked for.
+        verbose: print the time of each stage.
+        as_json: print one JSON object per image on standard output; the lines for people go to standard error.
+    """
+
+    def __init__(self, *, quiet: bool = False, verbose: bool = False, as_json: bool = False) -> None:
+        self.quiet = quiet
+        self.verbose = verbose
+        self.as_json = as_json
+        self.failures = 0
+        self._results, self._errors = consoles()
+
+    def status(self, line: str) -> None:
+        """Say what is going on."""
+        if not self.quiet:
+            self._errors.print(line, style="dim")
+
+    def error(self, line: str) -> None:
+        """Print an error."""
+        self._errors.print(line, style="red")
+
+    def failed(self, source: object, message: str) -> None:
+        """Report an image that failed."""
+        self.failures += 1
+        self.error(f"error: {message}")
+        if self.as_json:
+            typer.echo(json.dumps({"origin": {"source": str(source)}, "error": message}))
+
+    def done(self, source: object, result: Segmentation, files: Sequence[Path], seconds: float) -> None:
+        """Report an image whose results were written to `files`, within `seconds` in all."""
+        if self.as_json:
+            typer.echo(json.dumps(result.to_dict()))
+        if not self.quiet:
+            count = len(result.segments)
+            shown = next((file for file in files if file.name.endswith(".overlay.png")), files[0])
+            line = f"{source} → {shown}  {count} segment{'s' * (count != 1)}  {seconds:.2f} s"
+            (self._errors if self.as_json else self._results).print(line)
+        if self.verbose:
+            self.status("  " + ", ".join(f"{name} {1000 * taken:.0f} ms" for name, taken in result.timings.items()))
