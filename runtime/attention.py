@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -14,14 +14,21 @@ from diffseg.methods import fused
 from diffseg.methods.colour import colour_refine
 from diffseg.methods.kmeans import kmeans_refine
 from diffseg.methods.merge import AnchorDistances, anchor_distances, merge_on_device
+from diffseg.methods.pamr import pamr_refine_reduced
 from diffseg.methods.suppress import non_max_suppression
 from diffseg.stages import stage
 
 if TYPE_CHECKING:
-    from diffseg.engines.bundle.manifest import MergeSettings
+    from diffseg.engines.bundle.manifest import MergeSettings, Refine
     from numpy.typing import NDArray
 
 logger = logging.getLogger(__name__)
+
+PIXEL_REFINEMENTS: dict[Refine, Callable[[NDArray[np.uint16], NDArray[np.uint8]], NDArray[np.uint16]]] = {
+    "colour": colour_refine,
+    "pamr": pamr_refine_reduced,
+}
+"""Refinements of masks by the image: labels (H, W) and pixels (H, W, 3) → labels (H, W)."""
 
 
 @dataclass(slots=True, eq=False)
@@ -122,10 +129,10 @@ class AggregatedAttention:
                 proposals, count = kmeans_refine(self.values, known), None
         with stage(timings, "suppress"):
             labels = self._suppress(proposals, count)
-            if settings.refine != "colour":
+            if settings.refine not in PIXEL_REFINEMENTS:
                 return place_labels(labels, self.placement)
         with stage(timings, "refine"):
-            return place_labels(colour_refine(labels, self.pixels), self.placement)
+            return place_labels(PIXEL_REFINEMENTS[settings.refine](labels, self.pixels), self.placement)
 
 
 def warn_of_mended_rows(attentions: Sequence[AggregatedAttention]) -> None:

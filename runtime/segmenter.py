@@ -107,7 +107,8 @@ class Segmenter:
             keep_attention: keep the aggregated attention for `resegment`. This takes 64 MB per image at 512 px.
             anchors: number of anchors per side; None uses the bundle's default.
             refine: `kmeans` refines the proposals before they compete for pixels, `colour` moves the borders of the
-                masks to where the colours of the image change, and `none` does neither. None uses the bundle's default.
+                masks to where the colours of the image change, `pamr` averages the masks over pixels of similar colour,
+                and `none` does nothing. None uses the bundle's default.
             fit: how to bring the image to the network's input size: `stretch`, `crop` or `pad`.
 
         Raises:

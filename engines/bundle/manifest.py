@@ -28,7 +28,7 @@ CPU_SUFFIX = ".cpu.onnx"
 """Ending of a `Graph.cpu_file`."""
 
 Precision = Literal["fp32", "fp16", "bf16"]
-Refine = Literal["none", "kmeans", "colour"]
+Refine = Literal["none", "kmeans", "colour", "pamr"]
 Threshold: TypeAlias = "float | Sequence[float]"
 REFINEMENTS: tuple[str, ...] = get_args(Refine)
 MAX_ROUNDS = 64

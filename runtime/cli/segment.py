@@ -35,7 +35,7 @@ def segment(
         Refine | None,
         typer.Option(
             help="kmeans: cluster the attention, starting from the masks. colour: move borders to colour edges. "
-            "Default: the bundle's."
+            "pamr: average masks over pixels of similar colour. Default: the bundle's."
         ),
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Images per pass through the network.")] = 1,

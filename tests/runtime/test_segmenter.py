@@ -122,6 +122,19 @@ def test_thresholds_anchors_and_refinement_are_passed_on(segmenter):
     np.testing.assert_array_equal(refined.labels, kept.resegment(refine="kmeans").labels)
 
 
+@pytest.mark.parametrize("refine", ["colour", "pamr"])
+def test_refinements_by_the_image_move_the_borders_alone(segmenter, refine):
+    path = example_images()[0]
+    plain = segmenter(path, keep_attention=True, refine="none")
+    assert "refine" not in plain.timings
+    refined = plain.resegment(refine=refine)
+    check(refined, plain.labels.shape)
+    assert "refine" in refined.timings
+    assert len(refined.segments) <= len(plain.segments)
+    assert (refined.labels != plain.labels).mean() > 0.001 or len(refined.segments) < len(plain.segments)
+    assert refined.to_dict()["settings"]["refine"] == refine
+
+
 def test_images_of_one_batch_may_have_settings_of_their_own(segmenter, photo):
     fine = segmenter.settings.updated(0.05, anchors=8)
     refined = segmenter.settings.updated(refine="kmeans")

@@ -79,7 +79,9 @@ def _settings(
     anchors: Annotated[int | None, Query(ge=1, le=128, description="Anchors per side")] = None,
     refine: Annotated[
         Refine | None,
-        Query(description="Refinement: none, kmeans (on the attention), or colour (borders follow the image)"),
+        Query(
+            description="Refinement: none, kmeans (on the attention), colour or pamr (borders follow the image)",
+        ),
     ] = None,
 ) -> MergeSettings:
     one = threshold[0] if threshold and len(threshold) == 1 else threshold

@@ -152,7 +152,7 @@ CHANGES = {
         thresholds=[1.0] * (MAX_ROUNDS + 1)
     ),
     "defaults: threshold must be a number of at least 0": lambda m: m["defaults"].update(thresholds=[-1.0]),
-    "defaults.refine must be one of none, kmeans, colour, found": lambda m: m["defaults"].update(refine="x"),
+    "defaults.refine must be one of none, kmeans, colour, pamr, found": lambda m: m["defaults"].update(refine="x"),
     r'parity\["latent x"\].worst must be a number, found "0"': lambda m: m.update(parity={"latent x": {"worst": "0"}}),
     r'files\["unet.onnx"\].bytes must be a whole number of at least 0': lambda m: m["files"]["unet.onnx"].update(
         bytes=-1
