@@ -6,7 +6,8 @@ import math
 from dataclasses import dataclass, field
 from typing import get_args
 
-from diffseg.engines.bundle.manifest import MergeSettings, Precision
+from diffseg.engines.bundle.manifest import Precision
+from diffseg.engines.bundle.settings import MergeSettings
 
 PRECISIONS: tuple[str, ...] = get_args(Precision)
 SIZE_STEP = 64

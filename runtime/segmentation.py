@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from diffseg import draw
 from diffseg.attention import AggregatedAttention
-from diffseg.engines.bundle.manifest import MergeSettings, Refine, Threshold
+from diffseg.engines.bundle.settings import MergeSettings, Method, Refine, Threshold
 from diffseg.formats.coco import Shape, coco_dataset
 from diffseg.formats.cutouts import cutouts
 from diffseg.formats.files import label_image, save
@@ -87,17 +87,23 @@ class Segmentation:
         return self.attention
 
     def resegment(
-        self, threshold: Threshold | None = None, *, anchors: int | None = None, refine: Refine | None = None
+        self,
+        threshold: Threshold | None = None,
+        *,
+        anchors: int | None = None,
+        refine: Refine | None = None,
+        method: Method | None = None,
+        tau: float | None = None,
     ) -> Segmentation:
         """Make new masks from the kept attention, without a pass through the network.
 
-        With the same anchors as before, merging takes a third of the time.
+        With the same anchors as before, merging takes a third of the time. The cuts of the first `tau` are kept, too.
 
         Raises:
             ValueError: the attention was not kept, or a setting is out of range.
         """
         attention = self.kept_attention()
-        settings = self.settings.updated(threshold, anchors, refine)
+        settings = self.settings.updated(threshold, anchors, refine, method, tau)
         timings: dict[str, float] = {}
         labels, segments = attention.masks(settings, timings)
         return replace(self, labels=labels, segments=segments, timings=timings, settings=settings)

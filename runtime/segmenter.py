@@ -13,7 +13,7 @@ import numpy as np
 from diffseg.arrays import prefetched
 from diffseg.attention import AggregatedAttention, warn_of_mended_rows
 from diffseg.engines.bundle.bundle import Bundle, open_bundle
-from diffseg.engines.bundle.manifest import MergeSettings, Refine, Threshold
+from diffseg.engines.bundle.settings import MergeSettings, Method, Refine, Threshold
 from diffseg.engines.errors import DeviceMemoryError, ImageError
 from diffseg.engines.providers.network import Network
 from diffseg.engines.providers.select import load_network
@@ -82,11 +82,13 @@ class Segmenter:
     def __call__(
         self, image: ImageSource, threshold: Threshold | None = ..., keep_attention: bool = ...,
         *, anchors: int | None = ..., refine: Refine | None = ..., fit: Fit = ...,
+        method: Method | None = ..., tau: float | None = ...,
     ) -> Segmentation: ...  # fmt: skip
     @overload
     def __call__(
         self, image: list[Any] | tuple[Any, ...], threshold: Threshold | None = ..., keep_attention: bool = ...,
         *, anchors: int | None = ..., refine: Refine | None = ..., fit: Fit = ...,
+        method: Method | None = ..., tau: float | None = ...,
     ) -> list[Segmentation]: ...  # fmt: skip
     def __call__(
         self,
@@ -97,6 +99,8 @@ class Segmenter:
         anchors: int | None = None,
         refine: Refine | None = None,
         fit: Fit = "stretch",
+        method: Method | None = None,
+        tau: float | None = None,
     ) -> Segmentation | list[Segmentation]:
         """Segment one image, or a list of images of different sizes.
 
@@ -110,6 +114,10 @@ class Segmenter:
                 masks to where the colours of the image change, `pamr` averages the masks over pixels of similar colour,
                 and `none` does nothing. None uses the bundle's default.
             fit: how to bring the image to the network's input size: `stretch`, `crop` or `pad`.
+            method: `diffseg` merges attention maps, `cut` cuts the graph of the attention. None uses the bundle's
+                default.
+            tau: with `cut`, a region is divided while the normalised cut costs less than this, from 0 to 2. None uses
+                the bundle's default.
 
         Raises:
             ImageError: an image cannot be read. Use `stream` to continue with the remaining images.
@@ -118,7 +126,9 @@ class Segmenter:
         many = isinstance(image, list | tuple)
         sources: list[ImageSource] = list(image) if isinstance(image, list | tuple) else [image]
         results = []
-        for _, result in self.stream(sources, threshold, keep_attention, anchors=anchors, refine=refine, fit=fit):
+        for _, result in self.stream(
+            sources, threshold, keep_attention, anchors=anchors, refine=refine, fit=fit, method=method, tau=tau
+        ):
             if isinstance(result, ImageError):
                 raise result
             results.append(result)
@@ -133,13 +143,15 @@ class Segmenter:
         anchors: int | None = None,
         refine: Refine | None = None,
         fit: Fit = "stretch",
+        method: Method | None = None,
+        tau: float | None = None,
     ) -> Iterator[tuple[ImageSource, Segmentation | ImageError]]:
         """Segment images one after another and yield the results in order.
 
         An image that cannot be read yields its `ImageError` instead of a `Segmentation`. The arguments are those of
         `__call__`. The segmenter does not keep an image or its result after yielding it.
         """
-        settings = self.settings.updated(threshold, anchors, refine)
+        settings = self.settings.updated(threshold, anchors, refine, method, tau)
         waiting = iter(images)
         groups = iter(lambda: list(islice(waiting, self.batch)), [])
         # While the GPU works on a batch, the host decodes the next ones and the caller handles the previous results.

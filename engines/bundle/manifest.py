@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Literal, TypeAlias, get_args
+from typing import Annotated, Literal
 
 import msgspec
-import numpy as np
+from diffseg.engines.bundle.settings import MergeSettings
 from diffseg.engines.bundle.specs import AttentionOutput, GraphTensors, attention_name
 from diffseg.engines.errors import BundleError
 from diffseg.engines.files import sha256
@@ -28,11 +27,6 @@ CPU_SUFFIX = ".cpu.onnx"
 """Ending of a `Graph.cpu_file`."""
 
 Precision = Literal["fp32", "fp16", "bf16"]
-Refine = Literal["none", "kmeans", "colour", "pamr"]
-Threshold: TypeAlias = "float | Sequence[float]"
-REFINEMENTS: tuple[str, ...] = get_args(Refine)
-MAX_ROUNDS = 64
-"""Largest number of thresholds, one per round of merging."""
 
 
 class Source(msgspec.Struct, frozen=True):
@@ -65,48 +59,6 @@ class Graph(msgspec.Struct, frozen=True):
     def files(self) -> tuple[str, ...]:
         """The graph and its external data, without `cpu_file`."""
         return (self.file, *self.external_data)
-
-
-class MergeSettings(msgspec.Struct, frozen=True):
-    """How attention becomes masks; a bundle's defaults are used where the caller does not say.
-
-    Attributes:
-        thresholds: the largest KL distance, in nats, of maps that are merged: one per round.
-        anchors: anchors per side.
-        refine: the refinement of the proposals or masks.
-
-    Raises:
-        ValueError: no threshold or a negative one, no anchor, or an unknown refinement.
-    """
-
-    thresholds: tuple[float, ...] = (1.0, 1.0, 1.0)
-    anchors: int = 16
-    refine: Refine = "none"
-
-    def __post_init__(self) -> None:
-        if not self.thresholds or not all(t >= 0 for t in self.thresholds):
-            found = list(self.thresholds)
-            raise ValueError(f"threshold must be a number of at least 0, or one per round, found {found}")
-        if len(self.thresholds) > MAX_ROUNDS:
-            raise ValueError(
-                f"at most {MAX_ROUNDS} thresholds are possible, one per round, found {len(self.thresholds)}"
-            )
-        if self.anchors < 1:
-            raise ValueError(f"anchors must be at least 1 per side, found {self.anchors}")
-        if self.refine not in REFINEMENTS:
-            raise ValueError(f"refine must be one of {', '.join(REFINEMENTS)}, found {self.refine!r}")
-
-    def updated(
-        self, threshold: Threshold | None = None, anchors: int | None = None, refine: Refine | None = None
-    ) -> MergeSettings:
-        """Copy with what is not None; a single threshold is taken for every round."""
-        thresholds = self.thresholds
-        if threshold is not None:
-            many = np.ndim(threshold) > 0
-            thresholds = tuple(float(t) for t in np.atleast_1d(np.asarray(threshold, dtype=np.float64)))
-            if not many:
-                thresholds *= len(self.thresholds)
-        return MergeSettings(thresholds, self.anchors if anchors is None else anchors, refine or self.refine)
 
 
 class File(msgspec.Struct, frozen=True):
@@ -149,7 +101,7 @@ class Manifest(msgspec.Struct, frozen=True):
     timestep: Count
     precision: Precision
     graphs: dict[str, Graph]
-    attention: tuple[AttentionOutput, ...]  # in the order of the UNet's outputs, finest first
+    attention: tuple[AttentionOutput, ...]  # in the order of the UNet's outputs, finest first; empty for DiffCut
     files: dict[str, File] = field(default_factory=dict)
     defaults: MergeSettings = field(default_factory=MergeSettings)
     versions: dict[str, str] = field(default_factory=dict)

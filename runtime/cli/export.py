@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 from diffseg.cli.tables import si
 from diffseg.cli.terminal import consoles
-from diffseg.engines.bundle.manifest import MergeSettings, Precision, Refine
+from diffseg.engines.bundle.manifest import Precision
+from diffseg.engines.bundle.settings import MergeSettings, Refine
 
 PARITY_SHOWN = ("latent_max_error", "attention_max_error", "row_cosine_distance_p99", "row_sum_max_error")
 

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 from diffseg.cli.terminal import FAILED, consoles, fail, track
-from diffseg.engines.bundle.manifest import Refine
+from diffseg.engines.bundle.settings import MAX_TAU, Method, Refine
 from diffseg.engines.errors import DiffsegError, ImageError
 from diffseg.engines.providers.select import Provider
 from diffseg.formats.names import DEFAULT_FORMATS, FORMATS, parse_formats
@@ -30,6 +30,17 @@ def segment(
         typer.Option(min=0, help="Merge maps closer than this KL divergence, in nats; default: the bundle's."),
     ] = None,
     anchors: Annotated[int | None, typer.Option(min=1, help="Anchors per side; default: the bundle's.")] = None,
+    method: Annotated[
+        Method | None,
+        typer.Option(
+            help="diffseg: merge attention maps. cut: cut the graph of the attention. "
+            "diffcut: cut the graph of the features of a DiffCut bundle. Default: the bundle's."
+        ),
+    ] = None,
+    tau: Annotated[
+        float | None,
+        typer.Option(min=0, max=MAX_TAU, help="Divide regions whose cut costs less than this; default: the bundle's."),
+    ] = None,
     fit: Annotated[Fit, typer.Option(help="How images are fitted to the network's input size.")] = "stretch",
     refine: Annotated[
         Refine | None,
@@ -71,6 +82,7 @@ def segment(
             threads=threads,
             devices=None if device is None else (device,),
         )
+        segmenter.settings.updated(threshold, anchors, refine, method, tau)
     except DiffsegError:
         raise
     except ValueError as error:
@@ -78,7 +90,7 @@ def segment(
     console, errors = consoles()
     console.print(f"model {segmenter.bundle.manifest.name}, provider {segmenter.provider}", style="dim")
     failed = 0
-    results = segmenter.stream(paths, threshold, anchors=anchors, fit=fit, refine=refine)
+    results = segmenter.stream(paths, threshold, anchors=anchors, fit=fit, refine=refine, method=method, tau=tau)
     for (source, result), name in zip(track(results, len(paths)), names, strict=True):
         if isinstance(result, ImageError):
             failed += 1

@@ -190,7 +190,13 @@ class Evaluation:
         settings = column.settings
         assert settings is not None  # noqa: S101 - columns_of saw to it
         if self.protocol is Protocol.FULL:
-            return result.resegment(settings.thresholds, anchors=settings.anchors, refine=settings.refine).labels
+            return result.resegment(
+                settings.thresholds,
+                anchors=settings.anchors,
+                refine=settings.refine,
+                method=settings.method,
+                tau=settings.tau,
+            ).labels
         # The paper's steps and nothing else. Numbers of proposals that win nowhere stay unused as in the reference:
         # they take part in its matching.
         attention = result.kept_attention()

@@ -15,16 +15,8 @@ from diffseg.engines.bundle.bundle import (
     open_bundle,
     write_manifest,
 )
-from diffseg.engines.bundle.manifest import (
-    MANIFEST,
-    MAX_ROUNDS,
-    QUERIES_KEYS,
-    UNET,
-    Graph,
-    Manifest,
-    is_safe_name,
-    read_manifest,
-)
+from diffseg.engines.bundle.manifest import MANIFEST, QUERIES_KEYS, UNET, Graph, Manifest, is_safe_name, read_manifest
+from diffseg.engines.bundle.settings import MAX_ROUNDS
 from diffseg.engines.errors import BundleError, BundleNotFoundError, DiffsegError
 from diffseg.engines.records import MAX_BYTES
 from hypothesis import given
