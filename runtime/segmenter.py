@@ -17,6 +17,7 @@ from diffseg.engines.bundle.settings import MergeSettings, Method, Refine, Thres
 from diffseg.engines.errors import DeviceMemoryError, ImageError
 from diffseg.engines.providers.network import Network
 from diffseg.engines.providers.select import load_network
+from diffseg.features import EncoderFeatures
 from diffseg.image import Fit, ImageSource, Placement, fit_image, read_image
 from diffseg.methods.aggregate import aggregate_and_count
 from diffseg.segmentation import Segmentation
@@ -224,6 +225,7 @@ class Segmenter:
 
     def _pass(self, images: Sequence[Prepared]) -> list[Segmentation]:
         grids = [attention.grid for attention in self.bundle.manifest.attention]
+        features = self.bundle.manifest.features
         shared: dict[str, float] = {}
         results, attentions = [], []
         with self.network.session() as session:
@@ -236,13 +238,19 @@ class Segmenter:
             for i, image in enumerate(images):
                 timings = image.timings | {stage: seconds / len(images) for stage, seconds in shared.items()}
                 maps = [output[i, ...] for output in outputs]
-                with stage(timings, "aggregate"):
-                    values, mended = aggregate_and_count(maps, grids=grids, out=maps[0])  # overwrites the finest map
-                    session.wait()
-                attentions.append(AggregatedAttention(values, image.pixels, image.placement, mended))
+                found: AggregatedAttention | EncoderFeatures
+                if features is not None:
+                    found = EncoderFeatures(maps[0], features.grid, image.pixels, image.placement)
+                else:
+                    with stage(timings, "aggregate"):
+                        # Overwrites the finest map.
+                        values, mended = aggregate_and_count(maps, grids=grids, out=maps[0])
+                        session.wait()
+                    found = AggregatedAttention(values, image.pixels, image.placement, mended)
+                    attentions.append(found)
                 results.append(
                     Segmentation.of(
-                        attentions[-1],
+                        found,
                         image.picture,
                         image.settings,
                         timings,

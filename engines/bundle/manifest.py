@@ -8,8 +8,8 @@ from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal
 
 import msgspec
-from diffseg.engines.bundle.settings import MergeSettings
-from diffseg.engines.bundle.specs import AttentionOutput, GraphTensors, attention_name
+from diffseg.engines.bundle.settings import FEATURE_METHODS, MergeSettings, Method
+from diffseg.engines.bundle.specs import AttentionOutput, FeatureOutput, GraphTensors, attention_name
 from diffseg.engines.errors import BundleError
 from diffseg.engines.files import sha256
 from diffseg.engines.records import Count, RecordError, Size, parse_record, read_record
@@ -107,11 +107,25 @@ class Manifest(msgspec.Struct, frozen=True):
     versions: dict[str, str] = field(default_factory=dict)
     parity: dict[str, dict[str, float]] = field(default_factory=dict)
     schema: int = SCHEMA
+    methods: tuple[Method, ...] = ("diffseg",)  # what it was exported for: attention for diffseg, features for diffcut
+    features: FeatureOutput | None = None  # the UNet's output in a bundle for DiffCut
 
     @property
     def max_batch(self) -> int:
         """The largest batch that the graphs were declared for."""
         return self.graphs[ENCODER].tensors.inputs[0].axes[0].max
+
+    def need_attention(self, command: str) -> None:
+        """Refuse a bundle for DiffCut in a command that works on attention alone.
+
+        Raises:
+            BundleError: the bundle has features in place of attention.
+        """
+        if self.features is not None:
+            raise BundleError(
+                f"`diffseg {command}` needs attention, and bundle {self.name!r} was exported for "
+                f"{', '.join(self.methods)}; use a bundle that was exported with --method diffseg, or `diffseg segment`"
+            )
 
     def to_json(self) -> str:
         """Return the manifest as JSON text."""
@@ -165,7 +179,11 @@ class Manifest(msgspec.Struct, frozen=True):
     def _check_tensors(self, where: str) -> None:
         """Check that the graphs' tensors match the image size and the attention."""
         outputs = self.graphs[UNET].tensors.outputs
-        if not outputs or [a.name for a in self.attention] != [o.name for o in outputs]:
+        if self.features is not None:
+            self._check_features(where, self.features)
+        elif set(self.methods) & set(FEATURE_METHODS) or self.defaults.method in FEATURE_METHODS:
+            raise BundleError(f"{where}: method diffcut needs 'features'; {FIX}")
+        elif not outputs or [a.name for a in self.attention] != [o.name for o in outputs]:
             raise BundleError(f"{where}: 'attention' and the outputs of {UNET} differ; {FIX}")
         if any(o.shape(1) != (1, a.queries, a.queries) for a, o in zip(self.attention, outputs, strict=True)):
             raise BundleError(f"{where}: an attention output is not (batch, n², n²); {FIX}")
@@ -178,6 +196,18 @@ class Manifest(msgspec.Struct, frozen=True):
         if len(self.graphs[UNET].tensors.inputs) != 1:
             found = len(self.graphs[UNET].tensors.inputs)
             raise BundleError(f"{where}: {UNET} must have one input, found {found}; {FIX}")
+
+    def _check_features(self, where: str, features: FeatureOutput) -> None:
+        """Check that a bundle for DiffCut has features, and nothing of DiffSeg."""
+        unet = self.graphs[UNET]
+        if self.methods != FEATURE_METHODS or self.defaults.method not in FEATURE_METHODS:
+            raise BundleError(f"{where}: a bundle with 'features' must have the method diffcut alone; {FIX}")
+        if self.attention or unet.forms:
+            raise BundleError(f"{where}: a bundle with 'features' has no attention; {FIX}")
+        if [(o.name, o.shape(1)) for o in unet.tensors.outputs] != [
+            (features.name, (1, features.places, features.channels))
+        ]:
+            raise BundleError(f"{where}: 'features' and the output of {UNET} differ; {FIX}")
 
     def _check_forms(self, where: str) -> None:
         """Check that only the UNet has a further form, with the queries and keys of every attention output."""

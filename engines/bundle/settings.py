@@ -16,6 +16,8 @@ METHODS: tuple[Method, ...] = get_args(Method)
 REFINEMENTS: tuple[Refine, ...] = get_args(Refine)
 FEATURE_METHODS: tuple[Method, ...] = ("diffcut",)
 """Methods that need the features of an encoder. The others need attention."""
+TAUS: dict[Method, float] = {"diffseg": 0.45, "cut": 0.45, "diffcut": 0.5}
+"""The usual tau of each method; `diffseg` has that of `cut`, which its bundles can do, too."""
 MAX_ROUNDS = 64
 """Largest number of thresholds, one per round of merging."""
 MAX_TAU = 2

@@ -70,7 +70,9 @@ def serve(
         sockets = open_sockets(host, port)
     except OSError as error:
         fail(str(error), WRONG_USAGE)
-    size = batch or open_bundle(model).manifest.max_batch
+    manifest = open_bundle(model).manifest
+    manifest.need_attention("serve")
+    size = batch or manifest.max_batch
     try:
         segmenter = Segmenter.load(
             model,

@@ -93,6 +93,8 @@ class Evaluation:
         need_packages()
         if segmenter is None and any(method.needs_attention for method in methods):
             raise ValueError(f"{', '.join(m for m in methods if m.needs_attention)} need a segmenter")
+        if segmenter is not None:
+            segmenter.bundle.manifest.need_attention("evaluate")
         self.datasets = datasets
         self.segmenter = segmenter
         self.protocol = protocol
