@@ -101,12 +101,12 @@ def convert(
         figures[f"latent{suffix}"] = parity.measure_latent(latent, found[0])
         found = parity.execute(folder / unet_file, latent, precision, max_batch)
         measure = parity.measure_attention if features is None else parity.measure_features
-        for output, expected, actual in zip(unet_tensors.outputs, truth, found, strict=True):
-            figures[f"{output.name}{suffix}"] = measure(expected, actual)
+        for tensor, expected, actual in zip(unet_tensors.outputs, truth, found, strict=True):
+            figures[f"{tensor.name}{suffix}"] = measure(expected, actual)
     for kind, form in forms.items():
         found = parity.execute_form(folder / form.file, latent, precision)
-        for output, expected, actual in zip(outputs, truth, found, strict=True):
-            figures[f"{output.name}_{kind}"] = parity.measure_attention(expected, actual)
+        for tensor, expected, actual in zip(unet_tensors.outputs, truth, found, strict=True):
+            figures[f"{tensor.name}_{kind}"] = parity.measure_attention(expected, actual)
     parity.check(figures, precision, size)
 
     return Manifest(

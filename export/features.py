@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from diffseg.engines.bundle import specs
@@ -73,6 +73,7 @@ class FeatureUNet(nn.Module):
             latent.shape[0], -1, -1
         )  # a shape: its values are baked in
         hidden = self.conv_in(noisy.to(dtype))
+        block: Any
         for block in self.blocks[:-1]:
             hidden = self._stage(block, hidden, prompt)
             for downsampler in block.downsamplers or ():
@@ -86,7 +87,7 @@ class FeatureUNet(nn.Module):
         """Describe the features."""
         return specs.FeatureOutput((self.grid[0], self.grid[1]), self._wanted.to_out[0].out_features)
 
-    def _stage(self, block: nn.Module, hidden: Tensor, prompt: Tensor) -> Tensor:
+    def _stage(self, block: Any, hidden: Tensor, prompt: Tensor) -> Tensor:  # noqa: ANN401 - diffusers has a class per kind
         """Residual blocks and transformers of one level; the time embedding is baked in."""
         attentions = getattr(block, "attentions", None) or [None] * len(block.resnets)
         for resnet, attention in zip(block.resnets, attentions, strict=True):
@@ -126,7 +127,7 @@ class AllHeads:
         rows = max(1, SCORES_AT_ONCE // (query.shape[1] * places))
         blocks = [
             (part @ key.transpose(-1, -2)).float().softmax(-1).to(value.dtype) @ value
-            for part in query.split(min(rows, places), 2)
+            for part in torch.split(query, min(rows, places), 2)
         ]
         return blocks[0] if len(blocks) == 1 else torch.cat(blocks, 2)
 

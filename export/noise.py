@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from diffseg.engines.errors import CheckpointError
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 Noise = Literal["seeded", "official"]
 SEED = 42
 """Seed of the official implementation."""
-STABLE_DIFFUSION = {
+STABLE_DIFFUSION: dict[str, Any] = {
     "num_train_timesteps": 1000,
     "beta_start": 0.00085,
     "beta_end": 0.012,
@@ -84,4 +84,5 @@ def cuda_noise(shape: tuple[int, ...], seed: int = SEED) -> NDArray[np.float32]:
     scale = 2.0**-32
     radius = np.sqrt(-2 * np.log(counter[0] * scale + scale / 2))
     angle = 2 * np.pi * (counter[1] * scale + scale / 2)
-    return (radius * np.sin(angle)).astype(np.float32).reshape(shape)
+    values: NDArray[np.float32] = (radius * np.sin(angle)).astype(np.float32)
+    return values.reshape(shape)

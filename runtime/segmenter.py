@@ -115,10 +115,10 @@ class Segmenter:
                 masks to where the colours of the image change, `pamr` averages the masks over pixels of similar colour,
                 and `none` does nothing. None uses the bundle's default.
             fit: how to bring the image to the network's input size: `stretch`, `crop` or `pad`.
-            method: `diffseg` merges attention maps, `cut` cuts the graph of the attention. None uses the bundle's
-                default.
-            tau: with `cut`, a region is divided while the normalised cut costs less than this, from 0 to 2. None uses
-                the bundle's default.
+            method: `diffseg` merges attention maps, `cut` cuts the graph of the attention, and `diffcut` that of the
+                features of a bundle that was exported for it. None uses the bundle's default.
+            tau: with `cut` and `diffcut`, a region is divided while the normalised cut costs less than this, from
+                0 to 2. None uses the bundle's default.
 
         Raises:
             ImageError: an image cannot be read. Use `stream` to continue with the remaining images.

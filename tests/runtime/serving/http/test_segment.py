@@ -66,6 +66,7 @@ def test_settings_are_passed_on(serve, png, photo):
     for query, options in (
         ("threshold=0.2&threshold=0.4", {"threshold": (0.2, 0.4)}),
         ("threshold=0.3&anchors=2", {"threshold": 0.3, "anchors": 2}),
+        ("method=cut&tau=0.6&refine=pamr", {"method": "cut", "tau": 0.6, "refine": "pamr"}),
         ("threshold=0.3&refine=kmeans&fit=pad", {"threshold": 0.3, "refine": "kmeans", "fit": "pad"}),
     ):
         expected = server.service.segmenter(photo, **options)
@@ -83,6 +84,10 @@ def test_settings_are_passed_on(serve, png, photo):
         "threshold=inf",
         "anchors=0",
         "refine=magic",
+        "method=magic",
+        "method=diffcut",
+        "tau=3",
+        "tau=nan",
         "fit=cover",
         "timeout=0",
         "threshold=x",
@@ -123,6 +128,18 @@ def test_errors_are_in_our_own_words(serve, png, request_line, error):
     server = serve()
     key = server.ask("POST", "/v1/images", png).json()["id"]
     assert server.ask(method, path.replace("KEY", key), png if method == "POST" else None).error == error
+
+
+def test_stored_attention_is_cut_again(serve, png):
+    server = serve()
+    key = server.ask("POST", "/v1/images", png).json()["id"]
+    counts = []
+    for tau in (0, 0.3, 0.9):
+        answer = server.ask("GET", f"/v1/images/{key}/masks?method=cut&tau={tau}").json()
+        assert (answer["settings"]["method"], answer["settings"]["tau"]) == ("cut", tau)
+        counts.append(len(answer["segments"]))
+    assert counts == sorted(counts)
+    assert counts[0] == 1
 
 
 def test_broken_images_are_the_client_s_fault(serve, png, photo):
