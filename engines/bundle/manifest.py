@@ -178,24 +178,29 @@ class Manifest(msgspec.Struct, frozen=True):
 
     def _check_tensors(self, where: str) -> None:
         """Check that the graphs' tensors match the image size and the attention."""
-        outputs = self.graphs[UNET].tensors.outputs
         if self.features is not None:
             self._check_features(where, self.features)
         elif set(self.methods) & set(FEATURE_METHODS) or self.defaults.method in FEATURE_METHODS:
             raise BundleError(f"{where}: method diffcut needs 'features'; {FIX}")
-        elif not outputs or [a.name for a in self.attention] != [o.name for o in outputs]:
-            raise BundleError(f"{where}: 'attention' and the outputs of {UNET} differ; {FIX}")
-        if any(o.shape(1) != (1, a.queries, a.queries) for a, o in zip(self.attention, outputs, strict=True)):
-            raise BundleError(f"{where}: an attention output is not (batch, n², n²); {FIX}")
-        if [a.queries for a in self.attention] != sorted((a.queries for a in self.attention), reverse=True):
-            raise BundleError(f"{where}: 'attention' must have the finest grid first; {FIX}")
-        self._check_forms(where)
+        else:
+            self._check_attention(where)
         image = self.graphs[ENCODER].tensors.inputs
         if len(image) != 1 or image[0].shape(1) != (1, *self.image_size, 3):
             raise BundleError(f"{where}: the input of {ENCODER} is not (batch, *image_size, 3); {FIX}")
         if len(self.graphs[UNET].tensors.inputs) != 1:
             found = len(self.graphs[UNET].tensors.inputs)
             raise BundleError(f"{where}: {UNET} must have one input, found {found}; {FIX}")
+
+    def _check_attention(self, where: str) -> None:
+        """Check that the outputs of the UNet, in every form, are those under `attention`."""
+        outputs = self.graphs[UNET].tensors.outputs
+        if not outputs or [a.name for a in self.attention] != [o.name for o in outputs]:
+            raise BundleError(f"{where}: 'attention' and the outputs of {UNET} differ; {FIX}")
+        if any(o.shape(1) != (1, a.queries, a.queries) for a, o in zip(self.attention, outputs, strict=True)):
+            raise BundleError(f"{where}: an attention output is not (batch, n², n²); {FIX}")
+        if [a.queries for a in self.attention] != sorted((a.queries for a in self.attention), reverse=True):
+            raise BundleError(f"{where}: 'attention' must have the finest grid first; {FIX}")
+        self._check_forms(where)
 
     def _check_features(self, where: str, features: FeatureOutput) -> None:
         """Check that a bundle for DiffCut has features, and nothing of DiffSeg."""
