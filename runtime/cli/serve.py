@@ -66,12 +66,12 @@ def serve(
         fail(
             f"other machines can reach {host}, and no token is set: set {TOKEN}, pass --token-file, or pass --no-token"
         )
+    manifest = open_bundle(model).manifest
+    manifest.need_attention("serve")
     try:
         sockets = open_sockets(host, port)
     except OSError as error:
         fail(str(error), WRONG_USAGE)
-    manifest = open_bundle(model).manifest
-    manifest.need_attention("serve")
     size = batch or manifest.max_batch
     try:
         segmenter = Segmenter.load(
