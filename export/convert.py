@@ -9,12 +9,14 @@ from pathlib import Path
 
 import torch
 from diffseg.engines.bundle import specs
-from diffseg.engines.bundle.manifest import ENCODER, QUERIES_KEYS, UNET, Manifest, Precision
+from diffseg.engines.bundle.manifest import ENCODER, QUERIES_KEYS, UNET, Graph, Manifest, Precision
 from diffseg.engines.packages import installed_version
 from diffseg.export import parity
-from diffseg.export.checkpoint import load_files
+from diffseg.export.checkpoint import Checkpoint, load_files
+from diffseg.export.features import FeatureUNet
 from diffseg.export.graphs import AttentionUNet, Encoder
 from diffseg.export.locate import CheckpointFiles
+from diffseg.export.noise import make_noise, signal_share
 from diffseg.export.recorders import QueriesKeys
 from diffseg.export.settings import ExportSettings
 from diffseg.export.trace import trace
@@ -59,25 +61,32 @@ def convert(
     unet_parameters, unet_flops = _parameters(loaded.unet), _flops(loaded.unet, size, loaded.prompt)
     vae_parameters = _parameters(loaded.vae)
     source, scale = loaded.source, float(loaded.vae.config.scaling_factor)
-    encoder, unet = Encoder(loaded.vae), AttentionUNet(loaded.unet, loaded.prompt, settings.timestep, size)
+    encoder = Encoder(loaded.vae)
     channels = encoder.channels
+    unet = _make_unet(loaded, files.folder, settings, channels)
 
     progress("run the checkpoint in PyTorch")
     images = parity.sample_images(size)
     latent = parity.reference(encoder, images)[0]
-    attention = parity.reference(unet, latent)
-    outputs = unet.outputs()
+    truth = parity.reference(unet, latent)
+    outputs = unet.outputs() if isinstance(unet, AttentionUNet) else ()
+    features = unet.output() if isinstance(unet, FeatureUNet) else None
 
     encoder_tensors = specs.encoder_tensors(size, channels, max_batch)
-    unet_tensors = specs.unet_tensors(size, channels, outputs, max_batch)
-    form_tensors = specs.queries_keys_tensors(size, channels, outputs, unet.widths(), NAMES[precision], max_batch)
+    if features is not None:
+        unet_tensors = specs.features_tensors(size, channels, features, max_batch)
+    else:
+        unet_tensors = specs.unet_tensors(size, channels, outputs, max_batch)
     progress(f"trace the VAE encoder in {precision}")
     traced_encoder = trace(encoder.to(dtype), encoder_tensors, folder / f"{ENCODER}.onnx")
     progress(f"trace the UNet in {precision}")
     path = folder / f"{UNET}.onnx"
     traced_unet = trace(unet.to(dtype), unet_tensors, path, external=True)
-    unet.recorder = QueriesKeys()
-    form = trace(unet, form_tensors, folder / f"{UNET}.{QUERIES_KEYS}.onnx", weights_of=path)
+    forms: dict[str, Graph] = {}
+    if isinstance(unet, AttentionUNet):
+        form_tensors = specs.queries_keys_tensors(size, channels, outputs, unet.widths(), NAMES[precision], max_batch)
+        unet.recorder = QueriesKeys()
+        forms[QUERIES_KEYS] = trace(unet, form_tensors, folder / f"{UNET}.{QUERIES_KEYS}.onnx", weights_of=path)
     del loaded, encoder, unet  # the only references: ONNX Runtime needs the memory
 
     progress("compare the graphs with PyTorch")
@@ -91,11 +100,13 @@ def convert(
         found = parity.execute(folder / encoder_file, images, precision, max_batch)
         figures[f"latent{suffix}"] = parity.measure_latent(latent, found[0])
         found = parity.execute(folder / unet_file, latent, precision, max_batch)
-        for output, expected, actual in zip(outputs, attention, found, strict=True):
-            figures[f"{output.name}{suffix}"] = parity.measure_attention(expected, actual)
-    found = parity.execute_form(folder / form.file, latent, precision)
-    for output, expected, actual in zip(outputs, attention, found, strict=True):
-        figures[f"{output.name}_{QUERIES_KEYS}"] = parity.measure_attention(expected, actual)
+        measure = parity.measure_attention if features is None else parity.measure_features
+        for tensor, expected, actual in zip(unet_tensors.outputs, truth, found, strict=True):
+            figures[f"{tensor.name}{suffix}"] = measure(expected, actual)
+    for kind, form in forms.items():
+        found = parity.execute_form(folder / form.file, latent, precision)
+        for tensor, expected, actual in zip(unet_tensors.outputs, truth, found, strict=True):
+            figures[f"{tensor.name}_{kind}"] = parity.measure_attention(expected, actual)
     parity.check(figures, precision, size)
 
     return Manifest(
@@ -111,14 +122,27 @@ def convert(
                 traced_unet,
                 parameters_dropped=unet_parameters - traced_unet.parameters,
                 flops_dropped=unet_flops - traced_unet.flops,
-                forms={QUERIES_KEYS: form},
+                forms=forms,
             ),
         },
         attention=outputs,
         defaults=settings.defaults,
         versions={"python": platform.python_version(), **{p: v for p in RECORDED if (v := installed_version(p))}},
         parity=figures,
+        methods=(settings.method,),
+        features=features,
     )
+
+
+def _make_unet(
+    loaded: Checkpoint, folder: Path, settings: ExportSettings, channels: int
+) -> AttentionUNet | FeatureUNet:
+    """Return the network of the method."""
+    if settings.method == "diffseg":
+        return AttentionUNet(loaded.unet, loaded.prompt, settings.timestep, settings.size)
+    shape = 1, channels, *(n // specs.LATENT_FACTOR for n in settings.size)
+    share = signal_share(folder, settings.timestep)
+    return FeatureUNet(loaded.unet, loaded.prompt, settings.timestep, make_noise(shape, settings.noise), share)
 
 
 def _parameters(module: torch.nn.Module) -> int:

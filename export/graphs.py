@@ -51,20 +51,7 @@ class AttentionUNet(nn.Module):
         self.unet = unet
         self.prompt_shape = tuple(prompt.shape)
         latent = [n // specs.LATENT_FACTOR for n in size]
-        self._processors: list[SelfAttention] = []
-        with torch.no_grad():
-            embedding = self.unet.time_embedding(self.unet.time_proj(torch.tensor([timestep])))
-            for name, module in self.unet.named_modules():
-                if isinstance(module, Attention):
-                    if name.endswith("attn1"):
-                        self._processors.append(SelfAttention())
-                        module.set_processor(self._processors[-1])
-                    else:
-                        module.set_processor(CrossAttention(module, prompt))
-                        del module.to_k, module.to_v
-                elif getattr(module, "time_emb_proj", None) is not None:
-                    activated = embedding if module.skip_time_act else module.nonlinearity(embedding)
-                    module.time_emb_proj = Constant(module.time_emb_proj(activated))
+        self._processors = bake_constants(self.unet, prompt, timestep)
         self.grids = self._grids(latent)
         self.recorder = Accumulator()
 
@@ -105,6 +92,29 @@ class AttentionUNet(nn.Module):
     def widths(self) -> tuple[int, ...]:
         """Return the width of the heads of each output. Call this after a forward pass, which records the layers."""
         return tuple(self.recorder.widths[n] for n in self.recorder.heads)
+
+
+@torch.no_grad()
+def bake_constants(unet: UNet2DConditionModel, prompt: Tensor, timestep: int) -> list[SelfAttention]:
+    """Replace all that depends on the prompt and the timestep alone by constants, in place.
+
+    Returns:
+        The processors of the self-attention layers, in the order of the modules.
+    """
+    processors: list[SelfAttention] = []
+    embedding = unet.time_embedding(unet.time_proj(torch.tensor([timestep])))
+    for name, module in unet.named_modules():
+        if isinstance(module, Attention):
+            if name.endswith("attn1"):
+                processors.append(SelfAttention())
+                module.set_processor(processors[-1])
+            else:
+                module.set_processor(CrossAttention(module, prompt))
+                del module.to_k, module.to_v
+        elif getattr(module, "time_emb_proj", None) is not None:
+            activated = embedding if module.skip_time_act else module.nonlinearity(embedding)
+            module.time_emb_proj = Constant(module.time_emb_proj(activated))
+    return processors
 
 
 class Constant(nn.Module):

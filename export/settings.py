@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import get_args
+from typing import Literal, get_args
 
-from diffseg.engines.bundle.manifest import MergeSettings, Precision
+from diffseg.engines.bundle.manifest import Precision
+from diffseg.engines.bundle.settings import FEATURE_METHODS, MergeSettings, Method
 
 PRECISIONS: tuple[str, ...] = get_args(Precision)
 SIZE_STEP = 64
+SIZES: dict[Method, tuple[int, int]] = {"diffseg": (512, 512), "diffcut": (1024, 1024)}
+"""Methods that a bundle can be exported for, and their usual image size: height, width in pixels."""
+TIMESTEPS_OF: dict[Method, int] = {"diffseg": 300, "diffcut": 50}
+"""The usual timestep of each method."""
+NOISES: tuple[str, ...] = ("seeded", "official")
 TIMESTEPS = 1000
 
 
@@ -26,6 +32,12 @@ class ExportSettings:
     timestep: int = 300
     max_batch: int = 4
     defaults: MergeSettings = field(default_factory=MergeSettings)
+    noise: Literal["seeded", "official"] = "seeded"  # for DiffCut; see `export.noise`
+
+    @property
+    def method(self) -> Method:
+        """The method that the bundle is exported for, by its default settings: `diffseg` or `diffcut`."""
+        return "diffcut" if self.defaults.method in FEATURE_METHODS else "diffseg"
 
     def __post_init__(self) -> None:
         if any(n < SIZE_STEP or n % SIZE_STEP for n in self.size):
@@ -36,6 +48,8 @@ class ExportSettings:
             raise ValueError(f"timestep must be 0 to {TIMESTEPS - 1}, found {self.timestep}")
         if self.max_batch < 1:
             raise ValueError(f"max_batch must be at least 1, found {self.max_batch}")
+        if self.noise not in NOISES:
+            raise ValueError(f"noise must be one of {', '.join(NOISES)}, found {self.noise!r}")
         if not all(t < math.inf for t in self.defaults.thresholds):
             raise ValueError(f"defaults need finite thresholds, found {list(self.defaults.thresholds)}")
 

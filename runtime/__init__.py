@@ -15,7 +15,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from diffseg.engines.bundle.manifest import MergeSettings
+    from diffseg.engines.bundle.settings import MergeSettings
     from diffseg.engines.errors import DiffsegError
     from diffseg.image import Segment
     from diffseg.segmentation import Segmentation
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "DiffsegError": "diffseg.engines.errors",
-    "MergeSettings": "diffseg.engines.bundle.manifest",
+    "MergeSettings": "diffseg.engines.bundle.settings",
     "Segment": "diffseg.image",
     "Segmentation": "diffseg.segmentation",
     "Segmenter": "diffseg.segmenter",

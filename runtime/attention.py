@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -12,23 +12,32 @@ from diffseg.arrays import Array, namespace, to_host
 from diffseg.image import Placement, Segment, is_plain, place_labels
 from diffseg.methods import fused
 from diffseg.methods.colour import colour_refine
+from diffseg.methods.cut_attention import AttentionCut
 from diffseg.methods.kmeans import kmeans_refine
 from diffseg.methods.merge import AnchorDistances, anchor_distances, merge_on_device
+from diffseg.methods.pamr import pamr_refine_reduced
 from diffseg.methods.suppress import non_max_suppression
 from diffseg.stages import stage
 
 if TYPE_CHECKING:
-    from diffseg.engines.bundle.manifest import MergeSettings
+    from diffseg.engines.bundle.settings import MergeSettings, Refine
     from numpy.typing import NDArray
 
 logger = logging.getLogger(__name__)
 
+PIXEL_REFINEMENTS: dict[Refine, Callable[[NDArray[np.uint16], NDArray[np.uint8]], NDArray[np.uint16]]] = {
+    "colour": colour_refine,
+    "pamr": pamr_refine_reduced,
+}
+"""Refinements of masks by the image: labels (H, W) and pixels (H, W, 3) → labels (H, W)."""
+
 
 @dataclass(slots=True, eq=False)
 class _Memo:
-    """The anchor distances computed last. The tuple is replaced as a whole, so threads can share the memo."""
+    """What was computed last. Each value is replaced as a whole, so threads can share the memo."""
 
     last: tuple[int, AnchorDistances] | None = None
+    cut: AttentionCut | None = None
     mended_rows: int | None = None  # once it is on the host
 
 
@@ -36,8 +45,9 @@ class _Memo:
 class AggregatedAttention:
     """The aggregated attention of one image, with everything that is needed to make masks. Threads can share it.
 
-    The distances of the maps from the anchors of the last merging are kept. Merging with the same anchors and new
-    thresholds therefore takes a third of the time of the first merging.
+    It remembers the distances of its maps from the anchors that were used last. Merging with the same anchors and new
+    thresholds therefore takes a third of the time of the first merging. It also remembers its tree of cuts, so a new
+    `tau` takes milliseconds.
 
     Attributes:
         values: (n, n, n, n) float32, queries then keys; every map sums to 1. A NumPy or CuPy array.
@@ -54,9 +64,10 @@ class AggregatedAttention:
 
     @property
     def nbytes(self) -> int:
-        """Size of the attention and the kept distances, in bytes."""
-        last = self._memo.last
-        return int(self.values.nbytes) + (0 if last is None else int(last[1].values.nbytes))
+        """Size of the attention, the remembered distances and the remembered cuts, in bytes."""
+        last, cut = self._memo.last, self._memo.cut
+        remembered = (0 if last is None else int(last[1].values.nbytes)) + (0 if cut is None else cut.nbytes)
+        return int(self.values.nbytes) + remembered
 
     @property
     def mended_rows(self) -> int:
@@ -72,7 +83,7 @@ class AggregatedAttention:
     def copy(self) -> AggregatedAttention:
         """Return a copy whose values the network cannot overwrite. It uses the same array library and device."""
         values = namespace(self.values).asarray(self.values, copy=True)
-        memo = _Memo(self._memo.last, self._memo.mended_rows)
+        memo = _Memo(self._memo.last, self._memo.cut, self._memo.mended_rows)
         return AggregatedAttention(values, self.pixels, self.placement, self.mended, memo)
 
     def placed(self, placement: Placement) -> AggregatedAttention:
@@ -80,7 +91,9 @@ class AggregatedAttention:
         return AggregatedAttention(self.values, self.pixels, placement, self.mended, self._memo)
 
     def proposals(self, settings: MergeSettings) -> Array:
-        """Merge the attention maps into (k, n, n) float32 proposals, without refinement; see `merge_attention`."""
+        """Return (k, n, n) float32 proposals, without refinement: merged attention maps, or means of cut regions."""
+        if settings.method == "cut":
+            return self._cut(settings.tau)
         proposals, count = self._merge(settings)
         return proposals if count is None else proposals[: int(count), ...]
 
@@ -91,6 +104,13 @@ class AggregatedAttention:
             last = settings.anchors, anchor_distances(self.values, settings.anchors, clean=True)
             self._memo.last = last
         return merge_on_device(self.values, settings.thresholds, settings.anchors, distances=last[1])
+
+    def _cut(self, tau: float) -> Array:
+        """Return the mean maps of the regions; see `AttentionCut`."""
+        cut = self._memo.cut
+        if cut is None:
+            cut = self._memo.cut = AttentionCut.of(self.values)
+        return cut.proposals(tau)
 
     def _suppress(self, proposals: Array, count: Array | None) -> NDArray[np.uint16]:
         """Return the labels on the host. With the fused kernels, this is the only wait for the device per image."""
@@ -104,10 +124,10 @@ class AggregatedAttention:
     def masks(
         self, settings: MergeSettings, timings: dict[str, float]
     ) -> tuple[NDArray[np.uint16], tuple[Segment, ...]]:
-        """Merge the attention into masks. An image of a single colour is one segment.
+        """Merge or cut the attention into masks. An image of a single colour is one segment.
 
         Args:
-            settings: thresholds, anchors and refinement.
+            settings: method, thresholds, anchors, tau and refinement.
             timings: the duration of each stage, in seconds, is added to this dict.
 
         Returns:
@@ -118,18 +138,22 @@ class AggregatedAttention:
             # The padding of the network's convolutions sets the borders of such an image apart.
             with stage(timings, "merge"):
                 return place_labels(np.zeros(self.placement.size, dtype=np.uint16), self.placement)
-        with stage(timings, "merge"):
-            proposals, count = self._merge(settings)
+        if settings.method == "cut":
+            with stage(timings, "cut"):
+                proposals, count = self._cut(settings.tau), None
+        else:
+            with stage(timings, "merge"):
+                proposals, count = self._merge(settings)
         if settings.refine == "kmeans":
             with stage(timings, "refine"):
                 known = proposals if count is None else proposals[: int(count), ...]
                 proposals, count = kmeans_refine(self.values, known), None
         with stage(timings, "suppress"):
             labels = self._suppress(proposals, count)
-            if settings.refine != "colour":
+            if settings.refine not in PIXEL_REFINEMENTS:
                 return place_labels(labels, self.placement)
         with stage(timings, "refine"):
-            return place_labels(colour_refine(labels, self.pixels), self.placement)
+            return place_labels(PIXEL_REFINEMENTS[settings.refine](labels, self.pixels), self.placement)
 
 
 def warn_of_mended_rows(attentions: Sequence[AggregatedAttention]) -> None:

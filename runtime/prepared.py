@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from diffseg.engines.bundle.manifest import MergeSettings
+from diffseg.engines.bundle.settings import MergeSettings
 from diffseg.image import Placement
 from diffseg.origin import Origin
 from PIL import Image

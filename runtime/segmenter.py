@@ -12,11 +12,13 @@ import numpy as np
 from diffseg.arrays import prefetched
 from diffseg.attention import AggregatedAttention, warn_of_mended_rows
 from diffseg.engines.bundle.bundle import Bundle, open_bundle
-from diffseg.engines.bundle.manifest import MANIFEST, MergeSettings, Refine, Threshold
+from diffseg.engines.bundle.manifest import MANIFEST
+from diffseg.engines.bundle.settings import MergeSettings, Method, Refine, Threshold
 from diffseg.engines.errors import DeviceMemoryError, ImageError
 from diffseg.engines.files import sha256
 from diffseg.engines.providers.network import Network
 from diffseg.engines.providers.select import load_network
+from diffseg.features import EncoderFeatures
 from diffseg.image import Fit, ImageSource, fit_image, read_image
 from diffseg.lifetime import Lifetime, portable_model
 from diffseg.methods.aggregate import aggregate_and_count
@@ -96,21 +98,25 @@ class Segmenter(Lifetime):
 
     @overload
     def __call__(
-        self, image: ImageSource, threshold: Threshold | None = ..., keep_attention: bool = ...,
-        *, anchors: int | None = ..., refine: Refine | None = ..., fit: Fit = ..., channel_order: ChannelOrder = ...,
+        self, image: ImageSource, threshold: Threshold | None = ..., method: Method | None = ...,
+        keep_attention: bool = ..., *, anchors: int | None = ..., tau: float | None = ..., refine: Refine | None = ...,
+        fit: Fit = ..., channel_order: ChannelOrder = ...,
     ) -> Segmentation: ...  # fmt: skip
     @overload
     def __call__(
-        self, image: Many, threshold: Threshold | None = ..., keep_attention: bool = ...,
-        *, anchors: int | None = ..., refine: Refine | None = ..., fit: Fit = ..., channel_order: ChannelOrder = ...,
+        self, image: Many, threshold: Threshold | None = ..., method: Method | None = ...,
+        keep_attention: bool = ..., *, anchors: int | None = ..., tau: float | None = ..., refine: Refine | None = ...,
+        fit: Fit = ..., channel_order: ChannelOrder = ...,
     ) -> list[Segmentation]: ...  # fmt: skip
     def __call__(
         self,
         image: ImageSource | Many,
         threshold: Threshold | None = None,
+        method: Method | None = None,
         keep_attention: bool = False,
         *,
         anchors: int | None = None,
+        tau: float | None = None,
         refine: Refine | None = None,
         fit: Fit = "stretch",
         channel_order: ChannelOrder = "rgb",
@@ -122,10 +128,15 @@ class Segmenter(Lifetime):
                 `read_image`. A list, tuple or generator of these returns a list.
             threshold: maximum KL distance, in nats, at which two maps are merged. A sequence has one threshold per
                 round. None uses the bundle's default.
+            method: `diffseg` merges attention maps, `cut` cuts the graph of the attention, and `diffcut` that of the
+                features of a bundle that was exported for it. None uses the bundle's default.
             keep_attention: keep the aggregated attention for `resegment`. This takes 64 MB per image at 512 px.
             anchors: number of anchors per side; None uses the bundle's default.
+            tau: with `cut` and `diffcut`, a region is divided while the normalised cut costs less than this, from
+                0 to 2. None uses the bundle's default.
             refine: `kmeans` refines the proposals before they compete for pixels, `colour` moves the borders of the
-                masks to where the colours of the image change, and `none` does neither. None uses the bundle's default.
+                masks to where the colours of the image change, `pamr` averages the masks over pixels of similar colour,
+                and `none` does nothing. None uses the bundle's default.
             fit: how to bring the image to the network's input size: `stretch`, `crop` or `pad`.
             channel_order: `bgr` for arrays of OpenCV.
 
@@ -138,8 +149,10 @@ class Segmenter(Lifetime):
         for _, result in self.stream(
             cast("Many", image) if many else [cast("ImageSource", image)],
             threshold,
+            method,
             keep_attention,
             anchors=anchors,
+            tau=tau,
             refine=refine,
             fit=fit,
             channel_order=channel_order,
@@ -153,9 +166,11 @@ class Segmenter(Lifetime):
         self,
         images: Iterable[ImageSource],
         threshold: Threshold | None = None,
+        method: Method | None = None,
         keep_attention: bool = False,
         *,
         anchors: int | None = None,
+        tau: float | None = None,
         refine: Refine | None = None,
         fit: Fit = "stretch",
         channel_order: ChannelOrder = "rgb",
@@ -165,7 +180,7 @@ class Segmenter(Lifetime):
         An image that cannot be read yields its `ImageError` instead of a `Segmentation`. The arguments are those of
         `__call__`. The segmenter does not keep an image or its result after yielding it.
         """
-        settings = self.settings.updated(threshold, anchors, refine)
+        settings = self.settings.updated(threshold, anchors, refine, method, tau)
         waiting = iter(images)
         groups = iter(lambda: list(islice(waiting, self.batch)), [])
         # While the GPU works on a batch, the host decodes the next ones and the caller handles the previous results.
@@ -244,6 +259,7 @@ class Segmenter(Lifetime):
 
     def _pass(self, images: Sequence[Prepared]) -> list[Segmentation]:
         grids = [attention.grid for attention in self.bundle.manifest.attention]
+        features = self.bundle.manifest.features
         shared: dict[str, float] = {}
         results, attentions = [], []
         with self.network.session() as session:
@@ -256,13 +272,19 @@ class Segmenter(Lifetime):
             for i, image in enumerate(images):
                 timings = image.timings | {stage: seconds / len(images) for stage, seconds in shared.items()}
                 maps = [output[i, ...] for output in outputs]
-                with stage(timings, "aggregate"):
-                    values, mended = aggregate_and_count(maps, grids=grids, out=maps[0])  # overwrites the finest map
-                    session.wait()
-                attentions.append(AggregatedAttention(values, image.pixels, image.placement, mended))
+                found: AggregatedAttention | EncoderFeatures
+                if features is not None:
+                    found = EncoderFeatures(maps[0], features.grid, image.pixels, image.placement)
+                else:
+                    with stage(timings, "aggregate"):
+                        # Overwrites the finest map.
+                        values, mended = aggregate_and_count(maps, grids=grids, out=maps[0])
+                        session.wait()
+                    found = AggregatedAttention(values, image.pixels, image.placement, mended)
+                    attentions.append(found)
                 results.append(
                     Segmentation.of(
-                        attentions[-1],
+                        found,
                         image.picture,
                         image.settings,
                         timings,

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
-STAGES = ("decode", "resize", "encode", "attend", "aggregate", "merge", "refine", "suppress", "write")
-"""In the order in which an image passes through them. `refine` runs only if a refinement is requested."""
+STAGES = ("decode", "resize", "encode", "attend", "aggregate", "merge", "cut", "refine", "suppress", "write")
+"""In the order in which an image passes through them. `refine` runs only if a refinement is
+requested, and `cut` in place of `merge` with the methods that cut."""
 
 
 class Observer(Protocol):

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Final, Literal, TypeAlias, get_args
+from typing import Annotated, Final, Literal
 
 import msgspec
-import numpy as np
-from diffseg.engines.bundle.specs import AttentionOutput, GraphTensors, attention_name
+from diffseg.engines.bundle.settings import FEATURE_METHODS, MergeSettings, Method
+from diffseg.engines.bundle.specs import AttentionOutput, FeatureOutput, GraphTensors, attention_name
 from diffseg.engines.errors import BundleError
 from diffseg.engines.files import sha256
 from diffseg.engines.records import Count, RecordError, Size, parse_record, read_record
@@ -31,11 +30,6 @@ CPU_SUFFIX = ".cpu.onnx"
 
 Precision = Literal["fp32", "fp16", "bf16"]
 Form = Literal["attention", "queries_keys"]
-Refine = Literal["none", "kmeans", "colour"]
-Threshold: TypeAlias = "float | Sequence[float]"
-REFINEMENTS: tuple[str, ...] = get_args(Refine)
-MAX_ROUNDS = 64
-"""Largest number of thresholds, one per round of merging."""
 
 
 class Source(msgspec.Struct, frozen=True):
@@ -68,55 +62,6 @@ class Graph(msgspec.Struct, frozen=True):
     def files(self) -> tuple[str, ...]:
         """The graph and its external data, without `cpu_file`."""
         return (self.file, *self.external_data)
-
-
-class MergeSettings(msgspec.Struct, frozen=True):
-    """How attention becomes masks. Where the caller sets nothing, the defaults of the bundle apply.
-
-    Attributes:
-        thresholds: the largest KL distance, in nats, of maps that are merged: one per round.
-        anchors: anchors per side.
-        refine: the refinement of the proposals or masks.
-
-    Raises:
-        ValueError: no threshold or a negative one, no anchor, or an unknown refinement.
-    """
-
-    thresholds: tuple[float, ...] = (1.0, 1.0, 1.0)
-    anchors: int = 16
-    refine: Refine = "none"
-
-    def __post_init__(self) -> None:
-        if not self.thresholds or not all(t >= 0 for t in self.thresholds):
-            found = list(self.thresholds)
-            raise ValueError(f"threshold must be a number of at least 0, or one per round, found {found}")
-        if len(self.thresholds) > MAX_ROUNDS:
-            raise ValueError(
-                f"at most {MAX_ROUNDS} thresholds are possible, one per round, found {len(self.thresholds)}"
-            )
-        if not isinstance(self.anchors, int) or isinstance(self.anchors, bool):
-            raise ValueError(f"anchors must be a whole number of at least 1 per side, found {self.anchors!r}")  # noqa: TRY004
-        if self.anchors < 1:
-            raise ValueError(f"anchors must be at least 1 per side, found {self.anchors}")
-        if self.refine not in REFINEMENTS:
-            raise ValueError(f"refine must be one of {', '.join(REFINEMENTS)}, found {self.refine!r}")
-
-    def updated(
-        self, threshold: Threshold | None = None, anchors: int | None = None, refine: Refine | None = None
-    ) -> MergeSettings:
-        """Return a copy with the arguments that are not None. A single threshold is used for every round."""
-        thresholds = self.thresholds
-        if threshold is not None:
-            many = np.ndim(threshold) > 0
-            try:
-                thresholds = tuple(float(t) for t in np.atleast_1d(np.asarray(threshold, dtype=np.float64)))
-            except (TypeError, ValueError):
-                raise ValueError(f"threshold must be a number, or one per round, found {threshold!r}") from None
-            if not many:
-                thresholds *= len(self.thresholds)
-        if isinstance(anchors, np.integer):
-            anchors = int(anchors)
-        return MergeSettings(thresholds, self.anchors if anchors is None else anchors, refine or self.refine)
 
 
 class File(msgspec.Struct, frozen=True):
@@ -162,17 +107,31 @@ class Manifest(msgspec.Struct, frozen=True):
     timestep: Count
     precision: Precision
     graphs: dict[str, Graph]
-    attention: tuple[AttentionOutput, ...]  # in the order of the UNet's outputs, finest first
+    attention: tuple[AttentionOutput, ...]  # in the order of the UNet's outputs, finest first; empty for DiffCut
     files: dict[str, File] = field(default_factory=dict)
     defaults: MergeSettings = field(default_factory=MergeSettings)
     versions: dict[str, str] = field(default_factory=dict)
     parity: dict[str, dict[str, float]] = field(default_factory=dict)
     schema: int = SCHEMA
+    methods: tuple[Method, ...] = ("diffseg",)  # what it was exported for: attention for diffseg, features for diffcut
+    features: FeatureOutput | None = None  # the UNet's output in a bundle for DiffCut
 
     @property
     def max_batch(self) -> int:
         """The largest batch that the graphs were declared for."""
         return self.graphs[ENCODER].tensors.inputs[0].axes[0].max
+
+    def need_attention(self, command: str) -> None:
+        """Refuse a bundle for DiffCut in a command that works on attention alone.
+
+        Raises:
+            BundleError: the bundle has features in place of attention.
+        """
+        if self.features is not None:
+            raise BundleError(
+                f"`diffseg {command}` needs attention, and bundle {self.name!r} was exported for "
+                f"{', '.join(self.methods)}; use a bundle that was exported with --method diffseg, or `diffseg segment`"
+            )
 
     def to_json(self) -> str:
         """Return the manifest as JSON text."""
@@ -225,6 +184,21 @@ class Manifest(msgspec.Struct, frozen=True):
 
     def _check_tensors(self, where: str) -> None:
         """Check that the graphs' tensors match the image size and the attention."""
+        if self.features is not None:
+            self._check_features(where, self.features)
+        elif set(self.methods) & set(FEATURE_METHODS) or self.defaults.method in FEATURE_METHODS:
+            raise BundleError(f"{where}: method diffcut needs 'features'; {FIX}")
+        else:
+            self._check_attention(where)
+        image = self.graphs[ENCODER].tensors.inputs
+        if len(image) != 1 or image[0].shape(1) != (1, *self.image_size, 3):
+            raise BundleError(f"{where}: the input of {ENCODER} is not (batch, *image_size, 3); {FIX}")
+        if len(self.graphs[UNET].tensors.inputs) != 1:
+            found = len(self.graphs[UNET].tensors.inputs)
+            raise BundleError(f"{where}: {UNET} must have one input, found {found}; {FIX}")
+
+    def _check_attention(self, where: str) -> None:
+        """Check that the outputs of the UNet, in every form, are those under `attention`."""
         outputs = self.graphs[UNET].tensors.outputs
         if not outputs or [a.name for a in self.attention] != [o.name for o in outputs]:
             raise BundleError(f"{where}: 'attention' and the outputs of {UNET} differ; {FIX}")
@@ -233,12 +207,18 @@ class Manifest(msgspec.Struct, frozen=True):
         if [a.queries for a in self.attention] != sorted((a.queries for a in self.attention), reverse=True):
             raise BundleError(f"{where}: 'attention' must have the finest grid first; {FIX}")
         self._check_forms(where)
-        image = self.graphs[ENCODER].tensors.inputs
-        if len(image) != 1 or image[0].shape(1) != (1, *self.image_size, 3):
-            raise BundleError(f"{where}: the input of {ENCODER} is not (batch, *image_size, 3); {FIX}")
-        if len(self.graphs[UNET].tensors.inputs) != 1:
-            found = len(self.graphs[UNET].tensors.inputs)
-            raise BundleError(f"{where}: {UNET} must have one input, found {found}; {FIX}")
+
+    def _check_features(self, where: str, features: FeatureOutput) -> None:
+        """Check that a bundle for DiffCut has features, and nothing of DiffSeg."""
+        unet = self.graphs[UNET]
+        if self.methods != FEATURE_METHODS or self.defaults.method not in FEATURE_METHODS:
+            raise BundleError(f"{where}: a bundle with 'features' must have the method diffcut alone; {FIX}")
+        if self.attention or unet.forms:
+            raise BundleError(f"{where}: a bundle with 'features' has no attention; {FIX}")
+        if [(o.name, o.shape(1)) for o in unet.tensors.outputs] != [
+            (features.name, (1, features.places, features.channels))
+        ]:
+            raise BundleError(f"{where}: 'features' and the output of {UNET} differ; {FIX}")
 
     def _check_forms(self, where: str) -> None:
         """Check that only the UNet has a further form, with the queries and keys of every attention output."""

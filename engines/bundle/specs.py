@@ -91,6 +91,19 @@ class AttentionOutput(msgspec.Struct, frozen=True):
         return self.grid[0] * self.grid[1]
 
 
+class FeatureOutput(msgspec.Struct, frozen=True):
+    """The output of DiffCut's UNet: features of one layer, their grid and their number."""
+
+    grid: tuple[GridSide, GridSide]  # rows, columns
+    channels: Size
+    name: str = "features"
+
+    @property
+    def places(self) -> int:
+        """Number of places of the grid."""
+        return self.grid[0] * self.grid[1]
+
+
 class GraphTensors(msgspec.Struct, frozen=True):
     """Inputs and outputs of one graph, in the graph's own order."""
 
@@ -191,3 +204,10 @@ def latent_tensor(size: tuple[int, int], channels: int, max_batch: int) -> Tenso
     """Declare the latent: the output of graph 1 and input of graph 2. It is float32 at any precision of the graphs."""
     rows, columns = (Axis.fixed(name, n // LATENT_FACTOR) for name, n in zip(("rows", "columns"), size, strict=True))
     return TensorSpec("latent", "float32", (batch_axis(max_batch), Axis.fixed("channels", channels), rows, columns))
+
+
+def features_tensors(size: tuple[int, int], channels: int, features: FeatureOutput, max_batch: int) -> GraphTensors:
+    """Declare graph 2 of DiffCut: latent → features (B, n², C) float32 of one layer of the UNet's encoder."""
+    axes = batch_axis(max_batch), Axis.fixed("places", features.places), Axis.fixed("channels", features.channels)
+    output = TensorSpec(features.name, "float32", axes)
+    return GraphTensors((latent_tensor(size, channels, max_batch),), (output,))

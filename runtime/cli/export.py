@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from diffseg.cli.tables import si
 from diffseg.cli.terminal import consoles
-from diffseg.engines.bundle.manifest import MergeSettings, Precision, Refine
+from diffseg.engines.bundle.manifest import Precision
+from diffseg.engines.bundle.settings import MAX_TAU, TAUS, MergeSettings, Refine
 
-PARITY_SHOWN = ("latent_max_error", "attention_max_error", "row_cosine_distance_p99", "row_sum_max_error")
+PARITY_SHOWN = (
+    "latent_max_error",
+    "attention_max_error",
+    "row_cosine_distance_p99",
+    "row_sum_max_error",
+    "place_cosine_distance_p99",
+)
 
 
 def export(
@@ -21,11 +28,32 @@ def export(
     ],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="Bundle folder to write.")],
     size: Annotated[
-        str, typer.Option(metavar="SIZE", help="Image size in pixels, N or HEIGHTxWIDTH; multiples of 64.")
-    ] = "512",
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="Image size in pixels, N or HEIGHTxWIDTH; multiples of 64. Default: 512, or 1024 for diffcut.",
+        ),
+    ] = None,
     precision: Annotated[Precision, typer.Option(help="Number format of weights and computation.")] = "fp32",
-    timestep: Annotated[int, typer.Option(min=0, max=999, help="Diffusion timestep at which the UNet runs.")] = 300,
+    timestep: Annotated[
+        int | None,
+        typer.Option(
+            min=0, max=999, help="Diffusion timestep at which the UNet runs. Default: 300, or 50 for diffcut."
+        ),
+    ] = None,
     max_batch: Annotated[int, typer.Option(min=1, help="Maximum batch size of the graphs.")] = 4,
+    method: Annotated[
+        Literal["diffseg", "diffcut"],
+        typer.Option(help="What the bundle computes: attention for diffseg, an encoder layer's features for diffcut."),
+    ] = "diffseg",
+    tau: Annotated[
+        float | None,
+        typer.Option(min=0, max=MAX_TAU, help="Default tau of the bundle. Default: 0.5 for diffcut, else 0.45."),
+    ] = None,
+    noise: Annotated[
+        Literal["seeded", "official"],
+        typer.Option(help="diffcut: noise of NumPy, or that of the official implementation on a GPU."),
+    ] = "seeded",
     threshold: Annotated[float, typer.Option(min=0, help="Default merge threshold of the bundle.")] = 1.0,
     refine: Annotated[Refine, typer.Option(help="Default refinement of the bundle.")] = "none",
     vae: Annotated[str | None, typer.Option(help="Another VAE for the same latents (TAESD): folder or hub id.")] = None,
@@ -34,10 +62,19 @@ def export(
 ) -> None:
     """Export a checkpoint to a bundle of ONNX graphs and compare their outputs with PyTorch."""
     from diffseg.export import ExportSettings, export_bundle, parse_size
+    from diffseg.export.settings import SIZES, TIMESTEPS_OF
 
     try:
-        defaults = MergeSettings((threshold,) * 3, refine=refine)
-        settings = ExportSettings(parse_size(size), precision, timestep, max_batch, defaults)
+        tau = tau if tau is not None else TAUS[method]
+        defaults = MergeSettings((threshold,) * 3, refine=refine, method=method, tau=tau)
+        settings = ExportSettings(
+            SIZES[method] if size is None else parse_size(size),
+            precision,
+            TIMESTEPS_OF[method] if timestep is None else timestep,
+            max_batch,
+            defaults,
+            noise,
+        )
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
     console, _ = consoles()
@@ -56,7 +93,9 @@ def export(
             + (f", {si(details.flops_dropped)}FLOP" if details.flops_dropped else "")
         )
     worst = {
-        measure: max(figures.get(measure, 0.0) for figures in manifest.parity.values()) for measure in PARITY_SHOWN
+        measure: max(values)
+        for measure in PARITY_SHOWN
+        if (values := [figures[measure] for figures in manifest.parity.values() if measure in figures])
     }
     console.print(
         "parity with PyTorch: "

@@ -14,7 +14,7 @@ from diffseg.cli.outputs import Outputs
 from diffseg.cli.report import Report
 from diffseg.cli.sources import Source, result_path, sources
 from diffseg.cli.terminal import FAILED, fail, log_to_stderr, track
-from diffseg.engines.bundle.manifest import Refine
+from diffseg.engines.bundle.settings import MAX_TAU, Method, Refine
 from diffseg.engines.errors import DiffsegError, ImageError
 from diffseg.engines.providers.select import Provider
 from diffseg.formats.names import DEFAULT_FORMATS, FORMATS, Format, parse_formats
@@ -39,12 +39,23 @@ def segment(
         typer.Option(min=0, help="Merge maps closer than this KL divergence, in nats; default: the bundle's."),
     ] = None,
     anchors: Annotated[int | None, typer.Option(min=1, help="Anchors per side; default: the bundle's.")] = None,
+    method: Annotated[
+        Method | None,
+        typer.Option(
+            help="diffseg: merge attention maps. cut: cut the graph of the attention. "
+            "diffcut: cut the graph of the features of a DiffCut bundle. Default: the bundle's."
+        ),
+    ] = None,
+    tau: Annotated[
+        float | None,
+        typer.Option(min=0, max=MAX_TAU, help="Divide regions whose cut costs less than this; default: the bundle's."),
+    ] = None,
     fit: Annotated[Fit, typer.Option(help="How images are fitted to the network's input size.")] = "stretch",
     refine: Annotated[
         Refine | None,
         typer.Option(
             help="kmeans: cluster the attention, starting from the masks. colour: move borders to colour edges. "
-            "Default: the bundle's."
+            "pamr: average masks over pixels of similar colour. Default: the bundle's."
         ),
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Images per pass through the network.")] = 1,
@@ -87,6 +98,7 @@ def segment(
             threads=threads,
             devices=None if device is None else (device,),
         )
+        segmenter.settings.updated(threshold, anchors, refine, method, tau)
     except DiffsegError:
         raise
     except ValueError as error:
@@ -95,7 +107,9 @@ def segment(
     report.status(f"model {segmenter.bundle.manifest.name}, provider {segmenter.provider}")
     outputs = Outputs(output, wanted, [source for source in paths if isinstance(source, Path)], force=force)
     todo = list(_allowed(paths, outputs, report))
-    results = segmenter.stream([source for source, _ in todo], threshold, anchors=anchors, fit=fit, refine=refine)
+    results = segmenter.stream(
+        [source for source, _ in todo], threshold, anchors=anchors, fit=fit, refine=refine, method=method, tau=tau
+    )
     for (source, result), (_, name) in zip(track(results, len(todo)), todo, strict=True):
         start = time.perf_counter()
         try:

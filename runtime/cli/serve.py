@@ -80,6 +80,8 @@ def serve(
         fail(
             f"other machines can reach {host}, and no token is set: set {TOKEN}, pass --token-file, or pass --no-token"
         )
+    manifest = open_bundle(model).manifest
+    manifest.need_attention("serve")
     try:
         sockets = open_sockets(host, port)
     except OSError as error:
@@ -87,7 +89,7 @@ def serve(
     with ExitStack() as stack:
         for item in sockets:
             stack.enter_context(item)
-        size = batch or open_bundle(model).manifest.max_batch
+        size = batch or manifest.max_batch
         try:
             segmenter = Segmenter.load(
                 model,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from diffseg.arrays import to_host
 from diffseg.engines import agreement
+from diffseg.engines.bundle.manifest import UNET
 from diffseg.engines.providers.select import load_network
 from diffseg.image import fit_image, read_image
 from diffseg.measure.overlap import mask_iou
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from diffseg.engines.providers.network import Network
     from numpy.typing import NDArray
 
-LATENT = "latent"
+LATENT, FEATURES = "latent", "features"
 LIMITS: dict[str, dict[str, float]] = {
     "fp32": {"latent_cosine": 0.9999, "row_cosine_p1": 0.9999, "kl": 1e-4, "row_sum_error": 1e-4, "mask_iou": 0.99},
     "fp16": {"latent_cosine": 0.999, "row_cosine_p1": 0.999, "kl": 1e-3, "row_sum_error": 1e-3, "mask_iou": 0.98},
@@ -35,10 +36,10 @@ class Agreement:
     """Agreement of one output of the network: the worst value of each measure over the images.
 
     Attributes:
-        name: `latent`, or an attention output.
+        name: `latent`, `features`, or an attention output.
         row_cosine_p1: 1st percentile of the cosines of the rows; for the latent, the cosine of the whole tensor.
-        kl: half the symmetric KL divergence of the rows, averaged, in nats; 0 for the latent.
-        row_sum_error: largest difference between a row's sum and 1; 0 for the latent.
+        kl: half the symmetric KL divergence of the rows, averaged, in nats; 0 for the latent and features.
+        row_sum_error: largest difference between a row's sum and 1; 0 for the latent and features.
         bad: number of NaN and infinite entries.
         problem: description of the measure that is beyond its limit, or None.
     """
@@ -98,7 +99,7 @@ def compare_providers(bundle: Bundle, provider: str, images: Sequence[Path]) -> 
     expected, found = load_network(bundle, "cpu"), load_network(bundle, provider)
     pictures = [read_image(path) for path in images]
     pixels = [fit_image(picture, bundle.manifest.image_size, "stretch")[0][None] for picture in pictures]
-    names = [LATENT, *(attention.name for attention in bundle.manifest.attention)]
+    names = [LATENT, *(output.name for output in bundle.manifest.graphs[UNET].tensors.outputs)]
     rows: dict[str, list[Agreement]] = {name: [] for name in names}
     for image in pixels:
         for name, truth, value in zip(names, *_outputs(expected, found, image), strict=True):
@@ -135,6 +136,10 @@ def _agreement(name: str, expected: NDArray[np.float32], found: NDArray[np.float
         problem = None if cosine >= least else f"cosine {cosine:.6f}, at least {least:g} is required"
         return Agreement(name, cosine, 0.0, 0.0, 0, problem)
     cosine = float(np.percentile(agreement.row_cosines(expected, found), 1))
+    if name == FEATURES:
+        least = limits["row_cosine_p1"]
+        problem = None if cosine >= least else f"1st percentile of cosines {cosine:.6f}, at least {least:g} is asked"
+        return Agreement(name, cosine, 0.0, 0.0, 0, problem)
     kl, sums = agreement.symmetric_kl(expected, found), agreement.row_sum_error(found)
     for value, limit, words in (
         (-cosine, -limits["row_cosine_p1"], f"1st percentile of row cosines {cosine:.6f}, at least"),

@@ -54,7 +54,7 @@ def colour_refine(
         raise ValueError(
             f"labels must be (H, W) and pixels (H, W, 3) of the same size, found {labels.shape} and {pixels.shape}"
         )
-    factor = _factor(labels.shape)
+    factor = reduction_factor(labels.shape)
     small = labels[factor // 2 :: factor, factor // 2 :: factor].astype(np.uint16)
     height, width = small.shape
     colours = np.ascontiguousarray(
@@ -80,8 +80,8 @@ def colour_refine(
     return small.repeat(factor, 0).repeat(factor, 1)
 
 
-def _factor(shape: tuple[int, ...]) -> int:
-    """Return the largest power of two that divides both sides and leaves at least SIDE pixels of each."""
+def reduction_factor(shape: tuple[int, ...]) -> int:
+    """Return the largest power of two that divides both sides of (H, W) and leaves at least SIDE pixels of each."""
     factor = 1
     while all(side % (2 * factor) == 0 and side >= 2 * factor * SIDE for side in shape):
         factor *= 2

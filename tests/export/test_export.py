@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from diffseg.engines import agreement
-from diffseg.engines.bundle.manifest import MergeSettings
+from diffseg.engines.bundle.settings import MergeSettings
 from diffseg.engines.errors import BundleError, CheckpointError, ParityError
 from diffseg.engines.providers.onnxruntime import import_onnxruntime
 from diffseg.export import ExportSettings, export_bundle, parity, parse_size

@@ -122,6 +122,37 @@ def test_thresholds_anchors_and_refinement_are_passed_on(segmenter):
     np.testing.assert_array_equal(refined.labels, kept.resegment(refine="kmeans").labels)
 
 
+@pytest.mark.parametrize("refine", ["colour", "pamr"])
+def test_refinements_by_the_image_move_the_borders_alone(segmenter, refine):
+    path = example_images()[0]
+    plain = segmenter(path, keep_attention=True, refine="none")
+    assert "refine" not in plain.timings
+    refined = plain.resegment(refine=refine)
+    check(refined, plain.labels.shape)
+    assert "refine" in refined.timings
+    assert len(refined.segments) <= len(plain.segments)
+    assert (refined.labels != plain.labels).mean() > 0.001 or len(refined.segments) < len(plain.segments)
+    assert refined.to_dict()["settings"]["refine"] == refine
+
+
+def test_attention_is_cut_and_a_new_tau_solves_no_eigenproblem_again(segmenter, monkeypatch):
+    path = example_images()[0]
+    kept = segmenter(path, keep_attention=True, method="cut", tau=0.6)
+    check(kept, kept.labels.shape)
+    assert {"cut", "suppress"} <= set(kept.timings)
+    assert "merge" not in kept.timings
+    assert len(kept.segments) >= 3
+    settings = kept.to_dict()["settings"]
+    assert (settings["method"], settings["tau"]) == ("cut", 0.6)
+    assert kept.attention.nbytes > kept.attention.values.nbytes + 8 * 1024**2
+    monkeypatch.setattr("diffseg.methods.cut.second_eigenvector", None)
+    np.testing.assert_array_equal(kept.resegment(tau=0.6).labels, kept.labels)
+    counts = [len(kept.resegment(tau=tau).segments) for tau in (0, 0.3, 0.45, 0.6)]
+    assert counts == sorted(counts)
+    assert counts[0] == 1
+    assert kept.settings.updated(tau=0.45).method == "cut"
+
+
 def test_images_of_one_batch_may_have_settings_of_their_own(segmenter, photo):
     fine = segmenter.settings.updated(0.05, anchors=8)
     refined = segmenter.settings.updated(refine="kmeans")
@@ -180,6 +211,10 @@ def test_a_stream_takes_images_only_when_they_are_wanted(segmenter, photo):
         ({"threshold": float("nan")}, "threshold"),
         ({"anchors": 0}, "anchors"),
         ({"refine": "magic"}, "refine"),
+        ({"method": "magic"}, "method must be one of diffseg, cut, diffcut"),
+        ({"method": "diffcut"}, "method must be one of diffseg, cut, found 'diffcut'"),
+        ({"tau": float("nan")}, "tau"),
+        ({"tau": 2.5}, "tau"),
         ({"fit": "cover"}, "fit"),
     ],
 )

@@ -14,7 +14,7 @@ import numpy as np
 from msgspec import structs
 
 if TYPE_CHECKING:
-    from diffseg.engines.bundle.manifest import MergeSettings
+    from diffseg.engines.bundle.settings import MergeSettings
     from numpy.typing import NDArray
     from PIL import Image
 

@@ -93,6 +93,8 @@ class Evaluation:
         need_packages()
         if segmenter is None and any(method.needs_attention for method in methods):
             raise ValueError(f"{', '.join(m for m in methods if m.needs_attention)} need a segmenter")
+        if segmenter is not None:
+            segmenter.bundle.manifest.need_attention("evaluate")
         self.datasets = datasets
         self.segmenter = segmenter
         self.protocol = protocol
@@ -190,7 +192,13 @@ class Evaluation:
         settings = column.settings
         assert settings is not None  # noqa: S101 - columns_of sets it
         if self.protocol is Protocol.FULL:
-            return result.resegment(settings.thresholds, anchors=settings.anchors, refine=settings.refine).labels
+            return result.resegment(
+                settings.thresholds,
+                anchors=settings.anchors,
+                refine=settings.refine,
+                method=settings.method,
+                tau=settings.tau,
+            ).labels
         # Only the steps of the paper. Proposals that win no pixel keep their numbers, as in the reference code, where
         # they take part in the matching.
         attention = result.kept_attention()

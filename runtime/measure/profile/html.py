@@ -29,6 +29,7 @@ COLOURS = {
     "attend": "#c2571a",
     "aggregate": "#1b8071",
     "merge": "#7a4cc2",
+    "cut": "#5a67d8",
     "refine": "#b83280",
     "suppress": "#94700a",
     "write": "#55801f",

@@ -51,7 +51,9 @@ def take_profile(
     """
     facts = [_image_facts(path) for path in images]
     # Describe the environment before anything that takes time, because work raises the load average.
-    environment = describe_environment(open_bundle(model), settings.provider)
+    bundle = open_bundle(model)
+    bundle.manifest.need_attention("profile")
+    environment = describe_environment(bundle, settings.provider)
     starts = None
     if settings.starts:
         progress(f"{settings.starts} fresh processes")

@@ -6,7 +6,7 @@ from dataclasses import replace
 from http import HTTPStatus
 from typing import Annotated, Any
 
-from diffseg.engines.bundle.manifest import MergeSettings, Refine
+from diffseg.engines.bundle.settings import MAX_TAU, MergeSettings, Method, Refine
 from diffseg.formats.rle import Counts
 from diffseg.image import Fit
 from diffseg.segmentation import Segmentation
@@ -79,11 +79,19 @@ def _settings(
     anchors: Annotated[int | None, Query(ge=1, le=128, description="Anchors per side")] = None,
     refine: Annotated[
         Refine | None,
-        Query(description="Refinement: none, kmeans (on the attention), or colour (borders follow the image)"),
+        Query(
+            description="Refinement: none, kmeans (on the attention), colour or pamr (borders follow the image)",
+        ),
+    ] = None,
+    method: Annotated[
+        Method | None, Query(description="diffseg merges attention maps, cut cuts the graph of the attention")
+    ] = None,
+    tau: Annotated[
+        float | None, Query(ge=0, le=MAX_TAU, description="With cut: divide regions whose cut costs less than this")
     ] = None,
 ) -> MergeSettings:
     one = threshold[0] if threshold and len(threshold) == 1 else threshold
-    return settings_of(service, one, anchors, refine)
+    return settings_of(service, one, anchors, refine, method, tau)
 
 
 def _kept(service: Served, key: str) -> Segmentation:

@@ -106,7 +106,8 @@ async def infer(
         fit = wanted.get("fit", "stretch")
         if fit not in get_args(Fit):
             raise bad_request(f"fit must be one of {', '.join(get_args(Fit))}, found {fit!r}")
-        settings = settings_of(service, wanted.get("threshold"), wanted.get("anchors"), wanted.get("refine"))
+        names = ("threshold", "anchors", "refine", "method", "tau")
+        settings = settings_of(service, *(wanted.get(name) for name in names))
         microseconds = wanted.get("timeout")
         if microseconds is not None and (type(microseconds) is not int or microseconds < 1):
             raise bad_request(f"timeout must be a whole number of microseconds of at least 1, found {microseconds!r}")

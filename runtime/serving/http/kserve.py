@@ -42,7 +42,7 @@ class Inference:
     Attributes:
         id: the id that the client chose, or an empty string.
         images: uint8 arrays (H, W, 3), or encoded images.
-        parameters: threshold, anchors, refine, fit, timeout (in microseconds), binary_data_output.
+        parameters: threshold, anchors, refine, fit, method, tau, timeout (in microseconds), binary_data_output.
         outputs: the names of the requested outputs, each with whether to send it as binary data.
     """
 

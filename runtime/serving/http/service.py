@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from diffseg.engines.bundle.manifest import MergeSettings
+from diffseg.engines.bundle.settings import MergeSettings
 from diffseg.engines.errors import ImageError
 from diffseg.image import Fit, ImageSource
 from diffseg.prepared import Prepared
@@ -131,7 +131,14 @@ class Service:
             raise busy("too many requests for new masks are waiting; try again later", 1)
         self._merging += 1
         try:
-            call = partial(kept.resegment, settings.thresholds, anchors=settings.anchors, refine=settings.refine)
+            call = partial(
+                kept.resegment,
+                settings.thresholds,
+                anchors=settings.anchors,
+                refine=settings.refine,
+                method=settings.method,
+                tau=settings.tau,
+            )
             work = asyncio.get_running_loop().run_in_executor(self._merger, call)
             async with asyncio.timeout(_remaining(request, self.limits.deadline)):
                 return await unless_disconnected(request, work)
@@ -182,10 +189,17 @@ async def _disconnected(request: Request) -> None:
         pass
 
 
-def settings_of(service: Service, threshold: Any, anchors: Any, refine: Any) -> MergeSettings:  # noqa: ANN401
+def settings_of(
+    service: Service,
+    threshold: Any,  # noqa: ANN401
+    anchors: Any,  # noqa: ANN401
+    refine: Any,  # noqa: ANN401
+    method: Any = None,  # noqa: ANN401
+    tau: Any = None,  # noqa: ANN401
+) -> MergeSettings:
     """Return the merge settings of a request. None stands for the bundle's default.
 
     Raises:
         RequestError: a setting is out of range (400).
     """
-    return updated_settings(service.segmenter.settings, threshold, anchors, refine)
+    return updated_settings(service.segmenter.settings, threshold, anchors, refine, method, tau)

@@ -5,13 +5,20 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from diffseg.engines.bundle.manifest import MergeSettings
+from diffseg.engines.bundle.settings import MergeSettings
 from diffseg.serving.protocol.errors import bad_request
 
 MOST_ROUNDS = 8
 
 
-def updated_settings(defaults: MergeSettings, threshold: Any, anchors: Any, refine: Any) -> MergeSettings:  # noqa: ANN401
+def updated_settings(
+    defaults: MergeSettings,
+    threshold: Any,  # noqa: ANN401
+    anchors: Any,  # noqa: ANN401
+    refine: Any,  # noqa: ANN401
+    method: Any = None,  # noqa: ANN401
+    tau: Any = None,  # noqa: ANN401
+) -> MergeSettings:
     """Return the merge settings of a request. None stands for the default of the bundle.
 
     Raises:
@@ -22,8 +29,10 @@ def updated_settings(defaults: MergeSettings, threshold: Any, anchors: Any, refi
     many = isinstance(threshold, list | tuple)
     if threshold is not None and not all(map(_is_number, threshold if many else [threshold])):
         raise bad_request(f"threshold must be a number, or a list of one number per round, found {threshold!r}")
+    if tau is not None and not _is_number(tau):
+        raise bad_request(f"tau must be a number, found {tau!r}")
     try:
-        settings = defaults.updated(threshold, anchors, refine)
+        settings = defaults.updated(threshold, anchors, refine, method, tau)
     except (TypeError, ValueError) as error:
         raise bad_request(str(error)) from None
     if len(settings.thresholds) > MOST_ROUNDS or not all(map(math.isfinite, settings.thresholds)):

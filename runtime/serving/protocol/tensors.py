@@ -25,7 +25,7 @@ OUTPUTS = [
     {"name": SEGMENTS, "datatype": "BYTES", "shape": [-1, 1]},
 ]
 DATATYPES = {tensor["name"]: tensor["datatype"] for tensor in INPUTS}
-PARAMETERS = ("threshold", "anchors", "refine", "fit")
+PARAMETERS = ("threshold", "anchors", "refine", "fit", "method", "tau")
 """Request parameters that both servers read."""
 
 

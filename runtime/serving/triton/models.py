@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias, TypeVar, get_args
 import numpy as np
 from diffseg.arrays import Array, to_host
 from diffseg.attention import AggregatedAttention, warn_of_mended_rows
-from diffseg.engines.bundle.manifest import Manifest, MergeSettings, read_manifest
+from diffseg.engines.bundle.manifest import Manifest, read_manifest
+from diffseg.engines.bundle.settings import MergeSettings
 from diffseg.engines.errors import ImageError
 from diffseg.engines.providers.cuda import import_cupy
 from diffseg.image import Fit, ImageSource, Placement, fit_image, read_image
@@ -52,7 +53,7 @@ class Request:
 
     Attributes:
         tensors: the inputs by name.
-        parameters: threshold, anchors, refine, fit.
+        parameters: threshold, anchors, refine, fit, method, tau.
         wanted: names of the requested outputs.
     """
 
@@ -213,10 +214,16 @@ def _settings(defaults: MergeSettings, parameters: dict[str, Any]) -> tuple[Merg
         threshold = rounds[0] if len(rounds) == 1 else rounds
     if isinstance(anchors, str) and anchors.isdecimal():
         anchors = int(anchors)
+    tau = parameters.get("tau")
+    if isinstance(tau, str):
+        try:
+            tau = float(tau)
+        except ValueError:
+            raise bad_request(f"tau must be a number, found {tau!r}") from None
     fit = parameters.get("fit", "stretch")
     if fit not in get_args(Fit):
         raise bad_request(f"fit must be one of {', '.join(get_args(Fit))}, found {fit!r}")
-    return updated_settings(defaults, threshold, anchors, parameters.get("refine")), fit
+    return updated_settings(defaults, threshold, anchors, parameters.get("refine"), parameters.get("method"), tau), fit
 
 
 def _images(request: Request) -> list[ImageSource]:

@@ -14,15 +14,8 @@ from diffseg.engines.bundle.bundle import (
     open_bundle,
     write_manifest,
 )
-from diffseg.engines.bundle.manifest import (
-    MANIFEST,
-    MAX_ROUNDS,
-    QUERIES_KEYS,
-    UNET,
-    Manifest,
-    is_safe_name,
-    read_manifest,
-)
+from diffseg.engines.bundle.manifest import MANIFEST, QUERIES_KEYS, UNET, Manifest, is_safe_name, read_manifest
+from diffseg.engines.bundle.settings import MAX_ROUNDS
 from diffseg.engines.errors import BundleError, BundleNotFoundError, DiffsegError
 from diffseg.engines.records import MAX_BYTES
 from hypothesis import given
@@ -149,7 +142,7 @@ CHANGES = {
         thresholds=[1.0] * (MAX_ROUNDS + 1)
     ),
     "defaults: threshold must be a number of at least 0": lambda m: m["defaults"].update(thresholds=[-1.0]),
-    "defaults.refine must be one of none, kmeans, colour, found": lambda m: m["defaults"].update(refine="x"),
+    "defaults.refine must be one of none, kmeans, colour, pamr, found": lambda m: m["defaults"].update(refine="x"),
     r'parity\["latent x"\].worst must be a number, found "0"': lambda m: m.update(parity={"latent x": {"worst": "0"}}),
     r'files\["unet.onnx"\].bytes must be a whole number of at least 0': lambda m: m["files"]["unet.onnx"].update(
         bytes=-1

@@ -54,6 +54,15 @@ def test_segment_writes_the_formats_that_were_asked_for(pictures, tmp_path):
     assert json.loads((tmp_path / "out" / "photo0.coco.json").read_text())["images"][0]["file_name"] == "photo0.jpg"
 
 
+def test_segment_cuts(pictures, tmp_path):
+    done = diffseg(
+        "segment", pictures / "photo0.jpg", "-o", tmp_path, "--method", "cut", "--tau", "0.6", "--format", "json"
+    )
+    assert done.returncode == 0, done.stderr
+    settings = json.loads((tmp_path / "photo0.json").read_text())["settings"]
+    assert (settings["method"], settings["tau"]) == ("cut", 0.6)
+
+
 def test_failed_images_are_listed_and_the_others_written(pictures, tmp_path):
     (pictures / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     (pictures / "empty.jpg").touch()
@@ -72,6 +81,8 @@ def test_failed_images_are_listed_and_the_others_written(pictures, tmp_path):
         (["segment", "x.jpg", "--threshold", "-1"], 2, "--threshold"),
         (["segment", "x.jpg", "--provider", "gpu"], 2, "--provider"),
         (["segment", "x.jpg", "--fit", "cover"], 2, "--fit"),
+        (["segment", "x.jpg", "--tau", "3"], 2, "--tau"),
+        (["segment", "x.jpg", "--method", "diffcut"], 2, "method must be one of diffseg, cut, found 'diffcut'"),
         (["segment", "x.jpg", "--batch", "99"], 2, "batch must be 1 to"),
         (["segment", "*.nothing"], 2, "no images in"),
         (["segment", "x.jpg", "--model", "nope"], 1, "error: no bundle 'nope'"),

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from diffseg.arrays import to_host
 from diffseg.attention import AggregatedAttention
-from diffseg.engines.bundle.manifest import MergeSettings
+from diffseg.engines.bundle.settings import MergeSettings
 from diffseg.image import Placement
 from diffseg.methods import fused
 from diffseg.methods.aggregate import aggregate_and_count, aggregate_attention

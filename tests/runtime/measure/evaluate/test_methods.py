@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from diffseg.engines.bundle.manifest import MergeSettings
+from diffseg.engines.bundle.settings import MergeSettings
 from diffseg.measure.evaluate.methods import (
     Method,
     columns_of,

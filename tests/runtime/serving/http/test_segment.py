@@ -66,6 +66,7 @@ def test_settings_are_passed_on(serve, png, photo):
     for query, options in (
         ("threshold=0.2&threshold=0.4", {"threshold": (0.2, 0.4)}),
         ("threshold=0.3&anchors=2", {"threshold": 0.3, "anchors": 2}),
+        ("method=cut&tau=0.6&refine=pamr", {"method": "cut", "tau": 0.6, "refine": "pamr"}),
         ("threshold=0.3&refine=kmeans&fit=pad", {"threshold": 0.3, "refine": "kmeans", "fit": "pad"}),
     ):
         expected = server.service.segmenter(photo, **options)
@@ -83,6 +84,10 @@ def test_settings_are_passed_on(serve, png, photo):
         "threshold=inf",
         "anchors=0",
         "refine=magic",
+        "method=magic",
+        "method=diffcut",
+        "tau=3",
+        "tau=nan",
         "fit=cover",
         "timeout=0",
         "threshold=x",
@@ -103,7 +108,7 @@ def test_settings_out_of_range(serve, png, query):
         ("POST /v1/segment?" + "&".join(["threshold=1"] * 9), "threshold must be given at most 8 times, found 9"),
         ("POST /v1/segment?anchors=1.5", "anchors must be a whole number, found '1.5'"),
         ("POST /v1/segment?anchors=500", "anchors must be at most 128, found '500'"),
-        ("POST /v1/segment?refine=magic", "refine must be one of none, kmeans, colour, found 'magic'"),
+        ("POST /v1/segment?refine=magic", "refine must be one of none, kmeans, colour, pamr, found 'magic'"),
         ("POST /v1/segment?timeout=0", "timeout must be above 0, found '0'"),
         (
             "POST /v1/images?side=1&counts=x",
@@ -123,6 +128,18 @@ def test_errors_are_in_our_own_words(serve, png, request_line, error):
     server = serve()
     key = server.ask("POST", "/v1/images", png).json()["id"]
     assert server.ask(method, path.replace("KEY", key), png if method == "POST" else None).error == error
+
+
+def test_stored_attention_is_cut_again(serve, png):
+    server = serve()
+    key = server.ask("POST", "/v1/images", png).json()["id"]
+    counts = []
+    for tau in (0, 0.3, 0.9):
+        answer = server.ask("GET", f"/v1/images/{key}/masks?method=cut&tau={tau}").json()
+        assert (answer["settings"]["method"], answer["settings"]["tau"]) == ("cut", tau)
+        counts.append(len(answer["segments"]))
+    assert counts == sorted(counts)
+    assert counts[0] == 1
 
 
 def test_broken_images_are_the_client_s_fault(serve, png, photo):

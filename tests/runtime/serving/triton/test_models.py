@@ -80,6 +80,17 @@ def test_masks_are_those_of_the_segmenter(model, fake_segmenter, photo, fit, ref
         assert document["settings"] == mine["settings"]
 
 
+@pytest.mark.parametrize("tau", [0.6, "0.6"])
+def test_the_method_is_a_parameter(model, fake_segmenter, photo, tau):
+    batch = images_of(photo, 2)
+    expected = fake_segmenter(list(batch), method="cut", tau=0.6)
+    (found,) = model([Request({"image": batch}, {"method": "cut", "tau": tau})])
+    np.testing.assert_array_equal(found["labels"], [result.labels for result in expected])
+    for parameters in ({"tau": "much"}, {"tau": True}, {"method": "diffcut"}):
+        (refused,) = model([Request({"image": batch}, parameters)])
+        assert next(iter(parameters)) in refused.reason
+
+
 def test_shapes_are_those_of_our_own_endpoint(model, fake_segmenter, photo):
     batch = images_of(photo, 2)
     (found,) = model([Request({"image": batch})])

@@ -1,0 +1,88 @@
+"""The noise that DiffCut adds to every latent: its level at a timestep, and its values."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from diffseg.engines.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+Noise = Literal["seeded", "official"]
+SEED = 42
+"""Seed of the official implementation."""
+STABLE_DIFFUSION: dict[str, Any] = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+}
+"""The schedule of a checkpoint without a scheduler/."""
+
+
+def signal_share(folder: Path, timestep: int) -> float:
+    """Return ᾱ of a timestep, the share of the signal in the variance, by the checkpoint's schedule.
+
+    Args:
+        folder: the checkpoint, whose scheduler/scheduler_config.json is read if there is one.
+        timestep: 0 to 999.
+
+    Raises:
+        CheckpointError: the file cannot be read, or its schedule is unknown.
+    """
+    path = folder / "scheduler" / "scheduler_config.json"
+    schedule = dict(STABLE_DIFFUSION)
+    if path.is_file():
+        try:
+            schedule |= {k: v for k, v in json.loads(path.read_text(encoding="utf-8")).items() if k in schedule}
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"cannot read {path} ({error}); download the checkpoint again") from None
+    kind, steps = schedule["beta_schedule"], int(schedule["num_train_timesteps"])
+    first, last = float(schedule["beta_start"]), float(schedule["beta_end"])
+    if kind == "scaled_linear":
+        betas = np.linspace(first**0.5, last**0.5, steps) ** 2
+    elif kind == "linear":
+        betas = np.linspace(first, last, steps)
+    else:
+        raise CheckpointError(f"{path} has the schedule {kind!r}, expected scaled_linear or linear")
+    return float(np.cumprod(1 - betas)[timestep])
+
+
+def make_noise(shape: tuple[int, ...], kind: Noise = "seeded") -> NDArray[np.float32]:
+    """Return standard normal noise: NumPy's for a fixed seed, or that of PyTorch on a GPU for the same seed."""
+    if kind == "official":
+        return cuda_noise(shape)
+    return np.random.default_rng(SEED).standard_normal(shape, np.float32)
+
+
+def cuda_noise(shape: tuple[int, ...], seed: int = SEED) -> NDArray[np.float32]:
+    """Return what `torch.randn(shape, device="cuda")` returns first after `torch.manual_seed(seed)`.
+
+    That is Philox 4×32 with ten rounds (Salmon et al., 2011), one counter per element, and the Box-Muller transform.
+    Each thread of the GPU makes one element, so the shape must have no more elements than the GPU has threads.
+    """
+    count = int(np.prod(shape))
+    counter = np.zeros((4, count), np.uint64)
+    counter[2] = np.arange(count)
+    key = [seed & 0xFFFFFFFF, seed >> 32]
+    for _ in range(10):
+        low, high = counter[0] * np.uint64(0xD2511F53), counter[2] * np.uint64(0xCD9E8D57)
+        mask, half = np.uint64(0xFFFFFFFF), np.uint64(32)
+        counter = np.stack(
+            [
+                (high >> half) ^ counter[1] ^ np.uint64(key[0]),
+                high & mask,
+                (low >> half) ^ counter[3] ^ np.uint64(key[1]),
+                low & mask,
+            ]
+        )
+        key = [(key[0] + 0x9E3779B9) & 0xFFFFFFFF, (key[1] + 0xBB67AE85) & 0xFFFFFFFF]
+    scale = 2.0**-32
+    radius = np.sqrt(-2 * np.log(counter[0] * scale + scale / 2))
+    angle = 2 * np.pi * (counter[1] * scale + scale / 2)
+    values: NDArray[np.float32] = (radius * np.sin(angle)).astype(np.float32)
+    return values.reshape(shape)
