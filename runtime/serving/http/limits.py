@@ -14,7 +14,7 @@ from diffseg.serving.protocol.errors import RequestError, bad_request, too_large
 from diffseg.serving.protocol.untrusted import open_encoded
 from PIL import Image
 from starlette.datastructures import Headers, UploadFile
-from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.formparsers import MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 
 MEGA = 1_000_000
@@ -100,8 +100,8 @@ class _MemoryParser(MultiPartParser):
     spool_max_size = 0  # 0 means no spooling: no part of a request is written to disk
 
 
-async def image_part(headers: Headers, body: bytes) -> bytes:
-    """Return the contents of the only file in a multipart form.
+def image_part(headers: Headers, body: bytes) -> bytes:
+    """Return the contents of the only file in a multipart form. Call this outside the event loop: forms may be large.
 
     Raises:
         RequestError: the body is not a form, or the form does not hold exactly one file (400).
@@ -110,18 +110,21 @@ async def image_part(headers: Headers, body: bytes) -> bytes:
     async def whole() -> AsyncIterator[bytes]:
         yield body
 
-    try:
+    async def contents() -> list[bytes]:
         form = await _MemoryParser(headers, whole(), max_files=1, max_fields=16).parse()  # type: ignore[arg-type]
-    except (MultiPartException, KeyError, UnicodeDecodeError):
+        try:
+            return [await value.read() for value in form.values() if isinstance(value, UploadFile)]
+        finally:
+            await form.close()
+
+    try:
+        files = asyncio.run(contents())
+    except Exception:  # the parser raises any exception for a damaged form or an unknown charset  # noqa: BLE001
         message = "the body is not a multipart form with one image file; send such a form, or the image as the body"
         raise bad_request(message) from None
-    try:
-        files = [value for value in form.values() if isinstance(value, UploadFile)]
-        if len(files) != 1:
-            raise bad_request(f"a form must contain one image file, found {len(files)}")
-        return await files[0].read()
-    finally:
-        await form.close()
+    if len(files) != 1:
+        raise bad_request(f"a form must contain one image file, found {len(files)}")
+    return files[0]
 
 
 def open_image(data: bytes, pixels: int) -> Image.Image:

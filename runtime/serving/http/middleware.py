@@ -13,6 +13,7 @@ from http import HTTPStatus
 from diffseg.serving.http.access import host_name
 from diffseg.serving.http.errors import CLIENT_DISCONNECTED
 from diffseg.serving.http.metrics import Metrics
+from diffseg.serving.protocol.echo import cut
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from structlog.contextvars import bound_contextvars
@@ -104,7 +105,7 @@ class RequestContext:
         self.metrics.seconds.labels(route).observe(seconds)
         facts = {
             "method": scope["method"],
-            "path": scope["path"],
+            "path": cut(scope["path"]),
             "route": route,
             "status": status,
             "outcome": outcome,

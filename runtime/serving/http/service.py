@@ -29,6 +29,7 @@ T = TypeVar("T")
 THREADS = 4
 MERGES_WAITING = 8
 KEEP_SECONDS = 600.0
+SHORTEST_TIMEOUT = 1e-6  # seconds; the same as in the Open Inference Protocol, which counts microseconds
 
 
 class Service:
@@ -107,6 +108,8 @@ class Service:
             RequestError: an image is too large or damaged, the queue is full, the deadline passed, or the client
                 disconnected.
         """
+        if timeout is not None and timeout < SHORTEST_TIMEOUT:
+            raise bad_request(f"timeout must be at least {SHORTEST_TIMEOUT:g} s, found {timeout:g}")
         whole = min(self.limits.deadline, timeout or self.limits.deadline)
         try:
             seconds = _remaining(request, whole)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, get_args
 
-from diffseg.engines.bundle.manifest import MergeSettings
+from diffseg.engines.bundle.manifest import MergeSettings, Refine
+from diffseg.serving.protocol.echo import cut, shorten
 from diffseg.serving.protocol.errors import bad_request
 
-MOST_ROUNDS = 8
+MOST_ROUNDS, MOST_ANCHORS = 8, 128
 
 
 def updated_settings(defaults: MergeSettings, threshold: Any, anchors: Any, refine: Any) -> MergeSettings:  # noqa: ANN401
@@ -18,14 +19,22 @@ def updated_settings(defaults: MergeSettings, threshold: Any, anchors: Any, refi
         RequestError: a setting is out of range.
     """
     if anchors is not None and type(anchors) is not int:
-        raise bad_request(f"anchors must be a whole number, found {anchors!r}")
+        raise bad_request(f"anchors must be a whole number, found {shorten(anchors)}")
+    if anchors is not None and anchors > MOST_ANCHORS:
+        raise bad_request(f"anchors must be at most {MOST_ANCHORS} per side, found {shorten(anchors)}")
+    if refine is not None and not isinstance(refine, str):
+        raise bad_request(f"refine must be one of {', '.join(get_args(Refine))}, found {shorten(refine)}")
     many = isinstance(threshold, list | tuple)
+    if many and len(threshold) > MOST_ROUNDS:
+        raise bad_request(f"threshold must be given for at most {MOST_ROUNDS} rounds, found {len(threshold)}")
     if threshold is not None and not all(map(_is_number, threshold if many else [threshold])):
-        raise bad_request(f"threshold must be a number, or a list of one number per round, found {threshold!r}")
+        raise bad_request(f"threshold must be a number, or a list of one number per round, found {shorten(threshold)}")
     try:
         settings = defaults.updated(threshold, anchors, refine)
+    except OverflowError:
+        raise bad_request(f"threshold must be a finite number, found {shorten(threshold)}") from None
     except (TypeError, ValueError) as error:
-        raise bad_request(str(error)) from None
+        raise bad_request(cut(str(error))) from None
     if len(settings.thresholds) > MOST_ROUNDS or not all(map(math.isfinite, settings.thresholds)):
         raise bad_request(
             f"threshold must be a finite number, or one per round for at most {MOST_ROUNDS} rounds, "

@@ -23,6 +23,7 @@ from diffseg.image import Fit, ImageSource, Placement, fit_image, read_image
 from diffseg.methods.aggregate import aggregate_and_count
 from diffseg.segmentation import Segmentation
 from diffseg.segmenter import Prepared, Segmenter
+from diffseg.serving.protocol.echo import shorten
 from diffseg.serving.protocol.errors import RequestError, bad_request
 from diffseg.serving.protocol.masks import to_json
 from diffseg.serving.protocol.settings import updated_settings
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 BUNDLE = "bundle"
 """Folder, in a version's folder, of the bundle that a `segment` model runs."""
+MOST_DIGITS = 9  # of a number that arrives as text
 MOST_PIXELS = 50_000_000
 """Largest number of pixels per image. An image whose header announces more is not decoded."""
 
@@ -200,21 +202,21 @@ def _answer(work: Callable[P, T], *arguments: P.args, **keywords: P.kwargs) -> T
 def _settings(defaults: MergeSettings, parameters: dict[str, Any]) -> tuple[MergeSettings, Fit]:
     """Read the parameters of a request. Thresholds per round arrive as text, because Triton has no lists."""
     if unknown := sorted(set(parameters) - set(PARAMETERS)):
-        raise bad_request(f"unknown parameter {unknown[0]!r}; the parameters are {', '.join(PARAMETERS)}")
+        raise bad_request(f"unknown parameter {shorten(unknown[0])}; the parameters are {', '.join(PARAMETERS)}")
     threshold, anchors = parameters.get("threshold"), parameters.get("anchors")
     if isinstance(threshold, str):
         try:
             rounds = [float(number) for number in threshold.split(",")]
         except ValueError:
             raise bad_request(
-                f"threshold must be a number, or one per round as in '1,0.8', found {threshold!r}"
+                f"threshold must be a number, or one per round as in '1,0.8', found {shorten(threshold)}"
             ) from None
         threshold = rounds[0] if len(rounds) == 1 else rounds
-    if isinstance(anchors, str) and anchors.isdecimal():
+    if isinstance(anchors, str) and anchors.isdecimal() and len(anchors) <= MOST_DIGITS:
         anchors = int(anchors)
     fit = parameters.get("fit", "stretch")
     if fit not in get_args(Fit):
-        raise bad_request(f"fit must be one of {', '.join(get_args(Fit))}, found {fit!r}")
+        raise bad_request(f"fit must be one of {', '.join(get_args(Fit))}, found {shorten(fit)}")
     return updated_settings(defaults, threshold, anchors, parameters.get("refine")), fit
 
 

@@ -1,0 +1,136 @@
+"""Requests that are meant to harm: each gets one line, and none blocks the others."""
+
+import json
+import time
+
+import pytest
+from diffseg.serving.http.kserve import MOST_JSON, read_inference
+from diffseg.serving.protocol.echo import LONGEST, cut, shorten
+from diffseg.serving.protocol.errors import RequestError
+
+from tests.runtime.serving.http.test_segment import form
+
+URL = "/v2/models/diffseg/infer"
+ENCODED = {"name": "encoded", "datatype": "BYTES", "shape": [1], "data": ["AAAA"]}
+IMAGE = {"name": "image", "datatype": "UINT8", "shape": [1, 1, 1, 3], "data": [1, 2, 3]}
+HUGE = 10**400
+
+
+def nested(depth):
+    return "[" * depth + "]" * depth
+
+
+def infer(tensor=IMAGE, **rest):
+    return json.dumps({"inputs": [tensor], **rest})
+
+
+def test_a_shape_is_never_multiplied_before_its_length_is_known(serve):
+    server = serve()
+    for tensor in (ENCODED, IMAGE):
+        answer = server.ask("POST", URL, infer(tensor | {"shape": [9] * 1_000_000}))
+        assert answer.status == 400
+        assert "at most 4" in answer.error
+    for shape in ([1, 1, 1, 1], [1, 2], [1, 1, 1]):
+        answer = server.ask("POST", URL, infer(ENCODED | {"shape": shape}))
+        assert answer.status == 400
+        assert "(B) or (B, 1)" in answer.error
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        infer(IMAGE | {"name": []}),
+        infer(IMAGE | {"name": {}}),
+        infer(IMAGE | {"datatype": []}),
+        infer(IMAGE | {"data": [1, 2, HUGE]}),
+        infer(IMAGE | {"shape": [1, HUGE, 1, 3]}),
+        infer(parameters={"threshold": HUGE}),
+        infer(parameters={"threshold": [HUGE]}),
+        infer(parameters={"threshold": [1] * 100_000}),
+        infer(parameters={"anchors": HUGE}),
+        infer(parameters={"anchors": 129}),
+        infer(parameters={"refine": []}),
+        infer(parameters={"refine": {}}),
+        infer(parameters={"fit": []}),
+        infer(parameters={"timeout": []}),
+        infer(parameters={"\ud800": 1}),
+        infer(parameters={"fit": "\ud800"}),
+        infer(id={"a": 1}),
+        infer(id="x" * 201),
+        infer(IMAGE | {"parameters": {"binary_data_size": HUGE}}),
+        infer(outputs=[{"name": []}]),
+        *(
+            f'{{"inputs": [{{"name": "image", "datatype": "UINT8", "shape": [1, 1, 1, 3], "data": {nested(n)}}}]}}'
+            for n in (90, 500, 930, 980)
+        ),
+        *(infer(parameters={"fit": "@"}).replace('"@"', nested(n)) for n in (90, 500, 930, 960)),
+        *(infer(parameters={"threshold": "@"}).replace('"@"', nested(n)) for n in (90, 930)),
+        *(infer(id="@").replace('"@"', nested(n)) for n in (90, 930)),
+    ],
+    ids=lambda body: str(len(body)),
+)
+def test_a_bad_request_is_answered_with_one_line(serve, body, caplog):
+    answer = serve().ask("POST", URL, body)
+    assert answer.status == 400
+    assert "\n" not in answer.error
+    assert len(answer.error) < 400
+    assert not [record for record in caplog.records if record.exc_info]
+
+
+def test_a_timeout_of_ages_is_the_deadline(serve):
+    assert serve().ask("POST", URL, infer(parameters={"timeout": HUGE})).status == 200
+
+
+@pytest.mark.parametrize("charset", ["undefined", "none-such", "rot13", "idna", "hex", "utf-7", '"', "utf-16"])
+def test_charsets_of_forms(serve, png, charset, caplog):
+    body, headers = form(png)
+    headers = {"Content-Type": headers["Content-Type"] + f"; charset={charset}"}
+    assert serve().ask("POST", "/v1/segment", body, headers).status in (200, 400)
+    assert not [record for record in caplog.records if record.exc_info]
+
+
+def test_a_timeout_that_nobody_can_meet_is_refused(serve, png):
+    server = serve()
+    for path in ("/v1/segment?timeout=5e-324", "/v1/segment?timeout=1e-9"):
+        answer = server.ask("POST", path, png)
+        assert answer.status == 400
+        assert "at least 1e-06 s" in answer.error
+
+
+def test_images_are_counted_before_they_are_read():
+    many = json.dumps(
+        {"inputs": [{**ENCODED, "shape": [100_000], "parameters": {"binary_data_size": 400_000}}]}
+    ).encode()
+    with pytest.raises(RequestError, match="takes 64 images"):
+        read_inference(many + bytes(400_000), len(many), 64)
+    # One image is announced, and the reader stops after the second of 1,000,000.
+    few = json.dumps({"inputs": [{**ENCODED, "parameters": {"binary_data_size": 4_000_000}}]}).encode()
+    with pytest.raises(RequestError, match="cannot hold 2 images"):
+        read_inference(few + bytes(4_000_000), len(few), 64)
+    with pytest.raises(RequestError, match="list of 1"):
+        read_inference(infer(ENCODED | {"data": ["AAAA"] * 10}).encode(), None, 64)
+
+
+def test_json_is_limited_and_tensors_go_as_binary(serve):
+    answer = serve().ask("POST", URL, infer(ENCODED | {"data": ["A" * MOST_JSON]}))
+    assert answer.status == 413
+    assert "binary" in answer.error
+
+
+def test_echoes_are_short_whatever_they_repeat(serve, png):
+    deep = json.loads(nested(900))
+    for value in ("x" * 10**6, b"x" * 10**6, deep, HUGE**100, [[1] * 100] * 100, {"a": deep}, None, 1.5):
+        start = time.process_time()
+        assert len(shorten(value)) <= LONGEST + 1
+        assert time.process_time() - start < 1
+    assert cut("\ud800") == "\\ud800"
+    server = serve()
+    for method, path, headers in (
+        ("POST", "/v1/segment", {"Accept": "x/" + "y" * 5000}),
+        ("POST", "/v2/models/" + "z" * 5000 + "/infer", {}),
+        ("GET", "/" + "z" * 5000, {}),
+        ("POST", "/v1/segment?fit=" + "z" * 5000, {}),
+    ):
+        answer = server.ask(method, path, png, headers)
+        assert answer.status in (400, 404, 406)
+        assert len(answer.body) < 500
