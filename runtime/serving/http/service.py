@@ -62,6 +62,7 @@ class Service:
         stall = max(120.0, 2 * self.limits.deadline)
         self.batcher = Batcher(segmenter, self.metrics, capacity=self.limits.queue, stall=stall)
         self._threads = ThreadPoolExecutor(THREADS, "diffseg-answer")
+        self._openers = ThreadPoolExecutor(THREADS, "diffseg-open")
         self._merger = ThreadPoolExecutor(1, "diffseg-merge")
         self._merging = 0
         manifest = segmenter.bundle.manifest
@@ -90,6 +91,7 @@ class Service:
         """Wait at most `seconds` for queued images to finish, then stop."""
         self.batcher.close(seconds)
         self._threads.shutdown(cancel_futures=True)
+        self._openers.shutdown(wait=False, cancel_futures=True)
         self._merger.shutdown(cancel_futures=True)
 
     async def segment(
@@ -113,7 +115,9 @@ class Service:
         whole = min(self.limits.deadline, timeout or self.limits.deadline)
         try:
             seconds = _remaining(request, whole)
-            opened = [open_image(item, self.limits.pixels) if isinstance(item, bytes) else item for item in sources]
+            async with asyncio.timeout(seconds):
+                opened = await asyncio.get_running_loop().run_in_executor(self._openers, self._open, sources)
+            seconds = _remaining(request, whole)
             prepares: list[Callable[[], Prepared]] = [
                 partial(self.segmenter.prepare, item, settings, fit=fit, keep_attention=keep) for item in opened
             ]
@@ -122,6 +126,9 @@ class Service:
             raise bad_request(str(error)) from None
         except TimeoutError:
             raise late(whole) from None
+
+    def _open(self, sources: Sequence[bytes | ImageSource]) -> list[ImageSource]:
+        return [open_image(item, self.limits.pixels) if isinstance(item, bytes) else item for item in sources]
 
     async def resegment(self, request: Request, kept: Segmentation, settings: MergeSettings) -> Segmentation:
         """Make new masks from stored attention, for one request at a time.

@@ -1,4 +1,4 @@
-"""Untrusted images: opened and checked without being decoded."""
+"""Untrusted images: opened and checked without being decoded, and decoded in strips."""
 
 from __future__ import annotations
 
@@ -7,16 +7,20 @@ import io
 from diffseg.engines.errors import ImageError
 from diffseg.image import FORMATS, open_lazily
 from diffseg.serving.protocol.errors import too_large
+from diffseg.serving.protocol.headers import check_structure
 from PIL import Image, UnidentifiedImageError
+
+MOST_SIDE = 32_768  # pixels
 
 
 def open_encoded(data: bytes, pixels: int) -> Image.Image:
     """Open an encoded image without decoding it: only its header is read.
 
     Raises:
-        ImageError: the data is not an image of a known format.
+        ImageError: the data is not an image of a known format, or its header takes too long to read.
         RequestError: the image has more than `pixels` pixels.
     """
+    check_structure(data)
     try:
         image = open_lazily(io.BytesIO(data), FORMATS)
     except UnidentifiedImageError:
@@ -33,7 +37,9 @@ def check_pixels(height: int, width: int, pixels: int) -> None:
     """Check that an image is not too large to be decoded.
 
     Raises:
-        RequestError: the image has more than `pixels` pixels.
+        RequestError: the image has more than `pixels` pixels, or a side is too long.
     """
+    if max(height, width) > MOST_SIDE:
+        raise too_large(f"an image may have at most {MOST_SIDE:,} pixels per side, found {width} × {height}")
     if height * width > pixels:
         raise too_large(f"an image may have at most {pixels:,} pixels, found {width} × {height}; scale the image down")

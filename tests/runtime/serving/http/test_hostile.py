@@ -1,14 +1,20 @@
 """Requests that are meant to harm: each gets one line, and none blocks the others."""
 
 import json
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 from diffseg.serving.http.kserve import MOST_JSON, read_inference
+from diffseg.serving.http.limits import open_image
 from diffseg.serving.protocol.echo import LONGEST, cut, shorten
 from diffseg.serving.protocol.errors import RequestError
 
+from tests.runtime.serving.http.running import PATIENCE
 from tests.runtime.serving.http.test_segment import form
+from tests.runtime.serving.samples import encoded
 
 URL = "/v2/models/diffseg/infer"
 ENCODED = {"name": "encoded", "datatype": "BYTES", "shape": [1], "data": ["AAAA"]}
@@ -134,3 +140,63 @@ def test_echoes_are_short_whatever_they_repeat(serve, png):
         answer = server.ask(method, path, png, headers)
         assert answer.status in (400, 404, 406)
         assert len(answer.body) < 500
+
+
+def test_an_image_that_takes_long_to_decode_stops_nobody(serve, png, monkeypatch):
+    server = serve(batch=1)
+    gate, prepare = threading.Event(), server.service.segmenter.prepare
+    begun = threading.Event()
+
+    def slow(image, *arguments, **options):
+        if image.size == (7, 7):
+            begun.set()
+            assert gate.wait(PATIENCE)
+        return prepare(image, *arguments, **options)
+
+    monkeypatch.setattr(server.service.segmenter, "prepare", slow)
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(server.ask, "POST", "/v1/segment", encoded(np.zeros((7, 7, 3), np.uint8)))
+        assert begun.wait(PATIENCE)
+        for _ in range(3):
+            assert server.ask("POST", "/v1/segment", png).status == 200
+        assert not first.done()
+        late = server.ask("POST", "/v1/segment?timeout=0.2", encoded(np.zeros((7, 7, 3), np.uint8)))
+        assert late.status in (503, 504)
+        assert server.ask("POST", "/v1/segment", png).status == 200
+        gate.set()
+        assert first.result().status == 200
+
+
+def test_images_are_opened_beside_the_event_loop_and_within_the_deadline(serve, png, monkeypatch):
+    server = serve()
+    gate, begun = threading.Event(), threading.Event()
+
+    def slow(data, pixels):
+        begun.set()
+        assert gate.wait(PATIENCE)
+        return open_image(data, pixels)
+
+    monkeypatch.setattr("diffseg.serving.http.service.open_image", slow)
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(server.ask, "POST", "/v1/segment", png)
+        assert begun.wait(PATIENCE)
+        assert server.ask("GET", "/v2/health/ready").status == 200
+        assert server.ask("POST", "/v1/segment?timeout=0.2", png).status == 504
+        gate.set()
+        assert first.result().status == 200
+
+
+def test_slow_merging_does_not_make_the_network_look_slow(serve, png):
+    server = serve(batch=1)
+    finish = server.service.segmenter.finish
+
+    def merging(images):
+        results = finish(images)
+        for result in results:
+            result.timings["refine"] = 1000.0
+        time.sleep(0.3)
+        return results
+
+    server.service.segmenter.finish = merging
+    assert server.ask("POST", "/v1/segment", png).status == 200
+    assert server.service.batcher._pace < 0.3
