@@ -7,6 +7,7 @@ bundle's graphs, `pixels` (the image at the network's size) and `placement` (whe
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -36,6 +37,7 @@ from PIL import Image
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+logger = logging.getLogger(__name__)
 BUNDLE = "bundle"
 """Folder, in a version's folder, of the bundle that a `segment` model runs."""
 MOST_DIGITS = 9  # of a number that arrives as text
@@ -197,6 +199,11 @@ def _answer(work: Callable[P, T], *arguments: P.args, **keywords: P.kwargs) -> T
         return work(*arguments, **keywords)
     except (ImageError, RequestError) as error:
         return Refused(str(error))
+    except MemoryError:
+        raise
+    except Exception:  # of this request alone
+        logger.exception("a request failed")
+        return Refused("the request failed; see the log of the server")
 
 
 def _settings(defaults: MergeSettings, parameters: dict[str, Any]) -> tuple[MergeSettings, Fit]:
@@ -226,6 +233,8 @@ def _images(request: Request) -> list[ImageSource]:
         raise bad_request(f"there must be one input, {IMAGE} or {ENCODED}, found {len(request.tensors)}")
     if IMAGE in request.tensors:
         images = request.tensors[IMAGE]
+        if images.ndim != 4 or images.shape[3] != 3:  # noqa: PLR2004
+            raise bad_request(f"{IMAGE} must be (B, H, W, 3), found {shorten(images.shape)}")
         for height, width in {image.shape[:2] for image in images}:
             check_pixels(height, width, MOST_PIXELS)
         return list(images)
