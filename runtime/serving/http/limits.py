@@ -32,6 +32,7 @@ class Limits:
         pixels: largest number of pixels per image.
         deadline: seconds from the head of a request to its response. A request may set a shorter time.
         queue: largest number of images that wait for the network.
+        decoded: bytes that the decoded images of all requests may take at once.
     """
 
     body: int = 32 * MEGA
@@ -41,6 +42,7 @@ class Limits:
     pixels: int = 50 * MEGA
     deadline: float = 30.0
     queue: int = 64
+    decoded: int = 1_200 * MEGA
 
 
 class Bodies:

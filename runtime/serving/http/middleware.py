@@ -96,6 +96,8 @@ class RequestContext:
             if not status:
                 await _error(answer, HTTPStatus.INTERNAL_SERVER_ERROR, "unexpected error; see the log of the server")
         finally:
+            if (charge := state.get("charge")) is not None:
+                charge.release()
             self._note(scope, status or CLIENT_DISCONNECTED, time.monotonic() - start)
 
     def _note(self, scope: Scope, status: int, seconds: float) -> None:

@@ -1,5 +1,6 @@
 """Requests that are meant to harm: each gets one line, and none blocks the others."""
 
+import io
 import json
 import threading
 import time
@@ -7,12 +8,17 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from diffseg.image import read_image
 from diffseg.serving.http.kserve import MOST_JSON, read_inference
 from diffseg.serving.http.limits import open_image
+from diffseg.serving.http.memory import Memory
+from diffseg.serving.protocol import untrusted
 from diffseg.serving.protocol.echo import LONGEST, cut, shorten
 from diffseg.serving.protocol.errors import RequestError
+from diffseg.serving.protocol.untrusted import decode_in_strips, memory_of
+from PIL import Image
 
-from tests.runtime.serving.http.running import PATIENCE
+from tests.runtime.serving.http.running import PATIENCE, until
 from tests.runtime.serving.http.test_segment import form
 from tests.runtime.serving.samples import encoded
 
@@ -200,3 +206,56 @@ def test_slow_merging_does_not_make_the_network_look_slow(serve, png):
     server.service.segmenter.finish = merging
     assert server.ask("POST", "/v1/segment", png).status == 200
     assert server.service.batcher._pace < 0.3
+
+
+def test_decoded_images_have_a_budget(serve, png, monkeypatch):
+    each = memory_of(open_image(png, 10**6))
+    server = serve(decoded=2 * each)
+    memory = server.service.memory
+    assert server.ask("POST", "/v1/segment", png).status == 200
+    until(lambda: memory.held == 0, "the memory")
+    charge = memory.charge(each + 1)  # another request
+    answer = server.ask("POST", "/v1/segment", png)
+    assert answer.status == 503
+    assert answer.headers["retry-after"]
+    charge.release()
+    assert server.ask("POST", "/v1/segment", png).status == 200
+    until(lambda: memory.held == 0, "the memory")
+    large = server.ask("POST", "/v1/segment", encoded(np.zeros((400, 400, 3), np.uint8)))
+    assert large.status == 413
+    assert server.ask("POST", "/v1/segment", b"broken").status == 400
+    assert memory.held == 0
+
+
+def test_a_charge_ends_with_its_last_user():
+    memory = Memory(100)
+    charge = memory.charge(100)
+    charge.hold()
+    charge.release()
+    assert memory.held == 100
+    charge.release()
+    assert memory.held == 0
+    with pytest.raises(TimeoutError):
+        charge.hold()
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "I;16"])
+@pytest.mark.parametrize("orientation", [1, 2, 3, 4, 5, 6, 7, 8])
+def test_strips_give_the_same_image(mode, orientation, monkeypatch):
+    monkeypatch.setattr(untrusted, "STRIP", 90)
+    rng = np.random.default_rng(0)
+    image = Image.fromarray(rng.integers(0, 256, (23, 31, 4), np.uint8), "RGBA")
+    if mode == "I;16":
+        image = Image.fromarray(rng.integers(0, 65536, (23, 31)).astype(np.uint16))
+    elif mode == "P":
+        image = image.convert("RGB").convert("P")
+        image.info["transparency"] = 3
+    else:
+        image = image.convert(mode)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    file = io.BytesIO()
+    image.save(file, "PNG", exif=exif)
+    whole, strips = (function(open_image(file.getvalue(), 10**6)) for function in (read_image, decode_in_strips))
+    assert whole.size == ((31, 23) if orientation < 5 else (23, 31))
+    np.testing.assert_array_equal(np.asarray(strips), np.asarray(whole))
