@@ -29,6 +29,7 @@ class Limits:
         bodies: largest total of all bodies in memory at once, in bytes.
         body_seconds: seconds within which the whole body must arrive.
         header_seconds: seconds within which the head of a request must arrive.
+        write_seconds: seconds within which a client must read at least 100 kB of a response that waits for it.
         pixels: largest number of pixels per image.
         deadline: seconds from the head of a request to its response. A request may set a shorter time.
         queue: largest number of images that wait for the network.
@@ -39,6 +40,7 @@ class Limits:
     bodies: int = 512 * MEGA
     body_seconds: float = 20.0
     header_seconds: float = 10.0
+    write_seconds: float = 10.0
     pixels: int = 50 * MEGA
     deadline: float = 30.0
     queue: int = 64

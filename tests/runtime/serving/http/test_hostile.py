@@ -2,6 +2,7 @@
 
 import io
 import json
+import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -259,3 +260,15 @@ def test_strips_give_the_same_image(mode, orientation, monkeypatch):
     whole, strips = (function(open_image(file.getvalue(), 10**6)) for function in (read_image, decode_in_strips))
     assert whole.size == ((31, 23) if orientation < 5 else (23, 31))
     np.testing.assert_array_equal(np.asarray(strips), np.asarray(whole))
+
+
+def test_an_answer_that_nobody_reads_is_dropped(serve, png, monkeypatch):
+    server = serve(write_seconds=0.2)
+    monkeypatch.setattr("diffseg.serving.http.images.encode", lambda *_: bytes(30_000_000))
+    request = f"POST /v1/segment HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(png)}\r\n\r\n".encode()
+    with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE) as connection:
+        connection.sendall(request + png)
+        until(lambda: server.metric("diffseg_requests_total", route="/v1/segment", outcome="ok") == 1, "the answer")
+        until(lambda: not server.server.server_state.connections, "the end of the connection")
+    answer = server.ask("POST", "/v1/segment", png)  # a client that reads gets all of it
+    assert len(answer.body) == 30_000_000
