@@ -14,6 +14,7 @@ from importlib.resources import files
 
 from diffseg.serving.http import images, inference
 from diffseg.serving.http.access import authorised
+from diffseg.serving.http.description import describe
 from diffseg.serving.http.errors import status_and_headers
 from diffseg.serving.http.middleware import RequestContext
 from diffseg.serving.http.service import Service
@@ -53,6 +54,7 @@ def make_app(service: Service, hosts: Collection[str] | None = None) -> RequestC
         docs_url=None,  # the page would load its scripts from a third-party CDN
         redoc_url=None,
         lifespan=lifespan,
+        redirect_slashes=False,  # the redirect would repeat the Host header, which the client chooses
     )
     app.state.service = service
     app.include_router(images.router)
@@ -63,6 +65,8 @@ def make_app(service: Service, hosts: Collection[str] | None = None) -> RequestC
     app.add_exception_handler(Exception, _unexpected)
     page = (files("diffseg.serving.http") / "page.html").read_text(encoding="utf-8")
     headers = {"Content-Security-Policy": content_policy(page)}
+
+    app.openapi = lambda: describe(app, token=service.token is not None)  # type: ignore[method-assign]
 
     @app.get("/", include_in_schema=False)
     async def index() -> HTMLResponse:
