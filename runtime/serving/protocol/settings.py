@@ -10,6 +10,8 @@ from diffseg.serving.protocol.echo import cut, shorten
 from diffseg.serving.protocol.errors import bad_request
 
 MOST_ROUNDS, MOST_ANCHORS = 8, 128
+MOST_REFINED = 32
+"""Anchors per side with a refinement, whose time grows with the number of masks, so with the square of this."""
 
 
 def updated_settings(defaults: MergeSettings, threshold: Any, anchors: Any, refine: Any) -> MergeSettings:  # noqa: ANN401
@@ -39,6 +41,10 @@ def updated_settings(defaults: MergeSettings, threshold: Any, anchors: Any, refi
         raise bad_request(
             f"threshold must be a finite number, or one per round for at most {MOST_ROUNDS} rounds, "
             f"found {list(settings.thresholds)}"
+        )
+    if settings.refine != "none" and settings.anchors > MOST_REFINED:
+        raise bad_request(
+            f"anchors must be at most {MOST_REFINED} per side with refine={settings.refine}, found {settings.anchors}"
         )
     return settings
 
