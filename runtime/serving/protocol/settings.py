@@ -10,6 +10,7 @@ from diffseg.serving.protocol.echo import cut, shorten
 from diffseg.serving.protocol.errors import bad_request
 
 MOST_ROUNDS, MOST_ANCHORS = 8, 128
+MOST_THRESHOLD = 1e6  # nats; far above every distance, and no overflow in float32
 MOST_REFINED = 32
 """Anchors per side with a refinement, whose time grows with the number of masks, so with the square of this."""
 
@@ -37,16 +38,23 @@ def updated_settings(defaults: MergeSettings, threshold: Any, anchors: Any, refi
         raise bad_request(f"threshold must be a finite number, found {shorten(threshold)}") from None
     except (TypeError, ValueError) as error:
         raise bad_request(cut(str(error))) from None
+    _check_cost(settings)
+    return settings
+
+
+def _check_cost(settings: MergeSettings) -> None:
+    """Check that masks can be made with these settings in bounded time."""
     if len(settings.thresholds) > MOST_ROUNDS or not all(map(math.isfinite, settings.thresholds)):
         raise bad_request(
             f"threshold must be a finite number, or one per round for at most {MOST_ROUNDS} rounds, "
             f"found {list(settings.thresholds)}"
         )
+    if max(settings.thresholds) > MOST_THRESHOLD:
+        raise bad_request(f"threshold must be at most {MOST_THRESHOLD:g}, found {max(settings.thresholds):g}")
     if settings.refine != "none" and settings.anchors > MOST_REFINED:
         raise bad_request(
             f"anchors must be at most {MOST_REFINED} per side with refine={settings.refine}, found {settings.anchors}"
         )
-    return settings
 
 
 def _is_number(value: Any) -> bool:  # noqa: ANN401

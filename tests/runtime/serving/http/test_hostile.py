@@ -60,6 +60,8 @@ def test_a_shape_is_never_multiplied_before_its_length_is_known(serve):
         infer(parameters={"threshold": HUGE}),
         infer(parameters={"threshold": [HUGE]}),
         infer(parameters={"threshold": [1] * 100_000}),
+        infer(parameters={"threshold": 1e308}),
+        infer(parameters={"threshold": [1, 1e39]}),
         infer(parameters={"anchors": HUGE}),
         infer(parameters={"anchors": 129}),
         infer(parameters={"refine": []}),
@@ -272,3 +274,14 @@ def test_an_answer_that_nobody_reads_is_dropped(serve, png, monkeypatch):
         until(lambda: not server.server.server_state.connections, "the end of the connection")
     answer = server.ask("POST", "/v1/segment", png)  # a client that reads gets all of it
     assert len(answer.body) == 30_000_000
+
+
+def test_a_refinement_takes_fewer_anchors(serve, png):
+    server = serve()
+    for refine in ("kmeans", "colour"):
+        assert server.ask("POST", f"/v1/segment?refine={refine}&anchors=32", png).status == 200
+        answer = server.ask("POST", f"/v1/segment?refine={refine}&anchors=33", png)
+        assert answer.status == 400
+        assert "at most 32" in answer.error
+        assert server.ask("POST", URL, infer(parameters={"refine": refine, "anchors": 128})).status == 400
+    assert server.ask("POST", "/v1/segment?anchors=128", png).status == 200
