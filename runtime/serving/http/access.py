@@ -10,6 +10,7 @@ from typing import Annotated
 from diffseg.serving.http.errors import HTTPRequestError
 from fastapi import Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from starlette.datastructures import Headers
 
 LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]")
 bearer = HTTPBearer(
@@ -31,9 +32,22 @@ def host_name(header: str) -> str:
     return (name if colon and port.isdecimal() else header).lower()
 
 
+def is_foreign(headers: Headers) -> bool:
+    """Return whether a page of another site sent a request, according to the browser.
+
+    Other ports of this machine count as other sites. Old browsers send the header Origin alone; programs send neither.
+    """
+    site = headers.get("sec-fetch-site")
+    if site is not None:
+        return site not in ("same-origin", "none")
+    origin = headers.get("origin")
+    return origin is not None and origin.partition("://")[2].lower() != headers.get("host", "").lower()
+
+
 def same_token(expected: str, found: str) -> bool:
     """Compare two tokens in constant time, so that timing does not reveal how many characters match."""
-    return hmac.compare_digest(expected.encode(), found.encode("utf-8", "surrogateescape"))
+    # Starlette decodes headers as Latin-1; clients send other characters as UTF-8.
+    return hmac.compare_digest(expected.encode(), found.encode("latin-1", "replace"))
 
 
 async def authorised(

@@ -14,10 +14,12 @@ from importlib.resources import files
 
 from diffseg.serving.http import images, inference
 from diffseg.serving.http.access import authorised
+from diffseg.serving.http.description import describe
 from diffseg.serving.http.errors import status_and_headers
 from diffseg.serving.http.middleware import RequestContext
 from diffseg.serving.http.service import Service
 from diffseg.serving.http.validation import explain
+from diffseg.serving.protocol.echo import cut
 from diffseg.serving.protocol.errors import RequestError
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -26,6 +28,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 
 EXPIRY_SECONDS = 30.0
+LONGEST_ERROR = 1000  # characters
 
 
 def make_app(service: Service, hosts: Collection[str] | None = None) -> RequestContext:
@@ -51,6 +54,7 @@ def make_app(service: Service, hosts: Collection[str] | None = None) -> RequestC
         docs_url=None,  # the page would load its scripts from a third-party CDN
         redoc_url=None,
         lifespan=lifespan,
+        redirect_slashes=False,  # the redirect would repeat the Host header, which the client chooses
     )
     app.state.service = service
     app.include_router(images.router)
@@ -61,6 +65,8 @@ def make_app(service: Service, hosts: Collection[str] | None = None) -> RequestC
     app.add_exception_handler(Exception, _unexpected)
     page = (files("diffseg.serving.http") / "page.html").read_text(encoding="utf-8")
     headers = {"Content-Security-Policy": content_policy(page)}
+
+    app.openapi = lambda: describe(app, token=service.token is not None)  # type: ignore[method-assign]
 
     @app.get("/", include_in_schema=False)
     async def index() -> HTMLResponse:
@@ -101,20 +107,21 @@ async def _refuse(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestError)  # noqa: S101 - registered for this type only
     request.scope["state"]["outcome"] = error.outcome
     status, headers = status_and_headers(error)
-    return JSONResponse({"error": str(error)}, status, headers)
+    return JSONResponse({"error": cut(str(error), LONGEST_ERROR)}, status, headers)
 
 
 async def _invalid(_: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)  # noqa: S101
-    return JSONResponse({"error": "; ".join(map(explain, error.errors()))}, HTTPStatus.BAD_REQUEST)
+    return JSONResponse({"error": cut("; ".join(map(explain, error.errors())), LONGEST_ERROR)}, HTTPStatus.BAD_REQUEST)
 
 
 async def _http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)  # noqa: S101
-    path = request.url.path
+    path = cut(request.scope["path"])  # the host of `request.url` may be one that cannot be parsed
+    method = cut(request.method, 20)
     messages = {
         HTTPStatus.NOT_FOUND: f"there is nothing at {path}; /openapi.json lists what there is",
-        HTTPStatus.METHOD_NOT_ALLOWED: f"{path} does not take {request.method}; /openapi.json lists what it takes",
+        HTTPStatus.METHOD_NOT_ALLOWED: f"{path} does not take {method}; /openapi.json lists what it takes",
     }
     message = messages.get(HTTPStatus(error.status_code), error.detail)
     return JSONResponse({"error": message}, error.status_code, error.headers)

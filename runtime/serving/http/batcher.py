@@ -23,6 +23,7 @@ from diffseg.serving.http.metrics import Metrics
 logger = logging.getLogger(__name__)
 
 DECODERS = 4
+NETWORK = ("encode", "attend", "aggregate")  # the stages whose time each image takes, whatever its settings
 PACE_MEMORY = 0.8
 """Share of the old value in the moving average of the seconds per image."""
 
@@ -184,13 +185,21 @@ class Batcher:
         for job in list(self._jobs)[: 2 * self.segmenter.batch]:
             self._decoding(job)
 
-    def _decoding(self, job: _Job) -> Future[Prepared]:
+    def _decoding(self, job: _Job) -> None:
         if job.prepared is None:
             job.prepared = self._decoders.submit(job.prepare)
-        return job.prepared
+            job.prepared.add_done_callback(self._wake)
+
+    def _wake(self, _: Future[Prepared]) -> None:
+        with self._changed:
+            self._changed.notify_all()
+
+    def _decoded(self) -> list[_Job]:
+        """The jobs that the worker can take now. It passes over an image that takes long to decode."""
+        return [job for job in self._jobs if job.prepared is not None and job.prepared.done()]
 
     def _full(self) -> bool:
-        return len(self._jobs) >= self.segmenter.batch or self._closing
+        return len(self._decoded()) >= self.segmenter.batch or self._closing
 
     def _work(self) -> None:
         try:
@@ -233,14 +242,16 @@ class Batcher:
         """Wait for the next batch and return it. An empty batch means that the batcher is closed."""
         with self._changed:
             while True:
-                self._changed.wait_for(lambda: self._jobs or self._closing)
+                self._changed.wait_for(lambda: self._decoded() or (self._closing and not self._jobs))
                 if not self._jobs:
                     return []
                 patience = self._jobs[0].queued + self.gather - time.monotonic()
                 self._changed.wait_for(self._full, max(0.0, patience))
                 group: list[_Job] = []
-                while self._jobs and len(group) < self.segmenter.batch:
-                    job = self._jobs.popleft()
+                for job in self._decoded():
+                    if len(group) == self.segmenter.batch:
+                        break
+                    self._jobs.remove(job)
                     size = min(len(group) + 1 + len(self._jobs), self.segmenter.batch)
                     pace = self._pace if self._jobs else 0.0  # always try the last job, as an idle worker would
                     if time.monotonic() + size * pace > job.expires:
@@ -255,12 +266,10 @@ class Batcher:
 
     def _run(self, group: list[_Job]) -> None:
         good: list[tuple[_Job, Prepared]] = []
-        decoding = [
-            (job, self._decoding(job)) for job in group
-        ]  # already started, except for jobs that were far back in the queue
-        for job, prepared in decoding:
+        for job in group:
+            assert job.prepared is not None  # noqa: S101 - see `_decoded`
             try:
-                good.append((job, prepared.result()))
+                good.append((job, job.prepared.result(0)))
             except Exception as error:  # fails this image only  # noqa: BLE001
                 job.fail(error)
         if not good:
@@ -276,7 +285,8 @@ class Batcher:
             logger.exception("a batch of size %d failed", len(good))
             self._probe()  # raises if the device is lost; the worker then ends, and the server is no longer ready
             return
-        pace = (time.monotonic() - start) / len(good)
+        # Of the network alone: settings that make merging slow must not make the server refuse other requests.
+        pace = sum(result.timings.get(stage, 0.0) for result in results for stage in NETWORK) / len(good)
         self._pace = PACE_MEMORY * self._pace + (1 - PACE_MEMORY) * pace if self._pace else pace
         self.metrics.batch([start - job.queued for job, _ in good])
         for (job, _), result in zip(good, results, strict=True):

@@ -24,7 +24,7 @@ from diffseg.serving.http.responses import (
     shrunk,
 )
 from diffseg.serving.http.service import Service, settings_of
-from diffseg.serving.protocol.settings import MOST_ROUNDS
+from diffseg.serving.protocol.settings import MOST_ANCHORS, MOST_ROUNDS
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from PIL import Image
 
@@ -76,7 +76,7 @@ def _settings(
             description="Largest KL distance of maps that are merged. Repeat it to set one threshold per round",
         ),
     ] = None,
-    anchors: Annotated[int | None, Query(ge=1, le=128, description="Anchors per side")] = None,
+    anchors: Annotated[int | None, Query(ge=1, le=MOST_ANCHORS, description="Anchors per side")] = None,
     refine: Annotated[
         Refine | None,
         Query(
@@ -128,7 +128,7 @@ async def segment(
     """
     kind = negotiate(accept)
     async with service.bodies.read(request) as body:
-        data = await _image(request, body)
+        data = await _image(service, request, body)
         result = (await service.segment(request, [data], settings, fit, timeout=timeout))[0]
     return _answer(kind, await service.beside(encode, result, kind, service.facts, counts))
 
@@ -149,7 +149,7 @@ async def keep(
     is removed earlier if newer images need the space.
     """
     async with service.bodies.read(request) as body:
-        data = await _image(request, body)
+        data = await _image(service, request, body)
         result = (await service.segment(request, [data], settings, fit, keep=True))[0]
     facts = service.facts | {"id": await service.beside(service.store.add, result)}
     small = await service.beside(shrink, result, side)
@@ -211,9 +211,9 @@ async def forget(service: Served, key: str) -> None:
     service.store.drop(key)
 
 
-async def _image(request: Request, body: bytes) -> bytes:
+async def _image(service: Service, request: Request, body: bytes) -> bytes:
     if request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
-        return await image_part(request.headers, body)
+        return await service.beside(image_part, request.headers, body)
     return body
 
 

@@ -12,6 +12,7 @@ from diffseg.serving.http.errors import HTTPRequestError
 from diffseg.serving.http.images import ERRORS, Served
 from diffseg.serving.http.kserve import PARAMETERS, read_inference, write_inference
 from diffseg.serving.http.service import settings_of
+from diffseg.serving.protocol.echo import shorten
 from diffseg.serving.protocol.errors import bad_request
 from diffseg.serving.protocol.tensors import INPUTS, MODEL, OUTPUTS, VERSION
 from diffseg.serving.protocol.untrusted import check_pixels
@@ -19,6 +20,7 @@ from fastapi import APIRouter, Depends, Header, Request, Response
 from fastapi.responses import JSONResponse
 
 MICROSECONDS = 1e6
+MOST_MICROSECONDS = 10**12
 MODEL_PATH = "/models/{model}"
 VERSION_PATH = "/models/{model}/versions/{model_version}"
 JSON_OBJECT = {"application/json": {"schema": {"type": "object"}}, "application/octet-stream": {}}
@@ -28,7 +30,8 @@ router = APIRouter(prefix="/v2", responses={"default": ERRORS["default"]}, tags=
 
 def _known(model: str, model_version: str = VERSION) -> None:
     if model != MODEL or model_version != VERSION:
-        message = f"there is no model {model!r} of version {model_version!r}, only {MODEL!r} of version {VERSION!r}"
+        found = f"{shorten(model)} of version {shorten(model_version)}"
+        message = f"there is no model {found}, only {MODEL!r} of version {VERSION!r}"
         raise HTTPRequestError(HTTPStatus.NOT_FOUND, "not_found", message)
 
 
@@ -101,17 +104,19 @@ async def infer(
     per element. In JSON, the elements of `encoded` are base64 strings.
     """
     async with service.bodies.read(request) as body:
-        inference = await service.beside(read_inference, body, inference_header_content_length)
+        inference = await service.beside(read_inference, body, inference_header_content_length, service.limits.queue)
         wanted = inference.parameters
         fit = wanted.get("fit", "stretch")
         if fit not in get_args(Fit):
-            raise bad_request(f"fit must be one of {', '.join(get_args(Fit))}, found {fit!r}")
+            raise bad_request(f"fit must be one of {', '.join(get_args(Fit))}, found {shorten(fit)}")
         names = ("threshold", "anchors", "refine", "method", "tau")
         settings = settings_of(service, *(wanted.get(name) for name in names))
         microseconds = wanted.get("timeout")
         if microseconds is not None and (type(microseconds) is not int or microseconds < 1):
-            raise bad_request(f"timeout must be a whole number of microseconds of at least 1, found {microseconds!r}")
-        seconds = None if microseconds is None else microseconds / MICROSECONDS
+            raise bad_request(
+                f"timeout must be a whole number of microseconds of at least 1, found {shorten(microseconds)}"
+            )
+        seconds = None if microseconds is None else min(microseconds, MOST_MICROSECONDS) / MICROSECONDS
         for image in inference.images:
             if not isinstance(image, bytes):
                 check_pixels(image.shape[0], image.shape[1], service.limits.pixels)

@@ -14,7 +14,7 @@ from diffseg.serving.protocol.errors import RequestError, bad_request, too_large
 from diffseg.serving.protocol.untrusted import open_encoded
 from PIL import Image
 from starlette.datastructures import Headers, UploadFile
-from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.formparsers import MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 
 MEGA = 1_000_000
@@ -29,18 +29,22 @@ class Limits:
         bodies: largest total of all bodies in memory at once, in bytes.
         body_seconds: seconds within which the whole body must arrive.
         header_seconds: seconds within which the head of a request must arrive.
+        write_seconds: seconds within which a client must read at least 100 kB of a response that waits for it.
         pixels: largest number of pixels per image.
         deadline: seconds from the head of a request to its response. A request may set a shorter time.
         queue: largest number of images that wait for the network.
+        decoded: bytes that the decoded images of all requests may take at once.
     """
 
     body: int = 32 * MEGA
     bodies: int = 512 * MEGA
     body_seconds: float = 20.0
     header_seconds: float = 10.0
+    write_seconds: float = 10.0
     pixels: int = 50 * MEGA
     deadline: float = 30.0
     queue: int = 64
+    decoded: int = 1_200 * MEGA
 
 
 class Bodies:
@@ -100,8 +104,8 @@ class _MemoryParser(MultiPartParser):
     spool_max_size = 0  # 0 means no spooling: no part of a request is written to disk
 
 
-async def image_part(headers: Headers, body: bytes) -> bytes:
-    """Return the contents of the only file in a multipart form.
+def image_part(headers: Headers, body: bytes) -> bytes:
+    """Return the contents of the only file in a multipart form. Call this outside the event loop: forms may be large.
 
     Raises:
         RequestError: the body is not a form, or the form does not hold exactly one file (400).
@@ -110,18 +114,21 @@ async def image_part(headers: Headers, body: bytes) -> bytes:
     async def whole() -> AsyncIterator[bytes]:
         yield body
 
-    try:
+    async def contents() -> list[bytes]:
         form = await _MemoryParser(headers, whole(), max_files=1, max_fields=16).parse()  # type: ignore[arg-type]
-    except (MultiPartException, KeyError, UnicodeDecodeError):
+        try:
+            return [await value.read() for value in form.values() if isinstance(value, UploadFile)]
+        finally:
+            await form.close()
+
+    try:
+        files = asyncio.run(contents())
+    except Exception:  # the parser raises any exception for a damaged form or an unknown charset  # noqa: BLE001
         message = "the body is not a multipart form with one image file; send such a form, or the image as the body"
         raise bad_request(message) from None
-    try:
-        files = [value for value in form.values() if isinstance(value, UploadFile)]
-        if len(files) != 1:
-            raise bad_request(f"a form must contain one image file, found {len(files)}")
-        return await files[0].read()
-    finally:
-        await form.close()
+    if len(files) != 1:
+        raise bad_request(f"a form must contain one image file, found {len(files)}")
+    return files[0]
 
 
 def open_image(data: bytes, pixels: int) -> Image.Image:

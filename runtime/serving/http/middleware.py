@@ -10,9 +10,10 @@ import time
 from collections.abc import Collection
 from http import HTTPStatus
 
-from diffseg.serving.http.access import host_name
+from diffseg.serving.http.access import host_name, is_foreign
 from diffseg.serving.http.errors import CLIENT_DISCONNECTED
 from diffseg.serving.http.metrics import Metrics
+from diffseg.serving.protocol.echo import cut
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from structlog.contextvars import bound_contextvars
@@ -28,6 +29,7 @@ SECURITY_HEADERS = {
     "X-Content-Type-Options": "nosniff",
 }
 OUTCOMES = {401: "unauthorized", 404: "not_found", 500: "failed", 503: "unavailable"}
+SAFE = ("GET", "HEAD", "OPTIONS")  # methods that change nothing, and whose answers other sites cannot read
 QUIET = ("/v2/health/live", "/v2/health/ready", "/v2/models/{model}/ready", "/metrics")
 """Routes that monitoring requests every few seconds. They are logged at debug level."""
 
@@ -85,8 +87,12 @@ class RequestContext:
                 message = f"this server accepts only the host names {names}; start it with a token to accept others"
                 await _error(answer, HTTPStatus.MISDIRECTED_REQUEST, message)
                 return
-            if self.hosts is not None and scope["method"] == "POST" and given.get("sec-fetch-site") == "cross-site":
+            if self.hosts is not None and scope["method"] not in SAFE and is_foreign(given):
                 await _error(answer, HTTPStatus.FORBIDDEN, "this server accepts no requests from pages of other sites")
+                return
+            if "content-length" in given and "transfer-encoding" in given:
+                message = "a request must not have both Content-Length and Transfer-Encoding"
+                await _error(answer, HTTPStatus.BAD_REQUEST, message)
                 return
             await self.app(scope, receive, answer)
         except Exception:
@@ -95,6 +101,8 @@ class RequestContext:
             if not status:
                 await _error(answer, HTTPStatus.INTERNAL_SERVER_ERROR, "unexpected error; see the log of the server")
         finally:
+            if (charge := state.get("charge")) is not None:
+                charge.release()
             self._note(scope, status or CLIENT_DISCONNECTED, time.monotonic() - start)
 
     def _note(self, scope: Scope, status: int, seconds: float) -> None:
@@ -104,7 +112,7 @@ class RequestContext:
         self.metrics.seconds.labels(route).observe(seconds)
         facts = {
             "method": scope["method"],
-            "path": scope["path"],
+            "path": cut(scope["path"]),
             "route": route,
             "status": status,
             "outcome": outcome,

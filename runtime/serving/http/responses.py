@@ -15,6 +15,7 @@ from diffseg.formats.rle import Counts
 from diffseg.image import Placement, place_labels
 from diffseg.segmentation import Segmentation
 from diffseg.serving.http.errors import HTTPRequestError
+from diffseg.serving.protocol.echo import shorten
 from diffseg.serving.protocol.errors import bad_request
 from diffseg.serving.protocol.masks import to_json
 from PIL import Image
@@ -63,7 +64,7 @@ def negotiate(accept: str) -> Kind:
         raise HTTPRequestError(
             HTTPStatus.NOT_ACCEPTABLE,
             "bad_request",
-            f"the Accept header must accept one of {', '.join(OFFERED)}; found {accept!r}",
+            f"the Accept header must accept one of {', '.join(OFFERED)}; found {shorten(accept)}",
         )
     return max(wanted, key=lambda pair: pair[0])[1]
 

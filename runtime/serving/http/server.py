@@ -93,7 +93,7 @@ def make_server(service: Service, host: str, port: int) -> Server:
         make_app(service, (*LOCAL_NAMES, host) if local else None),
         host=host,
         port=port,
-        http=impatient(limits.header_seconds),
+        http=impatient(limits.header_seconds, limits.write_seconds),
         ws="none",
         loop="asyncio",
         lifespan="on",

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
 from diffseg.engines.bundle.settings import MergeSettings
 from diffseg.engines.errors import ImageError
 from diffseg.image import Fit, ImageSource
@@ -19,9 +20,12 @@ from diffseg.serving.http.attention_store import AttentionStore
 from diffseg.serving.http.batcher import Batcher, Health
 from diffseg.serving.http.errors import busy, client_disconnected, late
 from diffseg.serving.http.limits import Bodies, Limits, open_image
+from diffseg.serving.http.memory import Charge, Memory
 from diffseg.serving.http.metrics import Metrics
 from diffseg.serving.protocol.errors import bad_request
 from diffseg.serving.protocol.settings import updated_settings
+from diffseg.serving.protocol.untrusted import RESULT_BYTES, decode_in_strips, memory_of
+from PIL import Image
 
 if TYPE_CHECKING:
     from fastapi import Request
@@ -30,6 +34,7 @@ T = TypeVar("T")
 THREADS = 4
 MERGES_WAITING = 8
 KEEP_SECONDS = 600.0
+SHORTEST_TIMEOUT = 1e-6  # seconds; the same as in the Open Inference Protocol, which counts microseconds
 
 
 class Service:
@@ -58,10 +63,12 @@ class Service:
         self.draining = False
         self.metrics = Metrics()
         self.bodies = Bodies(self.limits)
+        self.memory = Memory(self.limits.decoded)
         self.store = AttentionStore(keep, keep_seconds)
         stall = max(120.0, 2 * self.limits.deadline)
         self.batcher = Batcher(segmenter, self.metrics, capacity=self.limits.queue, stall=stall)
         self._threads = ThreadPoolExecutor(THREADS, "diffseg-answer")
+        self._openers = ThreadPoolExecutor(THREADS, "diffseg-open")
         self._merger = ThreadPoolExecutor(1, "diffseg-merge")
         self._merging = 0
         manifest = segmenter.bundle.manifest
@@ -71,6 +78,7 @@ class Service:
             ("queue_length", "Images that wait for the network", lambda: self.batcher.waiting),
             ("ready", "1 while images can be segmented", lambda: float(self.ready)),
             ("bodies_bytes", "Bytes of request bodies in memory", lambda: self.bodies.held),
+            ("decoded_bytes", "Bytes that are reserved for decoded images", lambda: self.memory.held),
             ("kept_bytes", "Bytes of attention that are kept for new masks", lambda: self.store.bytes),
             ("kept_images", "Images whose attention is kept", lambda: len(self.store)),
         ):
@@ -90,6 +98,7 @@ class Service:
         """Wait at most `seconds` for queued images to finish, then stop."""
         self.batcher.close(seconds)
         self._threads.shutdown(cancel_futures=True)
+        self._openers.shutdown(wait=False, cancel_futures=True)
         self._merger.shutdown(cancel_futures=True)
 
     async def segment(
@@ -108,18 +117,43 @@ class Service:
             RequestError: an image is too large or damaged, the queue is full, the deadline passed, or the client
                 disconnected.
         """
+        if timeout is not None and timeout < SHORTEST_TIMEOUT:
+            raise bad_request(f"timeout must be at least {SHORTEST_TIMEOUT:g} s, found {timeout:g}")
         whole = min(self.limits.deadline, timeout or self.limits.deadline)
         try:
             seconds = _remaining(request, whole)
-            opened = [open_image(item, self.limits.pixels) if isinstance(item, bytes) else item for item in sources]
+            async with asyncio.timeout(seconds):
+                opened = await asyncio.get_running_loop().run_in_executor(self._openers, self._open, sources)
+            seconds = _remaining(request, whole)
+            charge = self.memory.charge(sum(map(_memory, opened)))
+            request.state.charge = charge  # released by the middleware, after the response
             prepares: list[Callable[[], Prepared]] = [
-                partial(self.segmenter.prepare, item, settings, fit=fit, keep_attention=keep) for item in opened
+                partial(self._prepare, charge, item, settings, fit, keep) for item in opened
             ]
             return await unless_disconnected(request, self.batcher.segment(prepares, seconds))
         except ImageError as error:
             raise bad_request(str(error)) from None
         except TimeoutError:
             raise late(whole) from None
+
+    def _prepare(
+        self,
+        charge: Charge,
+        source: ImageSource,
+        settings: MergeSettings,
+        fit: Fit,
+        keep: bool,
+    ) -> Prepared:
+        charge.hold()  # a request may end before its image is decoded
+        try:
+            if isinstance(source, Image.Image):
+                source = decode_in_strips(source)
+            return self.segmenter.prepare(source, settings, fit=fit, keep_attention=keep)
+        finally:
+            charge.release()
+
+    def _open(self, sources: Sequence[bytes | ImageSource]) -> list[ImageSource]:
+        return [open_image(item, self.limits.pixels) if isinstance(item, bytes) else item for item in sources]
 
     async def resegment(self, request: Request, kept: Segmentation, settings: MergeSettings) -> Segmentation:
         """Make new masks from stored attention, for one request at a time.
@@ -169,6 +203,12 @@ async def unless_disconnected(request: Request, work: Awaitable[T]) -> T:
         gone.cancel()
         task.cancel()
         await asyncio.gather(task, gone, return_exceptions=True)
+
+
+def _memory(source: ImageSource) -> int:
+    if isinstance(source, Image.Image):
+        return memory_of(source)
+    return source.size * RESULT_BYTES // 3 if isinstance(source, np.ndarray) else 0
 
 
 def _remaining(request: Request, whole: float) -> float:

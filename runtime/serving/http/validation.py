@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from diffseg.serving.protocol.echo import shorten
+
 EXPECTED: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "missing": lambda _: "given",
     "float_parsing": lambda _: "a number",
@@ -24,7 +26,6 @@ EXPECTED: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "enum": lambda context: "one of " + str(context["expected"]).replace("'", "").replace(" or ", ", "),
 }
 """What a parameter must be, by the framework's kind of error."""
-LONGEST = 60  # characters of a value that are repeated
 
 
 def explain(problem: Mapping[str, Any]) -> str:
@@ -41,9 +42,3 @@ def explain(problem: Mapping[str, Any]) -> str:
     if problem["type"] == "too_long":
         return f"{name} must be {expected}, found {problem['ctx']['actual_length']}"
     return f"{name} must be {expected}, found {shorten(problem.get('input'))}"
-
-
-def shorten(value: object) -> str:
-    """Return a value in quotes on one line, cut off where it is long."""
-    text = repr(value)
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"

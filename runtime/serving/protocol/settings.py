@@ -5,10 +5,14 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from diffseg.engines.bundle.settings import MergeSettings
+from diffseg.engines.bundle.settings import REFINEMENTS, MergeSettings
+from diffseg.serving.protocol.echo import cut, shorten
 from diffseg.serving.protocol.errors import bad_request
 
-MOST_ROUNDS = 8
+MOST_ROUNDS, MOST_ANCHORS = 8, 128
+MOST_THRESHOLD = 1e6  # nats; far above every distance, and no overflow in float32
+MOST_REFINED = 32
+"""Anchors per side with a refinement, whose time grows with the number of masks, so with the square of this."""
 
 
 def updated_settings(
@@ -25,22 +29,41 @@ def updated_settings(
         RequestError: a setting is out of range.
     """
     if anchors is not None and type(anchors) is not int:
-        raise bad_request(f"anchors must be a whole number, found {anchors!r}")
+        raise bad_request(f"anchors must be a whole number, found {shorten(anchors)}")
+    if anchors is not None and anchors > MOST_ANCHORS:
+        raise bad_request(f"anchors must be at most {MOST_ANCHORS} per side, found {shorten(anchors)}")
+    if refine is not None and not isinstance(refine, str):
+        raise bad_request(f"refine must be one of {', '.join(REFINEMENTS)}, found {shorten(refine)}")
     many = isinstance(threshold, list | tuple)
+    if many and len(threshold) > MOST_ROUNDS:
+        raise bad_request(f"threshold must be given for at most {MOST_ROUNDS} rounds, found {len(threshold)}")
     if threshold is not None and not all(map(_is_number, threshold if many else [threshold])):
-        raise bad_request(f"threshold must be a number, or a list of one number per round, found {threshold!r}")
+        raise bad_request(f"threshold must be a number, or a list of one number per round, found {shorten(threshold)}")
     if tau is not None and not _is_number(tau):
-        raise bad_request(f"tau must be a number, found {tau!r}")
+        raise bad_request(f"tau must be a number, found {shorten(tau)}")
     try:
         settings = defaults.updated(threshold, anchors, refine, method, tau)
+    except OverflowError:
+        raise bad_request(f"threshold must be a finite number, found {shorten(threshold)}") from None
     except (TypeError, ValueError) as error:
-        raise bad_request(str(error)) from None
+        raise bad_request(cut(str(error))) from None
+    _check_cost(settings)
+    return settings
+
+
+def _check_cost(settings: MergeSettings) -> None:
+    """Check that masks can be made with these settings in bounded time."""
     if len(settings.thresholds) > MOST_ROUNDS or not all(map(math.isfinite, settings.thresholds)):
         raise bad_request(
             f"threshold must be a finite number, or one per round for at most {MOST_ROUNDS} rounds, "
             f"found {list(settings.thresholds)}"
         )
-    return settings
+    if max(settings.thresholds) > MOST_THRESHOLD:
+        raise bad_request(f"threshold must be at most {MOST_THRESHOLD:g}, found {max(settings.thresholds):g}")
+    if settings.refine != "none" and settings.anchors > MOST_REFINED:
+        raise bad_request(
+            f"anchors must be at most {MOST_REFINED} per side with refine={settings.refine}, found {settings.anchors}"
+        )
 
 
 def _is_number(value: Any) -> bool:  # noqa: ANN401

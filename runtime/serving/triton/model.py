@@ -15,6 +15,7 @@ import triton_python_backend_utils as pb_utils
 
 try:
     from diffseg.engines.providers.cuda import import_cupy
+    from diffseg.serving.protocol.echo import shorten
     from diffseg.serving.triton.models import Refused, Request, load_model
 except ImportError as error:
     raise ImportError(
@@ -40,7 +41,9 @@ class TritonPythonModel:
     def execute(self, requests: list[Any]) -> list[Any]:
         """Process requests that Triton combined into a batch."""
         try:
-            results = self.model([self.read(request) for request in requests])
+            found = [self.read_or_refuse(request) for request in requests]
+            answers = iter(self.model([item for item in found if not isinstance(item, Refused)]))
+            results = [item if isinstance(item, Refused) else next(answers) for item in found]
         except Exception:  # noqa: BLE001 - clients get no traceback
             pb_utils.Logger.log_error(f"{self.name}: a batch of {len(requests)} failed\n{traceback.format_exc()}")
             failed = pb_utils.TritonError(
@@ -48,6 +51,13 @@ class TritonPythonModel:
             )
             return [pb_utils.InferenceResponse(error=failed) for _ in requests]
         return [self.answer(result) for result in results]
+
+    def read_or_refuse(self, request: Any) -> Request | Refused:  # noqa: ANN401 - untyped upstream
+        """Read a request. One that cannot be read does not affect the others of its batch."""
+        try:
+            return self.read(request)
+        except (ValueError, RecursionError, UnicodeError) as error:
+            return Refused(f"the tensors or parameters cannot be read: {shorten(str(error))}")
 
     def read(self, request: Any) -> Request:  # noqa: ANN401 - untyped upstream
         """Read the tensors, parameters and requested outputs of a request."""

@@ -7,6 +7,7 @@ bundle's graphs, `pixels` (the image at the network's size) and `placement` (whe
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ from diffseg.methods.aggregate import aggregate_and_count
 from diffseg.prepared import Prepared
 from diffseg.segmentation import Segmentation
 from diffseg.segmenter import Segmenter
+from diffseg.serving.protocol.echo import shorten
 from diffseg.serving.protocol.errors import RequestError, bad_request
 from diffseg.serving.protocol.masks import to_json
 from diffseg.serving.protocol.settings import updated_settings
@@ -37,8 +39,10 @@ from PIL import Image
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+logger = logging.getLogger(__name__)
 BUNDLE = "bundle"
 """Folder, in a version's folder, of the bundle that a `segment` model runs."""
+MOST_DIGITS = 9  # of a number that arrives as text
 MOST_PIXELS = 50_000_000
 """Maximum number of pixels per image. An image whose header states more is not decoded."""
 
@@ -197,22 +201,27 @@ def _answer(work: Callable[P, T], *arguments: P.args, **keywords: P.kwargs) -> T
         return work(*arguments, **keywords)
     except (ImageError, RequestError) as error:
         return Refused(str(error))
+    except MemoryError:
+        raise
+    except Exception:  # of this request alone
+        logger.exception("a request failed")
+        return Refused("the request failed; see the log of the server")
 
 
 def _settings(defaults: MergeSettings, parameters: dict[str, Any]) -> tuple[MergeSettings, Fit]:
     """Read the parameters of a request. Thresholds per round arrive as text, because Triton has no lists."""
     if unknown := sorted(set(parameters) - set(PARAMETERS)):
-        raise bad_request(f"unknown parameter {unknown[0]!r}; the parameters are {', '.join(PARAMETERS)}")
+        raise bad_request(f"unknown parameter {shorten(unknown[0])}; the parameters are {', '.join(PARAMETERS)}")
     threshold, anchors = parameters.get("threshold"), parameters.get("anchors")
     if isinstance(threshold, str):
         try:
             rounds = [float(number) for number in threshold.split(",")]
         except ValueError:
             raise bad_request(
-                f"threshold must be a number, or one per round as in '1,0.8', found {threshold!r}"
+                f"threshold must be a number, or one per round as in '1,0.8', found {shorten(threshold)}"
             ) from None
         threshold = rounds[0] if len(rounds) == 1 else rounds
-    if isinstance(anchors, str) and anchors.isdecimal():
+    if isinstance(anchors, str) and anchors.isdecimal() and len(anchors) <= MOST_DIGITS:
         anchors = int(anchors)
     tau = parameters.get("tau")
     if isinstance(tau, str):
@@ -222,7 +231,7 @@ def _settings(defaults: MergeSettings, parameters: dict[str, Any]) -> tuple[Merg
             raise bad_request(f"tau must be a number, found {tau!r}") from None
     fit = parameters.get("fit", "stretch")
     if fit not in get_args(Fit):
-        raise bad_request(f"fit must be one of {', '.join(get_args(Fit))}, found {fit!r}")
+        raise bad_request(f"fit must be one of {', '.join(get_args(Fit))}, found {shorten(fit)}")
     return updated_settings(defaults, threshold, anchors, parameters.get("refine"), parameters.get("method"), tau), fit
 
 
@@ -232,6 +241,8 @@ def _images(request: Request) -> list[ImageSource]:
         raise bad_request(f"there must be one input, {IMAGE} or {ENCODED}, found {len(request.tensors)}")
     if IMAGE in request.tensors:
         images = request.tensors[IMAGE]
+        if images.ndim != 4 or images.shape[3] != 3:  # noqa: PLR2004
+            raise bad_request(f"{IMAGE} must be (B, H, W, 3), found {shorten(images.shape)}")
         for height, width in {image.shape[:2] for image in images}:
             check_pixels(height, width, MOST_PIXELS)
         return list(images)

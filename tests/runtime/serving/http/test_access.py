@@ -1,9 +1,11 @@
 """Access control."""
 
+import socket
+
 import pytest
 from diffseg.serving.http.access import LOCAL_NAMES, host_name, is_loopback
 
-from tests.runtime.serving.http.running import Running
+from tests.runtime.serving.http.running import PATIENCE, Running
 
 
 def test_a_token_is_asked_for_before_the_body_is_read(serve, png):
@@ -87,3 +89,49 @@ def test_answers_make_browsers_careful(serve):
         assert "access-control-allow-origin" not in headers
     assert server.ask("GET", "/docs").status == 404  # its script would come from a CDN
     assert isinstance(server, Running)
+
+
+def test_pages_of_other_sites_and_ports_are_turned_away(serve, png):
+    server = serve()
+    own = f"http://127.0.0.1:{server.port}"
+    for headers, status in (
+        ({"Sec-Fetch-Site": "same-site"}, 403),
+        ({"Sec-Fetch-Site": "cross-site"}, 403),
+        ({"Origin": "http://evil.example"}, 403),
+        ({"Origin": "http://127.0.0.1:1"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Origin": own}, 200),
+        ({"Sec-Fetch-Site": "none"}, 200),
+        ({"Sec-Fetch-Site": "same-origin", "Origin": own}, 200),
+        ({}, 200),
+    ):
+        assert server.ask("POST", "/v1/segment", png, headers).status == status, headers
+    assert server.ask("DELETE", "/v1/images/x", headers={"Origin": "http://evil.example"}).status == 403
+
+
+def test_a_token_may_have_any_letters(serve, png):
+    server = serve(token="schlüssel-鍵")  # noqa: S106
+    right = {"Authorization": "Bearer schlüssel-鍵".encode()}
+    assert server.ask("POST", "/v1/segment", png, right).status == 200
+    assert server.ask("POST", "/v1/segment", png, {"Authorization": "Bearer schlüssel".encode()}).status == 401
+
+
+def test_two_lengths_end_the_connection(serve):
+    server = serve()
+    request = b"POST /v1/segment HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n"
+    smuggled = b"0\r\n\r\nGET /v2/health/live HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE) as connection:
+        connection.sendall(request + smuggled)
+        answer = b""
+        while part := connection.recv(10_000):
+            answer += part
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert answer.count(b"HTTP/1.1") == 1
+    assert b"connection: close" in answer.lower()
+
+
+def test_no_redirect_repeats_the_host(serve):
+    answer = serve(token="x").ask("GET", "/v2/", headers={"Host": "evil.example"})  # noqa: S106
+    assert answer.status == 404
+    assert "location" not in answer.headers
+    assert b"evil" not in answer.body

@@ -220,5 +220,14 @@ def test_the_interface_is_described(serve):
     assert {p["name"] for p in post["parameters"]} >= {"threshold", "anchors", "refine", "fit"}
     assert set(post["requestBody"]["content"]) == {"image/*", "multipart/form-data"}
     assert {"200", "400", "413", "503", "504"} <= set(post["responses"])
-    assert json.dumps(document).count("HTTPBearer")
+    assert not json.dumps(document).count("HTTPBearer")  # this server needs no token
+    assert "401" not in post["responses"]
+    guarded = serve(token="x").ask("GET", "/openapi.json").json()  # noqa: S106
+    assert guarded["paths"]["/v1/segment"]["post"]["security"] == [{"HTTPBearer": []}]
+    assert "security" not in guarded["paths"]["/v2/health/live"]["get"]
+    assert {"401", "404"} <= set(guarded["paths"]["/v2/models/{model}/infer"]["post"]["responses"])
+    for path in ("/v1/images/{key}/masks", "/v1/images/{key}/attention", "/v2/models/{model}"):
+        assert "404" in document["paths"][path]["get"]["responses"]
+    for path in ("/v2/health/ready", "/v2/health/live", "/v2/models/{model}/ready"):
+        assert "503" in document["paths"][path]["get"]["responses"]
     assert "HTTPValidationError" not in json.dumps(document)  # a setting out of range is answered with 400 and one line

@@ -257,3 +257,53 @@ def test_the_head_reads_a_picture_as_the_segmenter_does(fake_bundle, photo):
     pixels, placement = fit_image(read_image(photo), (64, 64), "pad")
     np.testing.assert_array_equal(found["pixels"][0], pixels)
     np.testing.assert_array_equal(found["placement"][0], pack(placement))
+
+
+def test_one_bad_request_fails_alone(model, photo, monkeypatch):
+    good = Request({"image": photo[None]})
+    bad = [
+        Request({"image": photo[None]}, {"anchors": "9" * 5000}),
+        Request({"image": photo[None]}, {"anchors": 10**4000}),
+        Request({"image": photo[None]}, {"threshold": "9" * 5000}),
+        Request({"image": photo[None]}, {"refine": []}),
+        Request({"image": photo.ravel()}),
+        Request({"image": photo}),
+        Request({"encoded": np.array([[1]], dtype=object)}),
+    ]
+    answers = model([good, *bad, good])
+    assert all(isinstance(answer, Refused) and "\n" not in answer.reason for answer in answers[1:-1])
+    for answer in (answers[0], answers[-1]):
+        assert answer["labels"].shape == (1, *photo.shape[:2])
+
+
+def test_a_request_that_cannot_be_read_fails_alone(monkeypatch):
+    def array(name, data):
+        return SimpleNamespace(name=name, is_cpu=lambda: True, as_numpy=lambda: data)
+
+    backend = SimpleNamespace(
+        get_input_tensor_by_name=lambda request, name: request.tensors.get(name),
+        InferenceResponse=lambda tensors=(), error=None: SimpleNamespace(tensors=tensors, error=error),
+        Tensor=lambda name, data: (name, data),
+    )
+    backend.TritonError = type("TritonError", (str,), {"INVALID_ARG": 1, "__new__": lambda c, s, _: str.__new__(c, s)})
+    monkeypatch.setitem(sys.modules, "triton_python_backend_utils", backend)
+    monkeypatch.delitem(sys.modules, "diffseg.serving.triton.model", raising=False)
+    from diffseg.serving.triton.model import TritonPythonModel
+
+    monkeypatch.delitem(sys.modules, "diffseg.serving.triton.model")
+    instance = TritonPythonModel()
+    instance.inputs, instance.name = ["image"], "diffseg"
+    instance.model = lambda requests: [{"labels": request.tensors["image"]} for request in requests]
+
+    def request(parameters):
+        return SimpleNamespace(
+            tensors={"image": array("image", np.zeros(3))},
+            parameters=lambda: parameters,
+            requested_output_names=lambda: ["labels"],
+        )
+
+    answers = instance.execute(
+        [request("{}"), request("[" * 100_000), request('{"anchors": ' + "9" * 5000 + "}"), request("")]
+    )
+    assert [answer.error is None for answer in answers] == [True, False, False, True]
+    assert all(len(answer.error) < 200 for answer in answers[1:3])

@@ -1,0 +1,82 @@
+"""A budget of memory for decoded images, over all requests in flight."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+import threading
+
+from diffseg.serving.http.errors import busy
+from diffseg.serving.protocol.errors import too_large
+
+LARGE = 64_000_000
+"""Bytes. Memory that was charged for more than this is returned to the system when it is released."""
+
+
+class Memory:
+    """Counts the bytes that decoded images take, from their decoding to their response.
+
+    Args:
+        capacity: largest total in bytes.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.held = 0
+        self._lock = threading.Lock()
+
+    def charge(self, size: int) -> Charge:
+        """Take `size` bytes out of the budget. The caller releases the charge.
+
+        Raises:
+            RequestError: the images would never fit (413), or don't fit beside those of other requests (503).
+        """
+        if size > self.capacity:
+            raise too_large(
+                f"the images of a request may take at most {self.capacity // 1_000_000:,} MB of memory, "
+                f"found {size // 1_000_000:,} MB; send fewer or smaller ones"
+            )
+        with self._lock:
+            if self.held + size > self.capacity:
+                raise busy("the server has no memory for further images; try again later", 1)
+            self.held += size
+        return Charge(self, size)
+
+    def give_back(self, size: int) -> None:
+        """Return `size` bytes to the budget, and large amounts also to the system."""
+        with self._lock:
+            self.held -= size
+        if size > LARGE and sys.platform == "linux":
+            # The allocator would keep the memory of images for later, per thread that has ever decoded one.
+            trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # absent from musl
+            if trim is not None:
+                trim(0)
+
+
+class Charge:
+    """Bytes that are taken out of a budget until all their users have released them."""
+
+    def __init__(self, memory: Memory, size: int) -> None:
+        self.memory = memory
+        self.size = size
+        self._users = 1
+        self._lock = threading.Lock()
+
+    def hold(self) -> None:
+        """Add a user, such as a thread that decodes an image and may outlive the request.
+
+        Raises:
+            TimeoutError: all users have released the charge: the request has ended.
+        """
+        with self._lock:
+            if self._users == 0:
+                raise TimeoutError
+            self._users += 1
+
+    def release(self) -> None:
+        """Remove a user. The last one returns the bytes."""
+        with self._lock:
+            self._users -= 1
+            last = self._users == 0
+        if last:
+            self.memory.give_back(self.size)

@@ -1,0 +1,3 @@
+from tests.runtime.serving.http.conftest import png, serve
+
+__all__ = ["png", "serve"]
