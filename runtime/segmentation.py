@@ -247,5 +247,5 @@ class Segmentation:
         return f"<Segmentation {width} × {height}, {count} segment{'s' * (count != 1)}>"
 
 
-def _void(attention: AggregatedAttention, segments: tuple[Segment, ...]) -> int | None:
+def _void(attention: AggregatedAttention | EncoderFeatures, segments: tuple[Segment, ...]) -> int | None:
     return len(segments) - 1 if attention.placement.hides else None
