@@ -112,7 +112,7 @@ def describe_plan(path: Path, max_batch: int) -> dict[str, Any]:
         "scratch_bytes_per_image": layers.activation_bytes // max_batch,
         "layers": layers.counts,
         "records_of_program": dict(records.most_common()),
-        "fused_attention": len(set(re.findall(r'"([^"]*_gemm_mha[^"]*)"', text))),
+        "fused_attention": len(re.findall(r"_gemm_mha_v2_0x", text)),
     }
 
 
