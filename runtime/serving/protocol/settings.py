@@ -25,7 +25,7 @@ def updated_settings(defaults: MergeSettings, threshold: Any, anchors: Any, refi
         raise bad_request(f"anchors must be a whole number, found {shorten(anchors)}")
     if anchors is not None and anchors > MOST_ANCHORS:
         raise bad_request(f"anchors must be at most {MOST_ANCHORS} per side, found {shorten(anchors)}")
-    if refine is not None and not isinstance(refine, str):
+    if refine not in (None, *get_args(Refine)):
         raise bad_request(f"refine must be one of {', '.join(get_args(Refine))}, found {shorten(refine)}")
     many = isinstance(threshold, list | tuple)
     if many and len(threshold) > MOST_ROUNDS:
