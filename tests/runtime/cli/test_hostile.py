@@ -47,7 +47,8 @@ def test_bad_images_do_not_end_the_batch(hostile, tmp_path, monkeypatch, capsys)
     images = [*BAD_PATHS, hostile / "pipe.jpg", hostile, good]
     status, out, err = run(monkeypatch, capsys, "segment", *images, "-o", tmp_path / "out")
     assert status == 1
-    lines = err.splitlines()
+    model, *lines = err.splitlines()
+    assert model == "model tiny, provider cpu"
     assert len(lines) == 4 + 1 + 2 + 1
     assert all(line.startswith("error: ") for line in lines[:-1])
     assert [line for line in lines if "pipe.jpg" in line] == [f"error: {hostile}/pipe.jpg: not a regular file"]

@@ -55,7 +55,7 @@ def test_a_foreign_file_is_replaced_with_force_alone(photo_file, tmp_path):
     assert (tmp_path / "photo.json").read_text() == FOREIGN
     for words in (["--force"], []):  # afterwards it is ours
         done = diffseg("segment", photo_file, "-o", tmp_path, *words)
-        assert (done.returncode, done.stderr) == (0, "")
+        assert (done.returncode, done.stderr) == (0, "model tiny, provider cpu\n")
         assert "segments" in json.loads((tmp_path / "photo.json").read_text())
 
 

@@ -139,7 +139,8 @@ def main() -> None:
             for name in ("nothing", "mutated images", "slow images", "inference", "forms"):
                 sent = attacks(name, seed) if name != "nothing" else iter([("/v1/segment", good, {})] * 20)
                 rounds.append({"attack": name, **measure(port, server.pid, sent)})
-                print(json.dumps(rounds[-1]), flush=True)
+                sys.stdout.write(json.dumps(rounds[-1]) + "\n")
+                sys.stdout.flush()
             seed += 1
         record["rounds"] = rounds
         if options.out:
