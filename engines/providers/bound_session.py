@@ -124,7 +124,7 @@ class OrtGpuSession:
             self._bindings[key] = self._bind(graph, padded)
         binding = self._bindings[key]
         if self._worker is None or not self.network.capture:
-            # A session that was opened for capture is told not to.
+            # The session was opened for capture, so disable it for this run.
             session.run_with_iobinding(binding, *([_run_options(-1)] if self._worker else []))
             return
         try:

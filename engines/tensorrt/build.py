@@ -118,7 +118,7 @@ def build_graph(
 def _configure(module: Any, config: Any, spec: PlanSpec) -> None:  # noqa: ANN401 - untyped upstream
     options = spec.options
     config.builder_optimization_level = options.optimization_level
-    config.profiling_verbosity = module.ProfilingVerbosity.DETAILED  # so that the inspector tells formats
+    config.profiling_verbosity = module.ProfilingVerbosity.DETAILED  # the inspector then reports number formats
     if spec.precision == "fp32":
         config.clear_flag(module.BuilderFlag.TF32)  # it is set by default, and rounds operands to 10 bits
     if spec.engine == "tensorrt-rtx":
@@ -149,14 +149,14 @@ class _TimingCache:
         config.set_timing_cache(config.create_timing_cache(known), ignore_mismatch=False)
 
     def keep(self) -> None:
-        """Write the cache back. Of two builds at the same time the last one wins; the file is always complete."""
+        """Write the cache back. If two builds finish at the same time, the later one is kept; the file is complete."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_file(self.path) as temporary:
             write_synced(temporary, memoryview(self.config.get_timing_cache().serialize()))
 
 
 def _interruptible(work: Callable[[], Any], cancel: Callable[[], None]) -> Any:  # noqa: ANN401
-    """Run the builder in a thread of its own, so that Ctrl-C is heard; a second one does not wait for the builder."""
+    """Run the builder in a thread of its own, so that Ctrl-C interrupts it. A second one does not wait."""
     results: list[Any] = []
     thread = threading.Thread(target=lambda: results.append(work()), daemon=True)
     thread.start()
@@ -227,7 +227,7 @@ def make_runtime(module: Any, log: Any, spec: PlanSpec) -> Any:  # noqa: ANN401 
 
 def _monitor(module: Any, graph: str, report: Report) -> Any:  # noqa: ANN401 - a class of the module's own
     class Monitor(module.IProgressMonitor):  # type: ignore[misc]
-        """Passes the builder's steps on, and stops it when it is told to."""
+        """Passes the builder's steps on, and stops the builder on request."""
 
         def __init__(self) -> None:
             super().__init__()

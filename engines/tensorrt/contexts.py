@@ -34,7 +34,7 @@ class ReadyContext:
             self.context.set_tensor_address(name, addresses[name])
 
     def captures(self, stream: int) -> bool:
-        """Whether its work can be captured on a stream. TensorRT has no such question: all of its engines can here."""
+        """Whether its work can be captured on a stream. TensorRT cannot be asked: its engines can."""
         if not hasattr(type(self.context), "is_stream_capturable"):
             return True
         return bool(self.context.is_stream_capturable(stream))
@@ -49,7 +49,7 @@ class ReadyContext:
             with atomic_file(path) as temporary:
                 write_synced(temporary, memoryview(blob))
         except OSError as error:
-            logger.info("what was compiled for this GPU could not be kept in %s: %s", path, error.strerror)
+            logger.info("the kernels compiled for this GPU could not be saved to %s: %s", path, error.strerror)
 
 
 def create_context(
@@ -62,7 +62,7 @@ def create_context(
     cache: Path | None,
     whole_graph: bool = False,
 ) -> ReadyContext | None:
-    """Create a context for one batch size, without scratch memory; None if TensorRT refuses, and tells its logger why.
+    """Create a context for one batch size, without scratch memory; None if TensorRT refuses; its logger has the reason.
 
     Args:
         module: TensorRT or TensorRT-RTX.

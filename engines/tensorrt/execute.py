@@ -113,7 +113,7 @@ class NativeNetwork:
         return engine
 
     def _check_validity(self, data: bytes, path: Path) -> None:
-        """Ask TensorRT-RTX whether the plan runs on this GPU and driver; TensorRT has no such question."""
+        """Ask TensorRT-RTX whether the plan runs on this GPU and driver; TensorRT cannot be asked."""
         if not hasattr(self.module, "EngineValidity"):
             return
         validity, diagnostics = self._runtime.get_engine_validity(data)

@@ -163,10 +163,10 @@ def _check_options(engine: Engine, options: BuildOptions, gpus: Gpus) -> None:
     if engine != "tensorrt-rtx":
         return
     if options.version_compatible:
-        raise PlanError("a tensorrt-rtx plan runs on the version that built it alone; leave out --version-compatible")
+        raise PlanError("a tensorrt-rtx plan runs only on the version that built it; leave out --version-compatible")
     if options.hardware_compatibility != "none":
         raise PlanError(
-            "tensorrt-rtx takes the GPUs that a plan is for by --compute-capability; leave out --hardware-compatibility"
+            "for tensorrt-rtx, --compute-capability names the GPUs of a plan; leave out --hardware-compatibility"
         )
     if options.strip_weights and gpus.first is None:
         raise PlanError(

@@ -1,7 +1,7 @@
 """Plans: the folder of built engines, and the record of what determined them.
 
-A plan is code for one builder version and one kind of GPU. Each lies in a folder of its own, `plans/<key>/`, with a
-record of everything that determines it; the key is a hash of that. The record is checked before a byte of the plan
+A plan is code for one builder version and one kind of GPU. Each is stored in its own folder, `plans/<key>/`, with a
+record of everything that determines it; the key is a hash of that. The record is checked before any byte of the plan
 is given to TensorRT, and the plan is compared with its hash before it is deserialised.
 """
 
@@ -102,7 +102,7 @@ class PlanSpec(msgspec.Struct, frozen=True):
 
     @property
     def purpose(self) -> str:
-        """What the plan is for, in words."""
+        """The GPUs and systems that the plan is for, as text for messages."""
         target, batches = self.target, [p["max"][0] for profile in self.profiles.values() for p in profile.values()]
         capabilities = ", ".join(target.compute_capabilities or PORTABLE)
         words = [

@@ -79,7 +79,7 @@ class EngineLayers(msgspec.Struct, frozen=True):
         return dict(found)
 
     def wrong_throughout(self, precision: str) -> bool:
-        """Whether no layer at all computes in the precision of the bundle, among those whose format is told."""
+        """Whether no layer of known number format computes in the precision of the bundle."""
         told = {name for formats in self.counts.values() for name in formats} - {"unknown"}
         return bool(told) and PRECISIONS[precision] not in told
 

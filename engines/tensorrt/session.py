@@ -204,7 +204,7 @@ class NativeSession:
                 averaging.run(self._buffers(batch))
 
     def _capture(self, graph: str, ready: ReadyContext, batch: int) -> None:
-        """Record the launches once; where that can't be done, they are made one by one."""
+        """Record the launches once; if that is not possible, they are launched one by one."""
         network = self.network
         if not ready.captures(self.stream.ptr):
             network.capture, network.whole_graph = False, True
