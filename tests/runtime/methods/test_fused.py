@@ -115,7 +115,8 @@ def segment(maps, settings=SETTINGS):
     """The way of an image behind the network, from its maps to labels."""
     values, mended = aggregate_and_count(maps, out=maps[0])
     placement = Placement(SIZE, SIZE, 0, 0, *SIZE)
-    aggregated = AggregatedAttention(values, np.zeros((*SIZE, 3), np.uint8), placement, mended)
+    pixels = np.random.default_rng(0).integers(0, 256, (*SIZE, 3), np.uint8)  # one colour would be one segment
+    aggregated = AggregatedAttention(values, pixels, placement, mended)
     labels, _ = aggregated.masks(settings, {})
     return labels, aggregated.mended_rows
 
