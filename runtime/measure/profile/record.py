@@ -72,7 +72,7 @@ class ProfiledBundle(msgspec.Struct, frozen=True):
     content_hash: dict[str, str]  # by graph
 
 
-class Environment(msgspec.Struct, frozen=True):
+class Environment(msgspec.Struct, frozen=True, omit_defaults=True):
     """The environment that the figures depend on: machine, versions, bundle and provider."""
 
     cpu: Processor
