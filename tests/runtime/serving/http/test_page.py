@@ -358,6 +358,7 @@ def test_the_words_of_the_page(serve, open_page, picture):
     assert page.run("[...document.querySelectorAll('option')].map((e) => e.textContent)") == [
         "none",
         "colour",
+        "PAMR",
         "k-means",
     ]
     assert page.run("document.querySelector('#token button').textContent") == "Sign in"
