@@ -103,7 +103,7 @@ def test_errors_reach_the_client(served, pictures):
         ([whole], {"fit": "cover"}, "fit must be one of stretch, crop, pad, found 'cover'"),
         ([whole], {"colour": 1}, "unknown parameter 'colour'"),
         ([whole, no_image], {}, "there must be one input"),
-        ([no_image], {}, "not an image of a format read here"),
+        ([no_image], {}, "not an image in one of the formats AVIF, BMP"),
         ([image_tensor(http, np.stack([pictures[0]] * 3))], {}, "batch-size must be <= 2"),
     ):
         with pytest.raises(InferenceServerException, match=message):
@@ -150,4 +150,4 @@ def test_zeros_are_not_served(tiny, tmp_path, triton_here):
     write_repository(tiny, tmp_path / "repository", Options(batch=1, provider="cpu"))
     with Triton(tmp_path / "repository", tmp_path, fails=True, python=sys.executable) as server:
         text = server.text()
-    assert f"cannot read arrays of NumPy {np.__version__}, and would answer with zeros: pip install 'numpy<2'" in text
+    assert f"cannot read arrays of NumPy {np.__version__}, and would return zeros; run pip install 'numpy<2'" in text
