@@ -133,7 +133,9 @@ def test_evaluate_says_what_to_install(lean, tmp_path):
     out = tmp_path / "out"
     done = run(lean, "-m", "diffseg", "evaluate", str(tmp_path), "--methods", "colour", "-o", str(out))
     assert done.returncode == 1
-    assert done.stderr == "error: evaluate needs scipy, sklearn, skimage, jinja2, filelock: pip install 'diffseg[eval]'\n"
+    assert (
+        done.stderr == "error: evaluate needs scipy, sklearn, skimage, jinja2, filelock: pip install 'diffseg[eval]'\n"
+    )
     assert not out.exists()
 
 
