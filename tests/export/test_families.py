@@ -137,7 +137,7 @@ def test_queries_and_keys_give_the_same_labels(case):
     outputs = execute(case.bundle.graph_path("unet", QUERIES_KEYS), case.latent, case.precision, 3)
     maps = [averaged_attention(q, k) for q, k in zip(outputs[::2], outputs[1::2], strict=True)]
     grids = [output.grid for output in case.bundle.manifest.attention]
-    averaged = OrtNetwork(case.bundle).attend(case.latent)
+    averaged = attend(OrtNetwork(case.bundle), case.latent)
     for i in range(len(case.latent)):
         labels = []
         for form in (maps, averaged):
@@ -230,7 +230,8 @@ def test_the_manifest_describes_the_graphs(case):
     assert unet.flops_dropped > 0
     suffixes = [""] if case.precision == "fp32" else ["", "_cpu"]
     names = ["latent", *(a.name for a in manifest.attention)]
-    assert set(manifest.parity) == {f"{name}{suffix}" for name in names for suffix in suffixes}
+    formed = {f"{name}_{QUERIES_KEYS}" for name in names[1:]}
+    assert set(manifest.parity) == {f"{name}{suffix}" for name in names for suffix in suffixes} | formed
     for graph in manifest.graphs.values():
         assert set(graph.layers["Conv"]) == {PRECISIONS[case.precision]}
         assert graph.activation_bytes > 0
