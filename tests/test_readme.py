@@ -122,6 +122,20 @@ def test_every_request_has_a_server_on_its_page():
     assert pages["curl"] <= pages["diffseg serve"]
 
 
+def exports(page):
+    """The bundles that a page exports, with the arguments of the command."""
+    lines = [shlex.split(c)[1:] for p, c in COMMANDS if p == page and c.startswith("diffseg export") and " -o " in c]
+    return {words[words.index("-o") + 1]: words for words in lines}
+
+
+def export(arguments, place):
+    """Make the checkpoint that `diffseg export` is given, and return the command with a size that takes seconds."""
+    pytest.importorskip("torch", reason="needs the extra 'export'")
+    maker = [sys.executable, ROOT / "scripts" / "make_checkpoint.py", "bk-sdm-tiny", arguments[1], "--small"]
+    subprocess.run(maker, check=True, capture_output=True, cwd=place)
+    return [sys.executable, "-m", "diffseg", *arguments, "--size", "64"]
+
+
 @pytest.mark.parametrize(("page", "command"), [(p, c) for p, c in COMMANDS if not c.startswith((*ELSEWHERE, *SERVER))])
 def test_command(page, command, place):
     words = shlex.split(command)
@@ -133,11 +147,11 @@ def test_command(page, command, place):
             pytest.importorskip("tensorrt_rtx", reason="needs the extra 'rtx-build'")
             copy_models(place / "models")  # the plan goes into the bundle
             run = [sys.executable, "-c", BUILD_IN_A_COPY, *arguments]
+        exported = exports(page).get(arguments[arguments.index("--model") + 1]) if "--model" in arguments else None
+        if exported:  # the page exports the bundle that this command takes
+            subprocess.run(export(exported, place), check=True, capture_output=True, cwd=place)
         if arguments[0] == "export":
-            pytest.importorskip("torch", reason="needs the extra 'export'")
-            maker = [sys.executable, ROOT / "scripts" / "make_checkpoint.py", "bk-sdm-tiny", arguments[1], "--small"]
-            subprocess.run(maker, check=True, capture_output=True, cwd=place)
-            run += ["--size", "64"]  # the size on the page would take minutes
+            run = export(arguments, place)
         elif arguments[0] == "profile":
             run += ["--runs", "1", "--warmup", "0", "--starts", "0"]
     elif program == "polygraphy":
