@@ -133,8 +133,8 @@ def test_commands_that_need_attention_refuse_it(case):
     with pytest.raises(BundleError, match="'features' and the output of unet differ"):
         Manifest.from_json(
             text.replace(
-                f'"min": {places},\n       "opt": {places},\n       "max": {places}',
-                '"min": 7,\n       "opt": 7,\n       "max": 7',
+                f'"min": {places},\n        "opt": {places},\n        "max": {places}',
+                '"min": 7,\n        "opt": 7,\n        "max": 7',
             )
         )
 
