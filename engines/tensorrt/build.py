@@ -194,6 +194,10 @@ def telling_error(errors: list[str]) -> str:
     return f"{text} (and {more} more error{'s' if more > 1 else ''})" if more else text
 
 
+_loggers: list[Any] = []
+"""All loggers. TensorRT logs to the first one for as long as the process lives, and while objects are destroyed."""
+
+
 def make_logger(module: Any) -> Any:  # noqa: ANN401 - a class of the module's own
     """Return a logger for builders, parsers and runtimes that remembers what went wrong."""
 
@@ -212,7 +216,9 @@ def make_logger(module: Any) -> Any:  # noqa: ANN401 - a class of the module's o
         def telling_error(self) -> str:
             return telling_error(self.errors)
 
-    return Log()
+    log = Log()
+    _loggers.append(log)
+    return log
 
 
 def make_runtime(module: Any, log: Any, spec: PlanSpec) -> Any:  # noqa: ANN401 - untyped upstream
