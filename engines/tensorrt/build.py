@@ -158,14 +158,22 @@ class _TimingCache:
 def _interruptible(work: Callable[[], Any], cancel: Callable[[], None]) -> Any:  # noqa: ANN401
     """Run the builder in a thread of its own, so that Ctrl-C interrupts it. A second one does not wait."""
     results: list[Any] = []
-    thread = threading.Thread(target=lambda: results.append(work()), daemon=True)
-    thread.start()
+    # Not Thread.join: in Python 3.11, one that is interrupted takes the thread for ended, and the next returns at once.
+    ended = threading.Event()
+
+    def run() -> None:
+        try:
+            results.append(work())
+        finally:
+            ended.set()
+
     try:
-        while thread.is_alive():
-            thread.join(0.1)
+        threading.Thread(target=run, daemon=True).start()
+        while not ended.wait(0.1):
+            pass
     except KeyboardInterrupt:
         cancel()
-        thread.join()
+        ended.wait()
         raise
     return results[0] if results else None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 from collections.abc import Iterable
 from contextlib import suppress
@@ -56,6 +57,8 @@ def end_interrupted(message: str) -> NoReturn:
     Call it while the KeyboardInterrupt is handled. Otherwise the interpreter ends threads of native code, such as an
     engine's builder, while they run, which aborts the process, and frees what they still use.
     """
+    with suppress(ValueError):  # not the main thread
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a further Ctrl-C must not raise here
     typer.echo(printable(message), err=True)
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):

@@ -1,10 +1,14 @@
 """Ctrl-C while an engine is built: one line and 130, whatever the builder's thread does."""
 
+import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 
 import pytest
+from diffseg.engines.tensorrt import build
 
 BUILD = """
 import signal, sys, threading, time
@@ -41,3 +45,24 @@ def test_ctrl_c_ends_a_build_with_130_and_a_line():
                 process.send_signal(signal.SIGINT)  # the second one does not wait for the builder
         out, errors = process.communicate(timeout=60)
     assert (process.returncode, out, errors) == (130, "", "interrupted; no plan of tiny was written\n")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT")
+def test_an_interrupted_build_waits_until_the_builder_has_ended():
+    steps = []
+    cancelled = threading.Event()
+
+    def work():
+        os.kill(os.getpid(), signal.SIGINT)
+        assert cancelled.wait(30)
+        time.sleep(0.3)
+        steps.append("the builder ended")
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            build._interruptible(work, cancelled.set)
+        steps.append("the interrupt went on")
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert steps == ["the builder ended", "the interrupt went on"]
