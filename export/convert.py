@@ -16,6 +16,7 @@ from diffseg.export.checkpoint import Checkpoint, load_files
 from diffseg.export.features import FeatureUNet
 from diffseg.export.graphs import AttentionUNet, Encoder
 from diffseg.export.locate import CheckpointFiles
+from diffseg.export.magnitudes import LargestMagnitude, upcast_operators
 from diffseg.export.noise import make_noise, signal_share
 from diffseg.export.recorders import QueriesKeys
 from diffseg.export.settings import ExportSettings
@@ -67,8 +68,12 @@ def convert(
 
     progress("run the checkpoint in PyTorch")
     images = parity.sample_images(size)
-    latent = parity.reference(encoder, images)[0]
-    truth = parity.reference(unet, latent)
+    with LargestMagnitude() as encoded:
+        latent = parity.reference(encoder, images)[0]
+    with LargestMagnitude(upcast_operators(unet)) as attended:
+        truth = parity.reference(unet, latent)
+    figures = {graph: {parity.MAGNITUDE: each.value} for graph, each in ((ENCODER, encoded), (UNET, attended))}
+    parity.check(figures, precision, size)  # before anything is traced
     outputs = unet.outputs() if isinstance(unet, AttentionUNet) else ()
     features = unet.output() if isinstance(unet, FeatureUNet) else None
 
@@ -90,7 +95,6 @@ def convert(
     del loaded, encoder, unet  # the only references: ONNX Runtime needs the memory
 
     progress("compare the graphs with PyTorch")
-    figures: dict[str, dict[str, float]] = {}
     for suffix, encoder_file, unet_file in (
         ("", traced_encoder.file, traced_unet.file),
         ("_cpu", traced_encoder.cpu_file, traced_unet.cpu_file),

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from diffseg.engines.bundle.manifest import Precision
     from numpy.typing import NDArray
 
+MAGNITUDE = "largest_magnitude"
+"""Measure of a whole graph: the largest magnitude of all tensors that PyTorch computed for the sample images."""
 LIMITS: dict[str, dict[str, float]] = {
     "fp32": {
         "latent_max_error": 1e-4,
@@ -29,6 +31,7 @@ LIMITS: dict[str, dict[str, float]] = {
         "place_cosine_distance_p99": 1e-5,
     },
     "fp16": {
+        MAGNITUDE: 65504,
         "latent_cosine_distance": 1e-3,
         "row_cosine_distance_p99": 1e-3,
         "row_sum_max_error": 1e-3,
@@ -142,6 +145,11 @@ def check(figures: dict[str, dict[str, float]], precision: Precision, size: tupl
             if measure == "latent_max_error":
                 limit *= max(1.0, size[0] * size[1] / 512**2)
             # `not value <= limit` also rejects NaN.
+            if not value <= limit and measure == MAGNITUDE:
+                raise ParityError(
+                    f"{output} computes values of magnitude {value:.3g} for the sample images, and {precision} holds "
+                    f"at most {limit:g}; nothing was written. Try --precision bf16 or fp32"
+                )
             if not value <= limit:
                 raise ParityError(
                     f"the exported {output} disagrees with PyTorch: {measure} is {value:.3g}, "

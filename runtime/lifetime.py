@@ -6,14 +6,16 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from diffseg.engines.providers.network import Network
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from diffseg.engines.bundle.bundle import Bundle
-    from diffseg.engines.providers.network import Network, Session
+    from diffseg.engines.providers.network import Session
 
 
-class ClosedNetwork:
+class ClosedNetwork(Network):
     """What is left of a network after its segmenter was closed: its names."""
 
     def __init__(self, network: Network) -> None:

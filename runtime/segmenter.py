@@ -10,7 +10,7 @@ from typing import Any, TypeAlias, cast, overload
 
 import numpy as np
 from diffseg.arrays import prefetched
-from diffseg.attention import AggregatedAttention, warn_of_mended_rows
+from diffseg.attention import PIXEL_REFINEMENTS, AggregatedAttention, warn_of_mended_rows
 from diffseg.engines.bundle.bundle import Bundle, open_bundle
 from diffseg.engines.bundle.manifest import MANIFEST
 from diffseg.engines.bundle.settings import MergeSettings, Method, Refine, Threshold
@@ -53,6 +53,8 @@ class Segmenter(Lifetime):
         self.batch = batch
         self._batch_limit = batch  # reduced when the device runs out of memory
         self.settings = manifest.defaults
+        if network.device != "cpu" and manifest.defaults.refine in PIXEL_REFINEMENTS:
+            logger.info("refine=%r, the default here, runs on the CPU; 'none' is faster", manifest.defaults.refine)
         self._bundle_sha256 = sha256(bundle.folder / MANIFEST)
 
     @classmethod

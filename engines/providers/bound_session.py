@@ -59,7 +59,7 @@ class OrtGpuSession:
         batch = len(latent)
         with device_errors(self.cupy, "the averaged attention"):
             # On CuPy's current stream: ONNX Runtime has finished, and waits for that stream before its next run.
-            return averaging.run({name: array[:batch] for name, array in self._memory.items()})
+            return averaging.run(self._buffers(batch))
 
     def wait(self) -> None:
         """Return when CuPy's work is done; ONNX Runtime's calls are synchronous."""

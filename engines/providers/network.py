@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -25,7 +25,10 @@ class Session(Protocol):
 
 
 class Network(Protocol):
-    """A bundle's graphs in one provider. Threads may share it."""
+    """A bundle's graphs in one provider. Threads may share it.
+
+    Providers inherit from it, and so get the defaults of what only some of them know.
+    """
 
     provider: str
     device: str
@@ -34,6 +37,15 @@ class Network(Protocol):
 
     def session(self) -> AbstractContextManager[Session]:
         """Take a session for one batch; no other thread uses it meanwhile."""
+
+    @property
+    def placement(self) -> dict[str, dict[str, int]]:
+        """Nodes by graph and ONNX Runtime's provider, as it reports them; empty for providers that report none."""
+        return {}
+
+    def sizes_to_warm(self, batch: int) -> Sequence[int]:  # noqa: ARG002 - for providers that plan each size anew
+        """Batch sizes, up to a largest one, whose first pass takes longer, the largest first."""
+        return [1]
 
 
 S = TypeVar("S")

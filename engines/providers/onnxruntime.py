@@ -16,7 +16,7 @@ import numpy as np
 from diffseg.engines.bundle.manifest import ENCODER, UNET
 from diffseg.engines.errors import BundleError, MissingPackageError, ProviderError
 from diffseg.engines.packages import install_command
-from diffseg.engines.providers.network import SessionPool
+from diffseg.engines.providers.network import Network, SessionPool
 from diffseg.engines.providers.operators import Operator
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ Call = tuple[str, int, int]
 """A call of a graph: its name, and start and end in nanoseconds of `time.perf_counter_ns`."""
 
 
-class OrtNetwork:
+class OrtNetwork(Network):
     """The two graphs of a bundle on the CPU. Threads may share it.
 
     Args:

@@ -22,6 +22,7 @@ from diffseg.engines.providers.bound_session import OrtGpuSession
 from diffseg.engines.providers.cuda import device_errors, import_cupy
 from diffseg.engines.providers.devices import DevicePool
 from diffseg.engines.providers.forms import Averaging, choose_forms
+from diffseg.engines.providers.network import Network
 from diffseg.engines.providers.onnxruntime import check_tensors, import_onnxruntime, session_options
 from diffseg.engines.tensorrt.build import engine_version
 
@@ -47,7 +48,7 @@ COMPUTE = frozenset(
 """Operators that must not be executed on the CPU. ONNX Runtime computes shapes there, with other operators."""
 
 
-class OrtGpuNetwork:
+class OrtGpuNetwork(Network):
     """The two graphs of a bundle in ONNX Runtime on one or several GPUs. Threads may share it.
 
     With CuPy the attention stays on the GPU and is merged there; without CuPy it is copied to the host.
@@ -79,8 +80,7 @@ class OrtGpuNetwork:
         if provider == "cuda" and self.precision == "bf16":
             check_bf16(bundle, self.form)
         self.capture = capture and provider == "cuda" and self.cupy is not None
-        self.placement: dict[str, dict[str, int]] = {}
-        """Nodes by graph and ONNX Runtime's provider, as it reports them; empty before ONNX Runtime 1.25."""
+        self._placement: dict[str, dict[str, int]] = {}
         self.serial = itertools.count()  # of sets of buffers: each names its captured graphs differently
         self.sessions = {
             device: {name: self._open(bundle, name, device) for name in (ENCODER, UNET)} for device in devices
@@ -97,6 +97,11 @@ class OrtGpuNetwork:
             with device_errors(self.cupy, "the masks"):  # what CuPy raises while it merges is translated here
                 self.cupy.cuda.Device(session.device).use()
                 yield session
+
+    @property
+    def placement(self) -> dict[str, dict[str, int]]:
+        """Nodes by graph and ONNX Runtime's provider, as it reports them; empty before ONNX Runtime 1.25."""
+        return self._placement
 
     def sizes_to_warm(self, batch: int) -> list[int]:
         """Batch sizes, up to a largest one, whose first pass takes longer: the padded ones, which others become.
@@ -135,7 +140,7 @@ class OrtGpuNetwork:
                 f"{self._install()}; `diffseg info` lists what is installed"
             )
         check_tensors(session, self.tensors[name], path)
-        self.placement[name] = self._read_placement(session, path)
+        self._placement[name] = self._read_placement(session, path)
         return session
 
     def _providers(self, bundle: Bundle, name: str, device: int) -> list[Any]:

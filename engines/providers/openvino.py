@@ -13,7 +13,7 @@ from diffseg.engines.bundle.manifest import ENCODER, UNET
 from diffseg.engines.errors import BundleError, DeviceMemoryError, MissingPackageError, ProviderError
 from diffseg.engines.files import cache_folder
 from diffseg.engines.packages import install_command
-from diffseg.engines.providers.network import SessionPool
+from diffseg.engines.providers.network import Network, SessionPool
 
 if TYPE_CHECKING:
     from diffseg.engines.bundle.bundle import Bundle
@@ -26,7 +26,7 @@ PRECISIONS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}
 """Precision of a bundle: OpenVINO's name of it."""
 
 
-class OpenVinoNetwork:
+class OpenVinoNetwork(Network):
     """The two graphs of a bundle in OpenVINO. Threads may share it.
 
     It computes in the bundle's precision if the device supports it, else in float32.

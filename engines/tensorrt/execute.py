@@ -15,6 +15,7 @@ from diffseg.engines.files import cache_folder
 from diffseg.engines.providers.cuda import device_errors, import_cupy
 from diffseg.engines.providers.devices import DevicePool
 from diffseg.engines.providers.forms import Averaging
+from diffseg.engines.providers.network import Network
 from diffseg.engines.tensorrt.build import import_engine, make_logger, make_runtime
 from diffseg.engines.tensorrt.plan import Plan
 from diffseg.engines.tensorrt.session import NativeSession
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-class NativeNetwork:
+class NativeNetwork(Network):
     """The two engines of a plan on one or several GPUs. Threads may share it: each pass has a session of its own.
 
     Args:

@@ -91,12 +91,18 @@ class EngineLayers(msgspec.Struct, frozen=True):
 
 def read_program(data: bytes | mmap.mmap) -> EngineLayers | None:
     """Read the layers of a TensorRT-RTX plan. Return None if it contains no program in the known format."""
+    text = program_text(data)
+    return None if text is None else _read_text(text)
+
+
+def program_text(data: bytes | mmap.mmap) -> str | None:
+    """Return the text of a TensorRT-RTX plan's program. Return None if the plan contains none in the known format."""
     at = data.find(PROGRAM)
     while at >= 0:
         length = int.from_bytes(data[at + 8 : at + 16], "little")
         text = data[at + 16 : at + 16 + length]
         if text.startswith(b"header {") and len(text) == length:
-            return _read_text(text.decode("utf-8", errors="replace"))
+            return text.decode("utf-8", errors="replace")
         at = data.find(PROGRAM, at + 1)
     return None
 

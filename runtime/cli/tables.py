@@ -75,6 +75,9 @@ def machine_tables(facts: Capabilities) -> Iterator[Table | str]:
         yield from (f"plan {plan.folder}", f"  for {plan.purpose}", f"  {plan.here}")
     if facts.bundle and not facts.plans:
         yield f"{facts.bundle} has no plans; `diffseg build` makes them"
+    if facts.loaded:
+        yield f"{facts.loaded.model} was loaded by {facts.loaded.provider} on {facts.loaded.device}"
+        yield from _placement(facts.loaded.placement)
 
 
 def comparison_tables(comparison: Comparison) -> Iterator[Table | str]:
@@ -87,8 +90,7 @@ def comparison_tables(comparison: Comparison) -> Iterator[Table | str]:
     yield table
     for name, iou in comparison.mask_iou.items():
         yield f"masks of {name}: mean IoU {iou:.4f}"
-    for graph, nodes in comparison.placement.items():
-        yield f"{graph}: {', '.join(f'{count} nodes on {name}' for name, count in nodes.items())}"
+    yield from _placement(comparison.placement)
 
 
 def formats(layers: Mapping[str, Mapping[str, int]]) -> str:
@@ -103,6 +105,11 @@ def si(value: float) -> str:
         if abs(value) >= limit:
             return f"{value / limit:.3g} {unit}"
     return f"{value:.0f} "
+
+
+def _placement(placement: Mapping[str, Mapping[str, int]]) -> Iterator[str]:
+    for graph, nodes in placement.items():
+        yield f"{graph}: {', '.join(f'{count} nodes on {name}' for name, count in nodes.items())}"
 
 
 def _axis(axis: Axis) -> str:

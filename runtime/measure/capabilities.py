@@ -11,7 +11,7 @@ from diffseg.engines.errors import MissingPackageError, PlanError
 from diffseg.engines.machine import Gpu, Gpus, find_gpus
 from diffseg.engines.packages import install_command, installed_version
 from diffseg.engines.providers.cuda import import_cupy
-from diffseg.engines.providers.select import Provider
+from diffseg.engines.providers.select import Provider, load_network
 from diffseg.engines.tensorrt.build import BUILD_EXTRAS, EXTRAS, engine_version
 from diffseg.engines.tensorrt.lookup import Machine, list_plans, mismatches
 from diffseg.engines.tensorrt.plan import Engine
@@ -55,6 +55,15 @@ class PlanFit(Struct, frozen=True):
     here: str  # text: it fits this machine, or the reason why it can't run here
 
 
+class Loaded(Struct, frozen=True):
+    """What loading a bundle into a provider showed."""
+
+    model: str
+    provider: str  # with `auto`, the one that was taken
+    device: str
+    placement: dict[str, dict[str, int]]  # nodes by graph and ONNX Runtime's provider; empty if it reports none
+
+
 class Capabilities(Struct, frozen=True):
     """Facts for `diffseg info`. `msgspec.to_builtins` converts them to values that JSON can represent."""
 
@@ -71,14 +80,20 @@ class Capabilities(Struct, frozen=True):
     models: list[str]  # names of the embedded bundles
     bundle: str | None
     plans: list[PlanFit]  # of the bundle
+    loaded: Loaded | None = None  # None: no provider was asked for
 
 
-def capabilities(bundle: str | None = None) -> Capabilities:
+def capabilities(bundle: str | None = None, provider: str | None = None) -> Capabilities:
     """Describe the packages, builders and providers of this machine, and the plans of a bundle.
+
+    Args:
+        bundle: an embedded name, a bundle folder or a hub id.
+        provider: load the bundle, by default the embedded `tiny`, into this provider, to see where its nodes run.
 
     Raises:
         BundleNotFoundError: `bundle` is neither an embedded name nor a bundle folder nor a hub id.
         BundleError: `bundle` is damaged.
+        ProviderError: the provider is unknown, or cannot run on this machine.
     """
     packages = {
         name: State(found, "") if (found := installed_version(name)) else State("missing", note)
@@ -109,7 +124,13 @@ def capabilities(bundle: str | None = None) -> Capabilities:
         models=embedded_models(),
         bundle=bundle,
         plans=[] if bundle is None else _plans(bundle, versions, gpus),
+        loaded=None if provider is None else _load(bundle or "tiny", provider),
     )
+
+
+def _load(bundle: str, provider: str) -> Loaded:
+    network = load_network(open_bundle(bundle), provider)
+    return Loaded(bundle, network.provider, network.device, network.placement)
 
 
 def _plans(bundle: str, versions: dict[Engine, str | None], gpus: Gpus) -> list[PlanFit]:

@@ -109,7 +109,7 @@ def compare_providers(bundle: Bundle, provider: str, images: Sequence[Path]) -> 
     for path, picture in zip(images, pictures, strict=True):
         ious[path.name] = mask_iou(*(segmenter(picture).labels for segmenter in segmenters))
     worst = tuple(_worst(rows[name]) for name in names)
-    return Comparison(provider, bundle.manifest.precision, worst, ious, getattr(found, "placement", {}))
+    return Comparison(provider, bundle.manifest.precision, worst, ious, found.placement)
 
 
 def _outputs(expected: Network, found: Network, image: NDArray[np.uint8]) -> Iterator[list[NDArray[np.float32]]]:

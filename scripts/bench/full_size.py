@@ -12,15 +12,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 sys.path.append(str(Path(__file__).parents[1]))  # for the modules that scripts share
 
+from bench.processes import run
 from bench.record import environment, write_record
 from diffseg.engines import Bundle, example_images
 from diffseg.engines.bundle.manifest import UNET
@@ -29,19 +27,6 @@ from diffseg.engines.tensorrt.plan import RECORD
 from msgspec import to_builtins
 
 DIFFSEG = [sys.executable, "-m", "diffseg"]
-
-
-def run(*command: str | Path) -> dict[str, float]:
-    """Run a command and return its seconds and the peak of its resident set."""
-    print("$", *command, flush=True)
-    start = time.perf_counter()
-    process = subprocess.Popen([str(part) for part in command])
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        sys.exit(f"{command[0]} ended with exit status {process.returncode}")
-    scale = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in KiB on Linux
-    return {"seconds": round(time.perf_counter() - start, 2), "peak_gb": round(usage.ru_maxrss * scale / 1e9, 2)}
 
 
 def describe(folder: Path) -> dict[str, Any]:

@@ -9,13 +9,15 @@ holds one layer's maps at a time, as float32. Without a GPU it says so, and exit
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import json
 import statistics
+import sys
 from pathlib import Path
 from typing import Any
 
+sys.path.append(str(Path(__file__).parents[1]))  # for the modules that scripts share
+
 import numpy as np
+from bench.record import environment, write_record
 from diffseg.engines.kernels.launch import averaged_attention, load_kernels
 from diffseg.engines.machine import find_gpus
 from diffseg.engines.providers.cuda import import_cupy
@@ -101,7 +103,7 @@ def main() -> None:
         print(f"Nothing was timed: this needs an NVIDIA GPU ({gpus.reason}).")
         return
     cupy = import_cupy()
-    record: dict[str, Any] = {"gpu": dataclasses.asdict(gpus.first), "dtype": arguments.dtype, "shapes": {}}
+    record: dict[str, Any] = {**environment("cupy-cuda13x"), "dtype": arguments.dtype, "shapes": {}}
     for name, shape in SHAPES.items():
         timed = measure(cupy, shape, arguments.dtype, arguments.runs)
         cupy.get_default_memory_pool().free_all_blocks()
@@ -110,8 +112,7 @@ def main() -> None:
             f"{name:26} {timed['kernel_ms']:8.3f} ms, CuPy {timed['cupy_ms']:8.3f} ms, {timed['ratio']:5.1f} times, "
             f"{timed['teraflops']:6.1f} TFLOP/s, differs by {timed['largest_difference']:.1e}"
         )
-    if arguments.out:
-        arguments.out.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    write_record(record, arguments.out)
 
 
 if __name__ == "__main__":

@@ -15,11 +15,8 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import re
-import subprocess
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -27,11 +24,11 @@ from typing import Any
 sys.path.append(str(Path(__file__).parents[1]))  # for the modules that scripts share
 
 import msgspec
+from bench.processes import run
 from bench.record import environment, write_record
-from diffseg.engines.bundle.manifest import QUERIES_KEYS, UNET, Graph
-from diffseg.engines.tensorrt.precision import PROGRAM, read_program
+from diffseg.engines.bundle.manifest import ATTENTION, QUERIES_KEYS, UNET, Graph
+from diffseg.engines.tensorrt.precision import program_text, read_program
 
-ATTENTION = "attention"
 FORMS = (ATTENTION, QUERIES_KEYS)
 VIEWS = {"Reshape", "Shape", "Squeeze", "Unsqueeze", "Constant", "Gather", "Identity"}
 MAPS = (4096, 1024, 256)
@@ -97,13 +94,9 @@ def read_graphs(folder: Path) -> dict[str, Graph]:
 def describe_plan(path: Path, max_batch: int) -> dict[str, Any]:
     """Read scratch memory and kernels from a plan's program, which TensorRT-RTX stores as text."""
     data = path.read_bytes()
-    layers = read_program(data)
-    if layers is None:
+    text, layers = program_text(data), read_program(data)
+    if text is None or layers is None:
         raise SystemExit(f"{path} has no program in the known format")
-    at = data.find(PROGRAM)
-    while not data[at + 16 :].startswith(b"header {"):
-        at = data.find(PROGRAM, at + 1)
-    text = data[at + 16 : at + 16 + int.from_bytes(data[at + 8 : at + 16], "little")].decode("utf-8", "replace")
     path.with_suffix(".program").write_text(text)
     records = Counter(match[1] for match in _RECORD.finditer(text))
     return {
@@ -151,21 +144,6 @@ def count_graph(path: Path) -> dict[str, Any]:
         "gb_of_all_nodes": round(everything / 1e9, 1),
         "gb_of_attention_maps": round(maps / 1e9, 1),
         "kinds": dict(kinds.most_common()),
-    }
-
-
-def run(*command: str | Path) -> dict[str, float]:
-    """Run a command to its end → its seconds of the wall and of the CPU, and the peak of its resident set."""
-    start = time.perf_counter()
-    process = subprocess.Popen([str(part) for part in command])
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise SystemExit(f"{' '.join(map(str, command))} ended with {process.returncode}")
-    return {
-        "seconds": round(time.perf_counter() - start, 1),
-        "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 1),
-        "peak_gb": round(usage.ru_maxrss * 1024 / 1e9, 2),
     }
 
 

@@ -13,15 +13,14 @@ import numpy as np
 from diffseg import Segmenter
 from diffseg.arrays import to_host
 from diffseg.engines import Bundle
-from diffseg.engines.bundle.manifest import QUERIES_KEYS, UNET
+from diffseg.engines.bundle.manifest import ATTENTION, QUERIES_KEYS, UNET
+from diffseg.engines.providers.forms import VARIABLE
 from diffseg.engines.providers.onnxruntime_gpu import NAMES, OPTIONS
 from gpu_check.context import CheckFailedError, Context
 from gpu_check.timing import gpu_memory, latency, network_images, share_of_gemm
 from gpu_check.tiny import agreement
 
-FORM = "DIFFSEG_UNET_FORM"
-"""Environment variable that names the form of the UNet which a provider takes."""
-FORMS = {QUERIES_KEYS: {FORM: QUERIES_KEYS}, "attention": {FORM: "attention"}}
+FORMS = {form: {VARIABLE: form} for form in (QUERIES_KEYS, ATTENTION)}
 VARIANTS: dict[str, dict[str, str]] = {
     "default": {},
     "no tensor cores in convolutions": {OPTIONS: "use_tf32=0"},
@@ -80,9 +79,9 @@ def measure(context: Context, bundle: Bundle, variables: dict[str, str]) -> dict
 
 def describe(network: Any, bundle: Bundle) -> dict[str, Any]:  # noqa: ANN401 - of any provider
     """Where ONNX Runtime put the nodes, its options, its outputs and the UNet's form; empty for other providers."""
-    found: dict[str, Any] = {"placement": getattr(network, "placement", {})}
+    found: dict[str, Any] = {"placement": network.placement}
     averaged = [tensor.name for tensor in bundle.manifest.graphs[UNET].tensors.outputs]
-    for graphs in list(getattr(network, "sessions", {}).values())[:1] if hasattr(network, "placement") else []:
+    for graphs in list(getattr(network, "sessions", {}).values())[:1]:
         for name, session in graphs.items():
             options = session.get_provider_options().get(NAMES["cuda"], {})
             found[name] = {
@@ -90,7 +89,7 @@ def describe(network: Any, bundle: Bundle) -> dict[str, Any]:  # noqa: ANN401 - 
                 "outputs": {output.name: output.type for output in session.get_outputs()},
             }
             if name.startswith(UNET):
-                found["form"] = "attention" if list(found[name]["outputs"]) == averaged else QUERIES_KEYS
+                found["form"] = ATTENTION if list(found[name]["outputs"]) == averaged else QUERIES_KEYS
     return found
 
 
@@ -123,8 +122,8 @@ def _variants(context: Context, variants: dict[str, dict[str, str]]) -> Iterator
     for name, variables in variants.items():
         try:
             found[name] = measure(context, bundle, variables)
-            if found[name].get("form", variables.get(FORM)) != variables.get(FORM, found[name].get("form")):
-                found[name]["failed"] = f"{FORM} is not followed: the form is {found[name]['form']}"
+            if found[name].get("form", variables.get(VARIABLE)) != variables.get(VARIABLE, found[name].get("form")):
+                found[name]["failed"] = f"{VARIABLE} is not followed: the form is {found[name]['form']}"
         except Exception as error:  # one variant must not take the others down  # noqa: BLE001
             reason = (str(error).strip() or "?").splitlines()[0]
             found[name] = {"variables": variables, "failed": f"{type(error).__name__}: {reason}"}

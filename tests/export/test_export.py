@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,9 @@ from diffseg.engines.errors import BundleError, CheckpointError, ParityError
 from diffseg.engines.providers.onnxruntime import import_onnxruntime
 from diffseg.export import ExportSettings, export_bundle, parity, parse_size
 from diffseg.export.checkpoint import load_checkpoint
+from diffseg.export.magnitudes import LargestMagnitude
 from diffseg.export.pipeline import default_name
+from safetensors.torch import load_file, save_file
 
 SMALL = ExportSettings((64, 64), max_batch=1)
 
@@ -134,6 +137,37 @@ def test_an_export_that_fails_its_tolerance_leaves_nothing(checkpoint, tmp_path,
     with pytest.raises(ParityError, match="disagrees with PyTorch: .*fp32 allows .*nothing was written"):
         export_bundle(checkpoint, tmp_path / "bundle", SMALL)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_values_that_half_precision_cannot_hold_are_refused_before_anything_is_traced(damaged, tmp_path):
+    path = damaged / "vae" / "diffusion_pytorch_model.safetensors"
+    weights = load_file(path)
+    for name in ("encoder.conv_in.weight", "encoder.conv_in.bias"):
+        weights[name] *= 1e6  # the normalisations that follow hide it from the latent
+    save_file(weights, path, {"format": "pt"})
+    steps = []
+    with pytest.raises(ParityError, match=r"^vae_encoder computes values of magnitude .* fp16 holds at most 65504;"):
+        export_bundle(damaged, tmp_path / "bundle", replace(SMALL, precision="fp16"), progress=steps.append)
+    assert not any(step.startswith("trace") for step in steps)
+    assert not (tmp_path / "bundle").exists()
+    bundle = export_bundle(damaged, tmp_path / "bundle", SMALL)
+    assert bundle.manifest.parity["vae_encoder"]["largest_magnitude"] > 65504
+
+
+def test_the_largest_magnitude_counts_every_tensor_that_is_computed():
+    values = torch.tensor([[3.0, -40.0], [1.0, 2.0]])
+    with LargestMagnitude() as found:
+        (values * 2).sum()
+        torch.split(values * -3, 1)
+        values.T.abs()
+    assert (found.value, found.operator) == (120.0, "aten.mul.Tensor")
+    with LargestMagnitude((torch.ops.aten.bmm.default,)) as found:
+        torch.bmm(values[None] * 100, values[None])
+    assert (found.value, found.operator) == (4000.0, "aten.mul.Tensor")
+    with LargestMagnitude() as found:
+        torch.log(values)
+        torch.exp(values)
+    assert not found.value <= 1e9  # NaN stays
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1.0])

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import numpy as np
 from diffseg.engines.errors import DeviceMemoryError
-from diffseg.engines.providers.network import SessionPool
+from diffseg.engines.providers.network import Network, SessionPool
 
 
 def attention_of(latent, grid):
@@ -21,7 +21,7 @@ def attention_of(latent, grid):
     return (weights / weights.sum(-1, keepdims=True)).astype(np.float32)
 
 
-class LendingNetwork:
+class LendingNetwork(Network):
     """For bundles of 64 × 64 pixels with attention at 8 × 8 and 4 × 4."""
 
     provider = "double"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from diffseg.engines import Bundle
+from diffseg.engines.providers.forms import VARIABLE
 
 sys.path.append(str(Path(__file__).parents[2] / "scripts"))
 
@@ -14,7 +15,7 @@ from gpu_check import network as network_module
 from gpu_check import runner as runner_module
 from gpu_check.context import CheckFailedError, Context
 from gpu_check.kernel import TOLERANCE, difference
-from gpu_check.network import FORM, OPTIONS, VARIANTS, variables_set
+from gpu_check.network import OPTIONS, VARIANTS, variables_set
 from gpu_check.plan import LIMIT, STEPS, Step, find_step
 from gpu_check.progress import DONE, FAILED, SKIPPED, Progress
 from gpu_check.runner import Runner, execute
@@ -150,15 +151,15 @@ def test_variants_set_the_options_and_take_them_back(monkeypatch):
     from diffseg.engines.providers.onnxruntime_gpu import cuda_options
 
     monkeypatch.delenv(OPTIONS, raising=False)
-    monkeypatch.setenv(FORM, "before")
+    monkeypatch.setenv(VARIABLE, "before")
     plain = cuda_options("fp16", 0, capture=True)
     for variables in VARIANTS.values():
-        with variables_set({FORM: "attention", **variables}):
-            assert os.environ[FORM] == "attention"
+        with variables_set({VARIABLE: "attention", **variables}):
+            assert os.environ[VARIABLE] == "attention"
             changed = {k for k, v in cuda_options("fp16", 0, capture=True).items() if str(v) != str(plain.get(k))}
             assert len(changed) == len([item for item in variables.get(OPTIONS, "").split(",") if item])
         assert OPTIONS not in os.environ
-        assert os.environ[FORM] == "before"
+        assert os.environ[VARIABLE] == "before"
 
 
 def test_the_attention_baseline_runs_on_the_cpu():
@@ -187,7 +188,7 @@ def test_one_variant_that_fails_leaves_the_others(seeded, monkeypatch, form, rea
     context, _ = seeded
 
     def measure(context, bundle, variables):
-        if variables[FORM] != "attention" and form is None:
+        if variables[VARIABLE] != "attention" and form is None:
             raise RuntimeError("no kernels\nfor this GPU")
         return {"form": "attention"}
 

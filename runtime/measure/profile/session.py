@@ -93,9 +93,7 @@ def take_profile(
     record = ProfileRecord(
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         settings=settings,
-        environment=structs.replace(
-            environment, provider=segmenter.provider, placement=getattr(segmenter.network, "placement", {})
-        ),
+        environment=structs.replace(environment, provider=segmenter.provider, placement=segmenter.network.placement),
         images=facts,
         fresh_processes=starts,
         load_seconds=load_seconds,

@@ -220,8 +220,7 @@ class Batcher:
 
     def _warm_up(self) -> None:
         """Segment grey images in batches of every size whose first pass takes longer; without such, a single image."""
-        sizes = getattr(self.segmenter.network, "sizes_to_warm", lambda _: [1])
-        for size in sizes(self.segmenter.batch):
+        for size in self.segmenter.network.sizes_to_warm(self.segmenter.batch):
             self._probe(size)
 
     def _probe(self, count: int = 1) -> None:

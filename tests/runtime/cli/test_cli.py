@@ -13,8 +13,12 @@ from diffseg import __version__
 from diffseg.cli.app import app
 from diffseg.cli.segment import output_names
 from diffseg.cli.sources import expand
+from diffseg.cli.tables import machine_tables
 from diffseg.engines.examples import example_images
+from diffseg.engines.machine import find_gpus
 from diffseg.formats.names import FORMATS
+from diffseg.measure.capabilities import capabilities
+from msgspec.structs import replace
 from typer.testing import CliRunner
 
 from tests.commands import diffseg
@@ -225,6 +229,19 @@ def test_info():
     facts = json.loads(diffseg("info", "--json").stdout)
     assert facts["providers"]["cpu"] == ["yes", ""]
     assert facts["packages"]["numpy"][0] == np.__version__
+    assert facts["loaded"] is None
+
+
+def test_info_loads_a_bundle_into_a_provider(monkeypatch, capsys):
+    assert "tiny was loaded by cpu on cpu" in diffseg("info", "--provider", "cpu").stdout
+    done = diffseg("info", "tiny", "--provider", "cuda")
+    if find_gpus().first is None:
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr.startswith("error: provider 'cuda' needs an NVIDIA GPU")
+    facts = capabilities("tiny", "cpu")
+    placement = {"unet": {"CUDAExecutionProvider": 5, "CPUExecutionProvider": 1}}
+    placed = replace(facts, loaded=replace(facts.loaded, placement=placement))
+    assert list(machine_tables(placed))[-1] == "unet: 5 nodes on CUDAExecutionProvider, 1 nodes on CPUExecutionProvider"
 
 
 def test_every_command_explains_itself():

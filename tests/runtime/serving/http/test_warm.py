@@ -4,6 +4,8 @@ from types import SimpleNamespace
 
 from diffseg.serving.http.batcher import Batcher
 
+from tests.runtime.doubles import LendingNetwork
+
 
 def warmed(network):
     sizes = []
@@ -17,4 +19,4 @@ def test_every_size_whose_first_pass_takes_longer_is_warmed():
 
 
 def test_elsewhere_one_image_is_enough():
-    assert warmed(SimpleNamespace()) == [1]
+    assert warmed(LendingNetwork()) == [1]
