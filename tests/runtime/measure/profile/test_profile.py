@@ -12,6 +12,7 @@ from diffseg.cli.profile import _write
 from diffseg.engines import open_bundle
 from diffseg.engines.bundle.manifest import ENCODER, UNET
 from diffseg.engines.examples import example_images
+from diffseg.engines.providers.network import Network
 from diffseg.measure.profile.chrome_trace import trace_events
 from diffseg.measure.profile.html import render_report
 from diffseg.measure.profile.record import ProfileSettings, parse_profile
@@ -233,7 +234,7 @@ def test_settings_out_of_range(field):
 
 
 def test_a_network_that_records_no_operators_is_profiled_without_them(segmenter, monkeypatch):
-    class Plain:
+    class Plain(Network):
         provider, device = "plain", "cpu"
         session = staticmethod(segmenter.network.session)
 
