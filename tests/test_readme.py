@@ -32,7 +32,7 @@ CHECKED_ELSEWHERE = {
 }
 ELSEWHERE = {
     "scripts/demo": "CI runs it",
-    "scripts/test": "is this run",
+    "scripts/test": "is this run",  # and scripts/test_integrations
     "pip install": "needs the network; scripts/demo installs",
     "trtexec": "comes with TensorRT, and needs a GPU",
     "docker": "needs an engine of containers; scripts/release/container_check builds and runs the image without one",
@@ -136,7 +136,14 @@ def export(arguments, place):
     return [sys.executable, "-m", "diffseg", *arguments, "--size", "64"]
 
 
-@pytest.mark.parametrize(("page", "command"), [(p, c) for p, c in COMMANDS if not c.startswith((*ELSEWHERE, *SERVER))])
+@pytest.mark.parametrize(
+    ("page", "command"),
+    [
+        pytest.param(page, command, marks=[] if page == "README.md" else pytest.mark.integration)
+        for page, command in COMMANDS
+        if not command.startswith((*ELSEWHERE, *SERVER))
+    ],
+)
 def test_command(page, command, place):
     words = shlex.split(command)
     settings = dict(words.pop(0).split("=") for _ in takewhile(lambda word: "=" in word, list(words)))

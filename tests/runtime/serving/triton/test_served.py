@@ -19,6 +19,8 @@ from diffseg.serving.triton.repository import write_repository
 from scripts.release.triton_server import Triton
 from tests.runtime.serving.samples import blocks, encoded
 
+pytestmark = pytest.mark.integration
+
 
 @pytest.fixture(scope="module", params=["python", "onnxruntime"])
 def served(request, tiny, tmp_path_factory, triton_here):
