@@ -15,7 +15,7 @@ from diffusers.models.attention_processor import Attention
 from torch.utils._python_dispatch import TorchDispatchMode
 
 
-class LargestMagnitude(TorchDispatchMode):
+class LargestMagnitude(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Within the block, records the largest magnitude of all tensors that PyTorch computes.
 
     Args:
@@ -27,7 +27,7 @@ class LargestMagnitude(TorchDispatchMode):
     """
 
     def __init__(self, upcast: Collection[Any] = ()) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._upcast = upcast
         self.value = 0.0
         self.operator = ""
