@@ -3,33 +3,26 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 from diffseg.arrays import Array, namespace, to_host
-from diffseg.image import Placement, Segment, is_plain, place_labels
+from diffseg.image import Placement
+from diffseg.masks import Masks, finished_masks, plain_masks
 from diffseg.methods import fused
-from diffseg.methods.colour import colour_refine
 from diffseg.methods.cut_attention import AttentionCut
 from diffseg.methods.kmeans import kmeans_refine
 from diffseg.methods.merge import AnchorDistances, anchor_distances, merge_on_device
-from diffseg.methods.pamr import pamr_refine_reduced
 from diffseg.methods.suppress import non_max_suppression
 from diffseg.stages import stage
 
 if TYPE_CHECKING:
-    from diffseg.engines.bundle.settings import MergeSettings, Refine
+    from diffseg.engines.bundle.settings import MergeSettings
     from numpy.typing import NDArray
 
 logger = logging.getLogger(__name__)
-
-PIXEL_REFINEMENTS: dict[Refine, Callable[[NDArray[np.uint16], NDArray[np.uint8]], NDArray[np.uint16]]] = {
-    "colour": colour_refine,
-    "pamr": pamr_refine_reduced,
-}
-"""Refinements of masks by the image: labels (H, W) and pixels (H, W, 3) → labels (H, W)."""
 
 
 @dataclass(slots=True, eq=False)
@@ -121,9 +114,7 @@ class AggregatedAttention:
         self._memo.mended_rows = int(packed[-2]) + (int(packed[-1]) << 16)
         return packed[:-2].reshape(self.placement.size)
 
-    def masks(
-        self, settings: MergeSettings, timings: dict[str, float]
-    ) -> tuple[NDArray[np.uint16], tuple[Segment, ...]]:
+    def masks(self, settings: MergeSettings, timings: dict[str, float]) -> Masks:
         """Merge or cut the attention into masks. An image of a single colour is one segment.
 
         Args:
@@ -134,10 +125,9 @@ class AggregatedAttention:
             (H, W) uint16 labels from 0 to k-1 without gaps, at the size of the image, and one segment per label,
             largest first.
         """
-        if is_plain(self.pixels, self.placement):
-            # The padding of the network's convolutions sets the borders of such an image apart.
-            with stage(timings, "merge"):
-                return place_labels(np.zeros(self.placement.size, dtype=np.uint16), self.placement)
+        plain = plain_masks(self.pixels, self.placement, timings, "cut" if settings.method == "cut" else "merge")
+        if plain is not None:
+            return plain
         if settings.method == "cut":
             with stage(timings, "cut"):
                 proposals, count = self._cut(settings.tau), None
@@ -148,12 +138,9 @@ class AggregatedAttention:
             with stage(timings, "refine"):
                 known = proposals if count is None else proposals[: int(count), ...]
                 proposals, count = kmeans_refine(self.values, known), None
-        with stage(timings, "suppress"):
-            labels = self._suppress(proposals, count)
-            if settings.refine not in PIXEL_REFINEMENTS:
-                return place_labels(labels, self.placement)
-        with stage(timings, "refine"):
-            return place_labels(PIXEL_REFINEMENTS[settings.refine](labels, self.pixels), self.placement)
+        return finished_masks(
+            lambda: self._suppress(proposals, count), self.pixels, self.placement, settings.refine, timings
+        )
 
 
 def warn_of_mended_rows(attentions: Sequence[AggregatedAttention]) -> None:

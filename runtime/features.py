@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import numpy as np
 from diffseg.arrays import Array, namespace, to_host
-from diffseg.attention import PIXEL_REFINEMENTS
-from diffseg.image import Placement, Segment, place_labels
+from diffseg.image import Placement
+from diffseg.masks import Masks, finished_masks, plain_masks
 from diffseg.methods.assign import assign_concepts
 from diffseg.methods.cut import CutTree
 from diffseg.stages import stage
 
 if TYPE_CHECKING:
+    import numpy as np
     from diffseg.engines.bundle.settings import MergeSettings
     from numpy.typing import NDArray
 
@@ -55,12 +55,10 @@ class EncoderFeatures:
         values = namespace(self.values).asarray(self.values, copy=True)
         return EncoderFeatures(values, self.grid, self.pixels, self.placement, _Memo(self._memo.tree))
 
-    def masks(
-        self, settings: MergeSettings, timings: dict[str, float]
-    ) -> tuple[NDArray[np.uint16], tuple[Segment, ...]]:
+    def masks(self, settings: MergeSettings, timings: dict[str, float]) -> Masks:
         """Cut the graph of the features into regions, and assign every pixel to one of them.
 
-        Pixels are assigned at the network's input size, in blocks of rows.
+        An image of a single colour is one segment. Pixels are assigned at the network's input size, in blocks of rows.
 
         Args:
             settings: tau and refinement.
@@ -70,14 +68,16 @@ class EncoderFeatures:
             (H, W) uint16 labels from 0 to k-1 without gaps, at the size of the image, and one segment per label,
             largest first.
         """
+        plain = plain_masks(self.pixels, self.placement, timings, "cut")
+        if plain is not None:
+            return plain
         with stage(timings, "cut"):
             tree = self._memo.tree
             if tree is None:
                 tree = self._memo.tree = CutTree.of_features(self.values)
             regions = tree.labels(settings.tau).reshape(self.grid)
-        with stage(timings, "suppress"):
-            labels: NDArray[np.uint16] = to_host(assign_concepts(self.values, regions, self.placement.size))
-            if settings.refine not in PIXEL_REFINEMENTS:
-                return place_labels(labels, self.placement)
-        with stage(timings, "refine"):
-            return place_labels(PIXEL_REFINEMENTS[settings.refine](labels, self.pixels), self.placement)
+
+        def suppress() -> NDArray[np.uint16]:
+            return to_host(assign_concepts(self.values, regions, self.placement.size))
+
+        return finished_masks(suppress, self.pixels, self.placement, settings.refine, timings)

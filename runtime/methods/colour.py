@@ -5,12 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+from diffseg.methods.reduction import enlarged, reduced, reduction_factor, surroundings
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-SIDE = 256
-"""Least side, in pixels, that the image is reduced to. Doubling it refines the borders but takes four times as long."""
 
 LEAST_VARIANCE = 0.03**2
 """Added to the variance of each colour channel (0 to 1), because even a uniform surface has noise."""
@@ -55,18 +53,15 @@ def colour_refine(
             f"labels must be (H, W) and pixels (H, W, 3) of the same size, found {labels.shape} and {pixels.shape}"
         )
     factor = reduction_factor(labels.shape)
-    small = labels[factor // 2 :: factor, factor // 2 :: factor].astype(np.uint16)
-    height, width = small.shape
-    colours = np.ascontiguousarray(
-        pixels.reshape(height, factor, width, factor, 3).mean((1, 3), dtype=np.float32).transpose(2, 0, 1) / 255
-    )  # (3, h, w)
-    features = np.concatenate([np.ones((1, height, width), np.float32), colours, colours**2])
+    small, means = reduced(labels, pixels, factor)
+    colours = np.ascontiguousarray(means.transpose(2, 0, 1))  # (3, h, w)
+    features = np.concatenate([np.ones((1, *small.shape), np.float32), colours, colours**2])
     around = _window_sum(features[:1], reach)
     for _ in range(rounds):
         least, moved = np.full(small.shape, FAR), small.copy()
         for label in np.unique(small):
             mask = small == label
-            window = _surroundings(mask, radius)
+            window = surroundings(mask, radius)
             inside = features[:, *window] * mask[window]
             energy = _energy(_window_sum(inside, radius), colours[:, *window])
             share = _window_sum(inside[:1], reach)[0] / around[0, *window]
@@ -77,22 +72,7 @@ def colour_refine(
         if np.array_equal(moved, small):
             break
         small = moved
-    return small.repeat(factor, 0).repeat(factor, 1)
-
-
-def reduction_factor(shape: tuple[int, ...]) -> int:
-    """Return the largest power of two that divides both sides of (H, W) and leaves at least SIDE pixels of each."""
-    factor = 1
-    while all(side % (2 * factor) == 0 and side >= 2 * factor * SIDE for side in shape):
-        factor *= 2
-    return factor
-
-
-def _surroundings(mask: NDArray[np.bool_], radius: int) -> tuple[slice, slice]:
-    """Return the bounding box of a mask, enlarged by `radius` on every side."""
-    sides = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
-    rows, columns = (slice(max(int(side[0]) - radius, 0), int(side[-1]) + radius + 1) for side in sides)
-    return rows, columns
+    return enlarged(small, factor)
 
 
 def _energy(sums: NDArray[np.float32], colours: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -192,13 +192,7 @@ class Evaluation:
         settings = column.settings
         assert settings is not None  # noqa: S101 - columns_of sets it
         if self.protocol is Protocol.FULL:
-            return result.resegment(
-                settings.thresholds,
-                anchors=settings.anchors,
-                refine=settings.refine,
-                method=settings.method,
-                tau=settings.tau,
-            ).labels
+            return result.with_settings(settings).labels
         # Only the steps of the paper. Proposals that win no pixel keep their numbers, as in the reference code, where
         # they take part in the matching.
         attention = result.kept_attention()
