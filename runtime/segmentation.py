@@ -18,7 +18,7 @@ from diffseg.formats.files import label_image, save
 from diffseg.formats.names import DEFAULT_FORMATS, Format, parse_formats
 from diffseg.formats.polygons import Polygon, polygons
 from diffseg.formats.rle import Counts, compress, run_lengths
-from diffseg.image import Segment
+from diffseg.labels import Segment
 from diffseg.origin import Origin
 from diffseg.stages import stage
 from msgspec import structs

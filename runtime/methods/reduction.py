@@ -34,10 +34,19 @@ def reduced(
     Returns:
         (h, w) uint16, a copy, and (h, w, 3) float32 from 0 to 1.
     """
-    height, width = labels.shape[0] // factor, labels.shape[1] // factor
     small = labels[factor // 2 :: factor, factor // 2 :: factor].astype(np.uint16, order="C")
-    means = pixels.reshape(height, factor, width, factor, 3).mean((1, 3), dtype=np.float32)
-    return small, means / np.float32(255)
+    return small, reduced_image(pixels, factor)
+
+
+def reduced_image(pixels: NDArray[np.uint8], factor: int) -> NDArray[np.float32]:
+    """Reduce an image (H, W, 3) by the mean of squares of `factor` pixels per side, which divides H and W.
+
+    Returns:
+        (h, w, 3) float32 from 0 to 1.
+    """
+    height, width = pixels.shape[0] // factor, pixels.shape[1] // factor
+    means: NDArray[np.float32] = pixels.reshape(height, factor, width, factor, 3).mean((1, 3), dtype=np.float32)
+    return means / np.float32(255)
 
 
 def enlarged(labels: NDArray[np.uint16], factor: int) -> NDArray[np.uint16]:

@@ -13,7 +13,6 @@ from diffseg.engines.inspect import inspect_bundle
 from diffseg.engines.machine import Gpus
 from diffseg.engines.tensorrt.pipeline import build_plan
 from diffseg.features import EncoderFeatures
-from diffseg.image import Placement
 from diffseg.measure.compare import compare_providers
 from diffseg.measure.evaluate import Evaluation
 from diffseg.measure.evaluate.methods import Method
@@ -22,6 +21,7 @@ from diffseg.measure.profile.record import ProfileSettings
 from diffseg.measure.profile.session import take_profile
 from diffseg.methods.assign import assign_concepts
 from diffseg.methods.cut import recursive_normalized_cut
+from diffseg.placement import Placement
 from diffseg.serving.triton.repository import write_repository
 from msgspec.structs import replace
 from onnx import helper

@@ -14,7 +14,8 @@ from diffseg.arrays import prefetched, to_host
 from diffseg.engines.bundle.manifest import ENCODER, UNET
 from diffseg.engines.errors import DiffsegError, ImageError, MissingPackageError
 from diffseg.engines.packages import install_command
-from diffseg.image import place_labels, read_image
+from diffseg.image import read_image
+from diffseg.labels import place_labels
 from diffseg.measure.evaluate.boundary import Boundary
 from diffseg.measure.evaluate.datasets import Dataset, Sample
 from diffseg.measure.evaluate.methods import (
