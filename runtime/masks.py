@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,7 +14,7 @@ from diffseg.methods.colour import colour_refine_reduced
 from diffseg.methods.colour_fine import FULL_SIDE, colour_refine_fine
 from diffseg.methods.pamr import pamr_refine
 from diffseg.methods.reduction import enlarged, reduced_image, reduction_factor
-from diffseg.methods.tiles import Points, label_by_labels, label_by_maps
+from diffseg.methods.tiles import SPREAD, Points, label_by_labels, label_by_maps
 from diffseg.placement import Placement, is_plain
 from diffseg.stages import stage
 
@@ -26,6 +27,12 @@ PIXEL_REFINEMENTS: dict[Refine, Callable[[NDArray[np.uint16], NDArray[np.float32
     "pamr": pamr_refine,
 }
 """Refinements of masks by the image: labels (h, w) and colours (h, w, 3), 0 to 1 → labels (h, w)."""
+
+COARSE = 1.5
+"""Pixels of the image per cell of the refined masks from which on their borders are smoothed.
+
+Below it, smoothing would cost details and save no stairs that can be seen.
+"""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -120,7 +127,8 @@ def finished_masks(
         larger = view.pixels if view.guide is None else view.guide
         if refine == "colour" and max(placement.picture) > max(image.shape[:2]):
             refined = colour_refine_fine(refined, image, larger)
-        return finish_labels(_whole(label_by_labels, refined, placement), placement)
+        spread = SPREAD if max(placement.height, placement.width) > COARSE * max(refined.shape) else 0
+        return finish_labels(_whole(partial(label_by_labels, spread=spread), refined, placement), placement)
 
 
 def _whole(

@@ -12,7 +12,7 @@ from diffseg.methods.tiles import Points, label_by_labels
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-ROUNDS = 3
+ROUNDS = 2
 FULL_SIDE = 1024
 """Longest side, in pixels, at which borders are refined. Beyond it they are only smoothed."""
 
@@ -36,7 +36,7 @@ def colour_refine_fine(
     height, width = pixels.shape[:2]
     scale = max(1, round(height / coarse.shape[0]))
     labels = np.empty((height, width), dtype=np.uint16)
-    label_by_labels(coarse, Points.evenly(height), Points.evenly(width), labels)
+    label_by_labels(coarse, Points.evenly(height), Points.evenly(width), labels, spread=0)
     band = np.flatnonzero(_near_borders(labels, scale + 1))
     if not band.size:
         return labels
@@ -106,12 +106,22 @@ def _near_borders(labels: NDArray[np.uint16], radius: int) -> NDArray[np.bool_]:
 
 def _shares(mask: NDArray[np.bool_], y: NDArray[np.int64], x: NDArray[np.int64], radius: int) -> NDArray[np.float32]:
     """Return the share of a mask (H, W) in the square windows around the pixels (y, x), clipped at the borders."""
-    height, width = mask.shape
-    sums = np.zeros((height + 1, width + 1), dtype=np.int32)
-    np.cumsum(mask, axis=0, dtype=np.int32, out=sums[1:, 1:])
+    share = np.zeros(y.shape, dtype=np.float32)
+    if not mask.any():
+        return share
+    rows, columns = surroundings(mask, radius)
+    within = np.flatnonzero((y >= rows.start) & (y < rows.stop) & (x >= columns.start) & (x < columns.stop))
+    part = mask[rows, columns]
+    sums = np.zeros((part.shape[0] + 1, part.shape[1] + 1), dtype=np.int32)
+    np.cumsum(part, axis=0, dtype=np.int32, out=sums[1:, 1:])
     np.cumsum(sums[1:, 1:], axis=1, out=sums[1:, 1:])
-    top, bottom = np.maximum(y - radius, 0), np.minimum(y + radius + 1, height)
-    left, right = np.maximum(x - radius, 0), np.minimum(x + radius + 1, width)
+    y, x = y[within], x[within]
+    top, bottom = np.maximum(y - radius, 0), np.minimum(y + radius + 1, mask.shape[0])
+    left, right = np.maximum(x - radius, 0), np.minimum(x + radius + 1, mask.shape[1])
+    area = (bottom - top) * (right - left)
+    # Beyond the part there is nothing of the mask.
+    top, bottom = np.maximum(top, rows.start) - rows.start, np.minimum(bottom, rows.stop) - rows.start
+    left, right = np.maximum(left, columns.start) - columns.start, np.minimum(right, columns.stop) - columns.start
     inside = sums[bottom, right] - sums[top, right] - sums[bottom, left] + sums[top, left]
-    share: NDArray[np.float32] = (inside / ((bottom - top) * (right - left))).astype(np.float32)
+    share[within] = inside / area
     return share

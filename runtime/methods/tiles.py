@@ -22,7 +22,7 @@ SLACK = 1e-6
 """Part of the largest value by which a map may fall short of another one and still be looked at. Rounding is less."""
 
 SPREAD = 2
-"""Cells around a cell that influence it when label maps are smoothed."""
+"""Cells around a cell that influence it when label maps are enlarged."""
 
 Field: TypeAlias = "Callable[[slice, slice], tuple[NDArray[np.intp], NDArray[np.floating]]]"
 """Rows and columns of the grid → numbers (c,) of the maps that can win between these cells, and their values there."""
@@ -104,7 +104,9 @@ def label_by_maps(maps: NDArray[np.floating], rows: Points, columns: Points, out
     _compete(field, down, across, out)
 
 
-def label_by_labels(labels: NDArray[np.uint16], rows: Points, columns: Points, out: NDArray[np.uint16]) -> None:
+def label_by_labels(
+    labels: NDArray[np.uint16], rows: Points, columns: Points, out: NDArray[np.uint16], *, spread: int = SPREAD
+) -> None:
     """Resize a label map without stairs: its masks are smoothed a little, resized bilinearly, and compete.
 
     Args:
@@ -112,17 +114,18 @@ def label_by_labels(labels: NDArray[np.uint16], rows: Points, columns: Points, o
         rows: the H rows of pixels, from the top of the area that the labels cover.
         columns: the W columns, from its left.
         out: (H, W), receives the labels.
+        spread: cells around a cell that influence it. With 0, nothing is smoothed, and details of one cell survive.
     """
     down, across = Axis.of(rows, labels.shape[0]), Axis.of(columns, labels.shape[1])
-    padded = np.pad(labels, SPREAD, mode="edge")
+    padded = np.pad(labels, spread, mode="edge")
 
     def field(vertical: slice, horizontal: slice) -> tuple[NDArray[np.intp], NDArray[np.floating]]:
-        part = padded[vertical.start : vertical.stop + 2 * SPREAD, horizontal.start : horizontal.stop + 2 * SPREAD]
+        part = padded[vertical.start : vertical.stop + 2 * spread, horizontal.start : horizontal.stop + 2 * spread]
         if (part == part[0, 0]).all():
             return part[:1, 0].astype(np.intp), np.empty((1, 0, 0), np.float32)
         numbers = np.unique(part)
         masks = (part == numbers[:, None, None]).astype(np.float32)
-        for _ in range(SPREAD):
+        for _ in range(spread):
             masks = masks[:, :-2] + 2 * masks[:, 1:-1] + masks[:, 2:]
             masks = masks[..., :-2] + 2 * masks[..., 1:-1] + masks[..., 2:]
         return numbers.astype(np.intp), masks
