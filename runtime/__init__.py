@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from diffseg.engines.bundle.settings import MergeSettings
     from diffseg.engines.errors import DiffsegError
-    from diffseg.image import Segment
+    from diffseg.labels import Segment
     from diffseg.segmentation import Segmentation
     from diffseg.segmenter import Segmenter
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _MODULES = {
     "DiffsegError": "diffseg.engines.errors",
     "MergeSettings": "diffseg.engines.bundle.settings",
-    "Segment": "diffseg.image",
+    "Segment": "diffseg.labels",
     "Segmentation": "diffseg.segmentation",
     "Segmenter": "diffseg.segmenter",
 }

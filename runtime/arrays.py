@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -98,6 +99,11 @@ def row_blocks(rows: int, row_bytes: int, like: Array, least: int = 1) -> list[s
     block_bytes = BLOCK_BYTES if isinstance(like, np.ndarray) else DEVICE_BLOCK_BYTES
     step = max(least, block_bytes // max(1, row_bytes))
     return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
+
+
+def cpu_workers(array: Array) -> int:
+    """Return how many threads prepare work on `array` ahead: up to 4 on a CPU, none where a device works anyway."""
+    return min(4, os.cpu_count() or 1) if isinstance(array, np.ndarray) else 0
 
 
 def prefetched(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:

@@ -3,33 +3,26 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 from diffseg.arrays import Array, namespace, to_host
-from diffseg.image import Placement, Segment, is_plain, place_labels
+from diffseg.labels import Masks
+from diffseg.masks import View, finished_masks, plain_masks
 from diffseg.methods import fused
-from diffseg.methods.colour import colour_refine
 from diffseg.methods.cut_attention import AttentionCut
 from diffseg.methods.kmeans import kmeans_refine
 from diffseg.methods.merge import AnchorDistances, anchor_distances, merge_on_device
-from diffseg.methods.pamr import pamr_refine_reduced
-from diffseg.methods.suppress import non_max_suppression
+from diffseg.placement import Placement
 from diffseg.stages import stage
 
 if TYPE_CHECKING:
-    from diffseg.engines.bundle.settings import MergeSettings, Refine
+    from diffseg.engines.bundle.settings import MergeSettings
     from numpy.typing import NDArray
 
 logger = logging.getLogger(__name__)
-
-PIXEL_REFINEMENTS: dict[Refine, Callable[[NDArray[np.uint16], NDArray[np.uint8]], NDArray[np.uint16]]] = {
-    "colour": colour_refine,
-    "pamr": pamr_refine_reduced,
-}
-"""Refinements of masks by the image: labels (H, W) and pixels (H, W, 3) → labels (H, W)."""
 
 
 @dataclass(slots=True, eq=False)
@@ -54,20 +47,22 @@ class AggregatedAttention:
         pixels: (h, w, 3) uint8, the image at the network's input size.
         placement: which part of the image these pixels show.
         mended: () integer, in the library of `values`; see `mended_rows`.
+        guide: (H, W, 3) uint8, the image at a higher resolution; see `View`.
     """
 
     values: Array
     pixels: NDArray[np.uint8]
     placement: Placement
     mended: Array | int = 0
+    guide: NDArray[np.uint8] | None = None
     _memo: _Memo = field(default_factory=_Memo, repr=False)
 
     @property
     def nbytes(self) -> int:
-        """Size of the attention, the remembered distances and the remembered cuts, in bytes."""
+        """Size of the attention, the guide, the remembered distances and the remembered cuts, in bytes."""
         last, cut = self._memo.last, self._memo.cut
         remembered = (0 if last is None else int(last[1].values.nbytes)) + (0 if cut is None else cut.nbytes)
-        return int(self.values.nbytes) + remembered
+        return int(self.values.nbytes) + remembered + (0 if self.guide is None else self.guide.nbytes)
 
     @property
     def mended_rows(self) -> int:
@@ -84,11 +79,11 @@ class AggregatedAttention:
         """Return a copy whose values the network cannot overwrite. It uses the same array library and device."""
         values = namespace(self.values).asarray(self.values, copy=True)
         memo = _Memo(self._memo.last, self._memo.cut, self._memo.mended_rows)
-        return AggregatedAttention(values, self.pixels, self.placement, self.mended, memo)
+        return AggregatedAttention(values, self.pixels, self.placement, self.mended, self.guide, memo)
 
     def placed(self, placement: Placement) -> AggregatedAttention:
         """Return the same attention for masks of another size. The arrays are shared, not copied."""
-        return AggregatedAttention(self.values, self.pixels, placement, self.mended, self._memo)
+        return AggregatedAttention(self.values, self.pixels, placement, self.mended, self.guide, self._memo)
 
     def proposals(self, settings: MergeSettings) -> Array:
         """Return (k, n, n) float32 proposals, without refinement: merged attention maps, or means of cut regions."""
@@ -112,18 +107,19 @@ class AggregatedAttention:
             cut = self._memo.cut = AttentionCut.of(self.values)
         return cut.proposals(tau)
 
-    def _suppress(self, proposals: Array, count: Array | None) -> NDArray[np.uint16]:
-        """Return the labels on the host. With the fused kernels, this is the only wait for the device per image."""
+    def _fused(self, proposals: Array, count: Array | None) -> NDArray[np.uint16] | None:
+        """Return the labels at the network's input size, or None without the fused kernels.
+
+        This is then the only wait for the device per image.
+        """
         kernels = fused.kernels(proposals)
         if kernels is None or count is None:
-            return to_host(non_max_suppression(proposals, self.placement.size))
+            return None
         packed = to_host(kernels.suppress(proposals, count, self.mended, self.placement.size))
         self._memo.mended_rows = int(packed[-2]) + (int(packed[-1]) << 16)
         return packed[:-2].reshape(self.placement.size)
 
-    def masks(
-        self, settings: MergeSettings, timings: dict[str, float]
-    ) -> tuple[NDArray[np.uint16], tuple[Segment, ...]]:
+    def masks(self, settings: MergeSettings, timings: dict[str, float]) -> Masks:
         """Merge or cut the attention into masks. An image of a single colour is one segment.
 
         Args:
@@ -134,10 +130,10 @@ class AggregatedAttention:
             (H, W) uint16 labels from 0 to k-1 without gaps, at the size of the image, and one segment per label,
             largest first.
         """
-        if is_plain(self.pixels, self.placement):
-            # The padding of the network's convolutions sets the borders of such an image apart.
-            with stage(timings, "merge"):
-                return place_labels(np.zeros(self.placement.size, dtype=np.uint16), self.placement)
+        view = View(self.pixels, self.placement, self.guide)
+        plain = plain_masks(view, timings, "cut" if settings.method == "cut" else "merge")
+        if plain is not None:
+            return plain
         if settings.method == "cut":
             with stage(timings, "cut"):
                 proposals, count = self._cut(settings.tau), None
@@ -148,12 +144,9 @@ class AggregatedAttention:
             with stage(timings, "refine"):
                 known = proposals if count is None else proposals[: int(count), ...]
                 proposals, count = kmeans_refine(self.values, known), None
-        with stage(timings, "suppress"):
-            labels = self._suppress(proposals, count)
-            if settings.refine not in PIXEL_REFINEMENTS:
-                return place_labels(labels, self.placement)
-        with stage(timings, "refine"):
-            return place_labels(PIXEL_REFINEMENTS[settings.refine](labels, self.pixels), self.placement)
+        return finished_masks(
+            proposals, view, settings.refine, timings, count=count, fused=lambda: self._fused(proposals, count)
+        )
 
 
 def warn_of_mended_rows(attentions: Sequence[AggregatedAttention]) -> None:

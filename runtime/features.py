@@ -5,15 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import numpy as np
-from diffseg.arrays import Array, namespace, to_host
-from diffseg.attention import PIXEL_REFINEMENTS
-from diffseg.image import Placement, Segment, place_labels
-from diffseg.methods.assign import assign_concepts
+from diffseg.arrays import Array, namespace
+from diffseg.labels import Masks
+from diffseg.masks import View, finished_masks, plain_masks
+from diffseg.methods.assign import concept_scores
 from diffseg.methods.cut import CutTree
+from diffseg.placement import Placement
 from diffseg.stages import stage
 
 if TYPE_CHECKING:
+    import numpy as np
     from diffseg.engines.bundle.settings import MergeSettings
     from numpy.typing import NDArray
 
@@ -36,31 +37,32 @@ class EncoderFeatures:
         grid: rows and columns of the places.
         pixels: (h, w, 3) uint8, the image at the network's input size.
         placement: which part of the image these pixels show.
+        guide: (H, W, 3) uint8, the image at a higher resolution; see `View`.
     """
 
     values: Array
     grid: tuple[int, int]
     pixels: NDArray[np.uint8]
     placement: Placement
+    guide: NDArray[np.uint8] | None = None
     _memo: _Memo = field(default_factory=_Memo, repr=False)
 
     @property
     def nbytes(self) -> int:
-        """Size of the features and of the remembered graph, in bytes."""
+        """Size of the features, the guide and the remembered graph, in bytes."""
         tree = self._memo.tree
-        return int(self.values.nbytes) + (0 if tree is None else int(tree.affinity.nbytes))
+        guide = 0 if self.guide is None else self.guide.nbytes
+        return int(self.values.nbytes) + guide + (0 if tree is None else int(tree.affinity.nbytes))
 
     def copy(self) -> EncoderFeatures:
         """Return a copy whose values the network cannot overwrite. They stay in the same array library and device."""
         values = namespace(self.values).asarray(self.values, copy=True)
-        return EncoderFeatures(values, self.grid, self.pixels, self.placement, _Memo(self._memo.tree))
+        return EncoderFeatures(values, self.grid, self.pixels, self.placement, self.guide, _Memo(self._memo.tree))
 
-    def masks(
-        self, settings: MergeSettings, timings: dict[str, float]
-    ) -> tuple[NDArray[np.uint16], tuple[Segment, ...]]:
+    def masks(self, settings: MergeSettings, timings: dict[str, float]) -> Masks:
         """Cut the graph of the features into regions, and assign every pixel to one of them.
 
-        Pixels are assigned at the network's input size, in blocks of rows.
+        An image of a single colour is one segment.
 
         Args:
             settings: tau and refinement.
@@ -70,14 +72,15 @@ class EncoderFeatures:
             (H, W) uint16 labels from 0 to k-1 without gaps, at the size of the image, and one segment per label,
             largest first.
         """
+        view = View(self.pixels, self.placement, self.guide)
+        plain = plain_masks(view, timings, "cut")
+        if plain is not None:
+            return plain
         with stage(timings, "cut"):
             tree = self._memo.tree
             if tree is None:
                 tree = self._memo.tree = CutTree.of_features(self.values)
             regions = tree.labels(settings.tau).reshape(self.grid)
         with stage(timings, "suppress"):
-            labels: NDArray[np.uint16] = to_host(assign_concepts(self.values, regions, self.placement.size))
-            if settings.refine not in PIXEL_REFINEMENTS:
-                return place_labels(labels, self.placement)
-        with stage(timings, "refine"):
-            return place_labels(PIXEL_REFINEMENTS[settings.refine](labels, self.pixels), self.placement)
+            scores = concept_scores(self.values, regions)
+        return finished_masks(scores, view, settings.refine, timings)

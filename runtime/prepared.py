@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from diffseg.engines.bundle.settings import MergeSettings
-from diffseg.image import Placement
 from diffseg.origin import Origin
+from diffseg.placement import Placement
 from PIL import Image
 
 if TYPE_CHECKING:
@@ -26,3 +26,4 @@ class Prepared:
     settings: MergeSettings
     keep_attention: bool
     origin: Origin | None = None
+    guide: NDArray[np.uint8] | None = None  # see `View`

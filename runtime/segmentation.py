@@ -18,7 +18,7 @@ from diffseg.formats.files import label_image, save
 from diffseg.formats.names import DEFAULT_FORMATS, Format, parse_formats
 from diffseg.formats.polygons import Polygon, polygons
 from diffseg.formats.rle import Counts, compress, run_lengths
-from diffseg.image import Segment
+from diffseg.labels import Segment
 from diffseg.origin import Origin
 from diffseg.stages import stage
 from msgspec import structs
@@ -120,8 +120,16 @@ class Segmentation:
         Raises:
             ValueError: the attention was not kept, or a setting is out of range.
         """
+        self._kept()  # first of all says that nothing was kept
+        return self.with_settings(self.settings.updated(threshold, anchors, refine, method, tau))
+
+    def with_settings(self, settings: MergeSettings) -> Segmentation:
+        """Make new masks from the kept attention with all these settings, as `resegment` does.
+
+        Raises:
+            ValueError: the attention was not kept.
+        """
         attention = self._kept()
-        settings = self.settings.updated(threshold, anchors, refine, method, tau)
         timings: dict[str, float] = {}
         labels, segments = attention.masks(settings, timings)
         return replace(

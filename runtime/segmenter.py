@@ -21,6 +21,7 @@ from diffseg.engines.providers.select import load_network
 from diffseg.features import EncoderFeatures
 from diffseg.image import Fit, ImageSource, fit_image, read_image
 from diffseg.lifetime import Lifetime, portable_model
+from diffseg.masks import guide_size
 from diffseg.methods.aggregate import aggregate_and_count
 from diffseg.origin import Origin
 from diffseg.pixels import ChannelOrder
@@ -227,9 +228,12 @@ class Segmenter(Lifetime):
             picture = read_image(source, channel_order)
         with stage(timings, "resize"):
             pixels, placement = fit_image(picture, self.bundle.manifest.image_size, fit)
+            wanted = settings or self.settings
+            finer = guide_size(placement) if keep_attention or wanted.refine == "colour" else None
+            guide = None if finer is None else fit_image(picture, finer, fit)[0]
         name = self.bundle.manifest.name
         origin = Origin(source_name(source), name, self._bundle_sha256, self.provider, fit)
-        return Prepared(picture, pixels, placement, timings, settings or self.settings, keep_attention, origin)
+        return Prepared(picture, pixels, placement, timings, wanted, keep_attention, origin, guide)
 
     def finish(self, images: Sequence[Prepared]) -> list[Segmentation]:
         """Segment prepared images in one batch, each with its own settings.
@@ -276,13 +280,13 @@ class Segmenter(Lifetime):
                 maps = [output[i, ...] for output in outputs]
                 found: AggregatedAttention | EncoderFeatures
                 if features is not None:
-                    found = EncoderFeatures(maps[0], features.grid, image.pixels, image.placement)
+                    found = EncoderFeatures(maps[0], features.grid, image.pixels, image.placement, image.guide)
                 else:
                     with stage(timings, "aggregate"):
                         # Overwrites the finest map.
                         values, mended = aggregate_and_count(maps, grids=grids, out=maps[0])
                         session.wait()
-                    found = AggregatedAttention(values, image.pixels, image.placement, mended)
+                    found = AggregatedAttention(values, image.pixels, image.placement, mended, image.guide)
                     attentions.append(found)
                 results.append(
                     Segmentation.of(

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 from diffseg.formats.polygons import polygons
 from diffseg.formats.rle import compress, run_lengths
-from diffseg.image import Segment
+from diffseg.labels import Segment
 from numpy.typing import NDArray
 
 Shape = Literal["rle", "polygon"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from diffseg.image import Segment
+from diffseg.labels import Segment
 from numpy.typing import NDArray
 from PIL import Image
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from diffseg.image import Segment
+from diffseg.labels import Segment
 from numpy.typing import NDArray
 
 Ring = NDArray[np.float32]

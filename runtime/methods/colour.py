@@ -5,15 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+from diffseg.methods.reduction import enlarged, reduced, reduction_factor, surroundings
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-SIDE = 256
-"""Least side, in pixels, that the image is reduced to. Doubling it refines the borders but takes four times as long."""
-
 LEAST_VARIANCE = 0.03**2
 """Added to the variance of each colour channel (0 to 1), because even a uniform surface has noise."""
+
+RADIUS, REACH, SMOOTHNESS = 16, 4, 3.0
+"""Defaults of `colour_refine`."""
 
 FAR = np.float32(1e9)
 """Energy of a mask that has no colour model at a pixel."""
@@ -23,9 +24,9 @@ def colour_refine(
     labels: NDArray[np.uint16],
     pixels: NDArray[np.uint8],
     *,
-    radius: int = 16,
-    reach: int = 4,
-    smoothness: float = 3.0,
+    radius: int = RADIUS,
+    reach: int = REACH,
+    smoothness: float = SMOOTHNESS,
     rounds: int = 10,
 ) -> NDArray[np.uint16]:
     """Move the borders of masks to where the colours of the image change.
@@ -55,21 +56,33 @@ def colour_refine(
             f"labels must be (H, W) and pixels (H, W, 3) of the same size, found {labels.shape} and {pixels.shape}"
         )
     factor = reduction_factor(labels.shape)
-    small = labels[factor // 2 :: factor, factor // 2 :: factor].astype(np.uint16)
-    height, width = small.shape
-    colours = np.ascontiguousarray(
-        pixels.reshape(height, factor, width, factor, 3).mean((1, 3), dtype=np.float32).transpose(2, 0, 1) / 255
-    )  # (3, h, w)
-    features = np.concatenate([np.ones((1, height, width), np.float32), colours, colours**2])
-    around = _window_sum(features[:1], reach)
+    small, means = reduced(labels, pixels, factor)
+    refined = colour_refine_reduced(small, means, radius=radius, reach=reach, smoothness=smoothness, rounds=rounds)
+    return enlarged(refined, factor)
+
+
+def colour_refine_reduced(
+    labels: NDArray[np.uint16],
+    image: NDArray[np.float32],
+    *,
+    radius: int = RADIUS,
+    reach: int = REACH,
+    smoothness: float = SMOOTHNESS,
+    rounds: int = 10,
+) -> NDArray[np.uint16]:
+    """Refine as `colour_refine` does, without a reduction: (h, w) labels by the colours (h, w, 3), 0 to 1."""
+    small = labels
+    colours = np.ascontiguousarray(image.transpose(2, 0, 1))  # (3, h, w)
+    features = features_of(colours)
+    around = window_sum(features[:1], reach)
     for _ in range(rounds):
         least, moved = np.full(small.shape, FAR), small.copy()
         for label in np.unique(small):
             mask = small == label
-            window = _surroundings(mask, radius)
+            window = surroundings(mask, radius)
             inside = features[:, *window] * mask[window]
-            energy = _energy(_window_sum(inside, radius), colours[:, *window])
-            share = _window_sum(inside[:1], reach)[0] / around[0, *window]
+            energy = energy_of(window_sum(inside, radius), colours[:, *window])
+            share = window_sum(inside[:1], reach)[0] / around[0, *window]
             energy -= smoothness * np.log(share + np.float32(1e-3))
             better = energy < least[window]
             least[window][better] = energy[better]
@@ -77,31 +90,21 @@ def colour_refine(
         if np.array_equal(moved, small):
             break
         small = moved
-    return small.repeat(factor, 0).repeat(factor, 1)
+    return small
 
 
-def reduction_factor(shape: tuple[int, ...]) -> int:
-    """Return the largest power of two that divides both sides of (H, W) and leaves at least SIDE pixels of each."""
-    factor = 1
-    while all(side % (2 * factor) == 0 and side >= 2 * factor * SIDE for side in shape):
-        factor *= 2
-    return factor
+def features_of(colours: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return what is summed for a colour model: a one, the colours and their squares, (3, …) → (7, …)."""
+    return np.concatenate([np.ones((1, *colours.shape[1:]), np.float32), colours, colours**2])
 
 
-def _surroundings(mask: NDArray[np.bool_], radius: int) -> tuple[slice, slice]:
-    """Return the bounding box of a mask, enlarged by `radius` on every side."""
-    sides = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
-    rows, columns = (slice(max(int(side[0]) - radius, 0), int(side[-1]) + radius + 1) for side in sides)
-    return rows, columns
-
-
-def _energy(sums: NDArray[np.float32], colours: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return the negative log-likelihood (h, w) of each pixel's colour under the model at that pixel.
+def energy_of(sums: NDArray[np.float32], colours: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the negative log-likelihood (…) of each pixel's colour under the model at that pixel.
 
     Args:
-        sums: (7, h, w), overwritten to avoid allocations, which would take longer than the arithmetic. For each
+        sums: (7, …), overwritten to avoid allocations, which would take longer than the arithmetic. For each
             pixel: the number of pixels in its window, the sums of their colours, and the sums of the squared colours.
-        colours: (3, h, w), 0 to 1.
+        colours: (3, …), 0 to 1.
     """
     absent = sums[0] < 2  # noqa: PLR2004  a single pixel has no variance
     sums[1:] /= np.maximum(sums[0], 1)
@@ -117,7 +120,7 @@ def _energy(sums: NDArray[np.float32], colours: NDArray[np.float32]) -> NDArray[
     return energy
 
 
-def _window_sum(maps: NDArray[np.float32], radius: int) -> NDArray[np.float32]:
+def window_sum(maps: NDArray[np.float32], radius: int) -> NDArray[np.float32]:
     """Sum (c, h, w) maps over windows of 2·radius + 1 pixels per side, clipped at the borders.
 
     The sums are composed of partial sums over 1, 2, 4, … neighbours, which takes few additions of whole arrays.

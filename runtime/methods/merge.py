@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
@@ -11,6 +10,7 @@ import numpy as np
 from diffseg.arrays import (
     Array,
     cached_from_host,
+    cpu_workers,
     device,
     from_host,
     namespace,
@@ -23,8 +23,6 @@ from diffseg.methods import fused
 
 FLOOR = float(np.finfo(np.float32).tiny)
 """Least probability in a logarithm. Zeros are raised to it; the reference implementation divides by zero instead."""
-
-WORKERS = min(4, os.cpu_count() or 1)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -147,8 +145,7 @@ def anchor_distances(attention: Array, anchors: int = 16, *, clean: bool = False
         return rows, block, logs, terms
 
     # On a CPU, threads take the logarithms of the next blocks while the products of this one run on all cores.
-    workers = WORKERS if isinstance(maps, np.ndarray) else 0
-    for rows, block, logs, terms in prefetched(prepare, _blocks(maps), workers):
+    for rows, block, logs, terms in prefetched(prepare, _blocks(maps), cpu_workers(maps)):
         # (r, anchors): these products are faster in this orientation, a tall matrix times a narrow one
         distance = terms[:, None] + centre_terms[None, :]
         distance -= logs @ centres.T

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 
 import numpy as np
-from diffseg.arrays import Array, device, namespace, prefetched, row_blocks, to_host
-from diffseg.methods.colour import reduction_factor
+from diffseg.arrays import Array, cpu_workers, device, namespace, prefetched, row_blocks, to_host
+from diffseg.methods.reduction import enlarged, reduced, reduction_factor, surroundings
 from numpy.typing import NDArray
-
-WORKERS = min(4, os.cpu_count() or 1)
 
 NEIGHBOURS = [(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1) if (y, x) != (0, 0)]
 
@@ -56,15 +53,14 @@ def pamr_refine(labels: Array, image: Array, iterations: int = 10, dilations: Se
 
     def refine(label: int) -> tuple[int, tuple[slice, slice], Array]:
         inside = labels == label
-        window = _window(to_host(inside), margin)  # beyond what the averages can reach, a mask stays 0
+        window = surroundings(to_host(inside), margin)  # beyond what the averages can reach, a mask stays 0
         mask = xp.astype(inside[window], xp.float32)
         part = weights[:, *window]
         for _ in range(iterations):
             mask = _average(mask, part, shifts)
         return label, window, mask
 
-    workers = WORKERS if isinstance(labels, np.ndarray) else 0
-    for label, window, mask in prefetched(refine, np.unique(to_host(labels)).tolist(), workers):
+    for label, window, mask in prefetched(refine, np.unique(to_host(labels)).tolist(), cpu_workers(labels)):
         better = mask > best[window]
         best[window] = xp.where(better, mask, best[window])
         number = xp.asarray(label, dtype=labels.dtype, device=device(labels))
@@ -85,11 +81,8 @@ def pamr_refine_reduced(labels: NDArray[np.uint16], pixels: NDArray[np.uint8]) -
         (H, W) uint16. A label that wins no pixel is missing.
     """
     factor = reduction_factor(labels.shape)
-    small = np.ascontiguousarray(labels[factor // 2 :: factor, factor // 2 :: factor])
-    height, width = small.shape
-    colours = pixels.reshape(height, factor, width, factor, 3).mean((1, 3), dtype=np.float32) / np.float32(255)
-    refined: NDArray[np.uint16] = pamr_refine(small, colours)
-    return refined.repeat(factor, 0).repeat(factor, 1)
+    refined: NDArray[np.uint16] = pamr_refine(*reduced(labels, pixels, factor))
+    return enlarged(refined, factor)
 
 
 def median_filter(labels: Array) -> Array:
@@ -154,13 +147,3 @@ def _pad(plane: Array, margin: int) -> Array:
         first_row, last_row = (plane[:1, :], plane[last:, :]) if axis == 0 else (plane[:, :1], plane[:, last:])
         plane = xp.concat([first_row] * margin + [plane] + [last_row] * margin, axis=axis)
     return plane
-
-
-def _window(inside: np.ndarray[tuple[int, int], np.dtype[np.bool_]], margin: int) -> tuple[slice, slice]:
-    """The box around a mask, larger by `margin`."""
-    sides = (np.flatnonzero(inside.any(axis)) for axis in (1, 0))
-    rows, columns = (
-        slice(max(int(side[0]) - margin, 0), min(int(side[-1]) + margin + 1, length))
-        for side, length in zip(sides, inside.shape, strict=True)
-    )
-    return rows, columns

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
 from diffseg.arrays import Array, device, namespace, resize_last, row_blocks
+from diffseg.methods.tiles import Points, label_by_maps
 
 
 def non_max_suppression(proposals: Array, size: tuple[int, int] = (512, 512)) -> Array:
@@ -26,6 +28,10 @@ def non_max_suppression(proposals: Array, size: tuple[int, int] = (512, 512)) ->
     height, width = size
     if height < 1 or width < 1:
         raise ValueError(f"size must be at least 1 × 1 pixels, found {height} × {width}")
+    if isinstance(proposals, np.ndarray):
+        out = np.empty(size, dtype=np.uint16)
+        label_by_maps(proposals, Points.evenly(height), Points.evenly(width), out)
+        return out
     xp = namespace(proposals)
     # Resize the rows first, while the maps are narrow, then the columns in blocks to limit the memory used.
     tall = xp.permute_dims(resize_last(xp.permute_dims(proposals, (0, 2, 1)), height), (2, 0, 1))  # (H, k, w)

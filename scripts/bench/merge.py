@@ -21,11 +21,12 @@ sys.path.append(str(Path(__file__).parents[1]))  # for the modules that scripts 
 
 import numpy as np
 from bench.record import environment, write_record
-from diffseg.image import Placement, Segment, place_labels
+from diffseg.labels import Segment, place_labels
 from diffseg.methods.aggregate import aggregate_attention
 from diffseg.methods.kmeans import kmeans_refine
 from diffseg.methods.merge import anchor_indices, merge_attention
 from diffseg.methods.suppress import non_max_suppression
+from diffseg.placement import Placement
 from numpy.typing import NDArray
 
 GEMM = 4096

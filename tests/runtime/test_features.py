@@ -13,7 +13,6 @@ from diffseg.engines.inspect import inspect_bundle
 from diffseg.engines.machine import Gpus
 from diffseg.engines.tensorrt.pipeline import build_plan
 from diffseg.features import EncoderFeatures
-from diffseg.image import Placement
 from diffseg.measure.compare import compare_providers
 from diffseg.measure.evaluate import Evaluation
 from diffseg.measure.evaluate.methods import Method
@@ -22,6 +21,7 @@ from diffseg.measure.profile.record import ProfileSettings
 from diffseg.measure.profile.session import take_profile
 from diffseg.methods.assign import assign_concepts
 from diffseg.methods.cut import recursive_normalized_cut
+from diffseg.placement import Placement
 from diffseg.serving.triton.repository import write_repository
 from msgspec.structs import replace
 from onnx import helper
@@ -71,10 +71,19 @@ def test_a_new_tau_solves_no_eigenproblem_again(features, monkeypatch):
 def test_features_without_contrast_give_one_mask(value):
     values = np.full((16, 8), value, np.float32)
     placement = Placement((5, 7), (32, 32), 0, 0, 5, 7)
-    one = EncoderFeatures(values, (4, 4), np.zeros((32, 32, 3), np.uint8), placement)
-    labels, segments = one.masks(SETTINGS, {})
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)  # one colour would be one mask anyway
+    labels, segments = EncoderFeatures(values, (4, 4), pixels, placement).masks(SETTINGS, {})
     assert labels.shape == (5, 7)
     assert len(segments) == 1
+
+
+def test_an_image_of_one_colour_is_one_mask_whatever_its_features(features):
+    timings = {}
+    plain = EncoderFeatures(features.values, GRID, np.full_like(features.pixels, 90), features.placement)
+    labels, segments = plain.masks(SETTINGS.updated(refine="pamr"), timings)
+    assert labels.shape == (48, 64)
+    assert [segment.area for segment in segments] == [48 * 64]
+    assert list(timings) == ["cut"]
 
 
 def test_settings_keep_to_what_the_network_returns():

@@ -7,7 +7,9 @@ import zlib
 import numpy as np
 import pytest
 from diffseg.engines.errors import ImageError
-from diffseg.image import Placement, Segment, fit_image, is_plain, place_labels, read_image
+from diffseg.image import fit_image, read_image
+from diffseg.labels import Segment, place_labels
+from diffseg.placement import Placement, is_plain
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image

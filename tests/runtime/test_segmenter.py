@@ -10,7 +10,8 @@ import pytest
 from diffseg import Segmentation, Segmenter
 from diffseg.engines.errors import BundleError, DiffsegError, ImageError
 from diffseg.engines.examples import example_images
-from diffseg.image import Placement, place_labels
+from diffseg.labels import place_labels
+from diffseg.placement import Placement
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image

@@ -14,7 +14,8 @@ from diffseg.arrays import prefetched, to_host
 from diffseg.engines.bundle.manifest import ENCODER, UNET
 from diffseg.engines.errors import DiffsegError, ImageError, MissingPackageError
 from diffseg.engines.packages import install_command
-from diffseg.image import place_labels, read_image
+from diffseg.image import read_image
+from diffseg.labels import place_labels
 from diffseg.measure.evaluate.boundary import Boundary
 from diffseg.measure.evaluate.datasets import Dataset, Sample
 from diffseg.measure.evaluate.methods import (
@@ -192,13 +193,7 @@ class Evaluation:
         settings = column.settings
         assert settings is not None  # noqa: S101 - columns_of sets it
         if self.protocol is Protocol.FULL:
-            return result.resegment(
-                settings.thresholds,
-                anchors=settings.anchors,
-                refine=settings.refine,
-                method=settings.method,
-                tau=settings.tau,
-            ).labels
+            return result.with_settings(settings).labels
         # Only the steps of the paper. Proposals that win no pixel keep their numbers, as in the reference code, where
         # they take part in the matching.
         attention = result.kept_attention()

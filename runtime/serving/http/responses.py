@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from diffseg.arrays import resize_last, to_host
 from diffseg.formats.rle import Counts
-from diffseg.image import Placement, place_labels
+from diffseg.labels import place_labels
+from diffseg.placement import Placement
 from diffseg.segmentation import Segmentation
 from diffseg.serving.http.errors import HTTPRequestError
 from diffseg.serving.protocol.echo import shorten

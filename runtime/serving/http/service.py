@@ -165,15 +165,7 @@ class Service:
             raise busy("too many requests for new masks are waiting; try again later", 1)
         self._merging += 1
         try:
-            call = partial(
-                kept.resegment,
-                settings.thresholds,
-                anchors=settings.anchors,
-                refine=settings.refine,
-                method=settings.method,
-                tau=settings.tau,
-            )
-            work = asyncio.get_running_loop().run_in_executor(self._merger, call)
+            work = asyncio.get_running_loop().run_in_executor(self._merger, kept.with_settings, settings)
             async with asyncio.timeout(_remaining(request, self.limits.deadline)):
                 return await unless_disconnected(request, work)
         except TimeoutError:

@@ -21,8 +21,9 @@ from diffseg.engines.bundle.manifest import Manifest, read_manifest
 from diffseg.engines.bundle.settings import MergeSettings
 from diffseg.engines.errors import ImageError
 from diffseg.engines.providers.cuda import import_cupy
-from diffseg.image import Fit, ImageSource, Placement, fit_image, read_image
+from diffseg.image import Fit, ImageSource, fit_image, read_image
 from diffseg.methods.aggregate import aggregate_and_count
+from diffseg.placement import Placement
 from diffseg.prepared import Prepared
 from diffseg.segmentation import Segmentation
 from diffseg.segmenter import Segmenter

@@ -16,7 +16,7 @@ from diffseg.engines.files import atomic_folder, expand_user
 from diffseg.engines.tensorrt.lookup import build_command, from_bundle, list_plans
 from diffseg.engines.tensorrt.plan import RECORD, Engine, Plan
 from diffseg.engines.text import printable
-from diffseg.image import Placement
+from diffseg.placement import Placement
 from diffseg.serving.protocol.tensors import MODEL
 from diffseg.serving.triton.config import (
     KIND,

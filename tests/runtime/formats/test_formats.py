@@ -9,7 +9,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from diffseg.formats.names import FORMATS, parse_formats
-from diffseg.image import Placement, place_labels
+from diffseg.labels import place_labels
+from diffseg.placement import Placement
 from PIL import Image
 from pycocotools.coco import COCO
 

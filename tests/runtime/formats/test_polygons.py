@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 from diffseg.formats.polygons import polygons
-from diffseg.image import Placement, place_labels
+from diffseg.labels import place_labels
+from diffseg.placement import Placement
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

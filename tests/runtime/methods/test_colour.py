@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from diffseg.methods.colour import _window_sum, colour_refine
+from diffseg.methods.colour import colour_refine, window_sum
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -78,7 +78,7 @@ def test_window_sums_are_sums_over_windows(height, width, radius, seed):
         for x in range(width):
             window = maps[:, max(y - radius, 0) : y + radius + 1, max(x - radius, 0) : x + radius + 1]
             expected[:, y, x] = window.sum((1, 2))
-    np.testing.assert_allclose(_window_sum(maps, radius), expected, rtol=1e-5)
+    np.testing.assert_allclose(window_sum(maps, radius), expected, rtol=1e-5)
 
 
 def test_other_sizes_are_refused():

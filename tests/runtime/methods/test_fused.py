@@ -11,12 +11,12 @@ import pytest
 from diffseg.arrays import to_host
 from diffseg.attention import AggregatedAttention
 from diffseg.engines.bundle.settings import MergeSettings
-from diffseg.image import Placement
 from diffseg.methods import fused
 from diffseg.methods.aggregate import aggregate_and_count, aggregate_attention
 from diffseg.methods.kmeans import kmeans_refine
 from diffseg.methods.merge import anchor_distances, merge_attention
 from diffseg.methods.suppress import non_max_suppression
+from diffseg.placement import Placement
 
 from .strategies import attention
 

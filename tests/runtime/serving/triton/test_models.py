@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from diffseg import Segmenter
 from diffseg.engines.errors import MissingPackageError
-from diffseg.image import Placement, fit_image, read_image
+from diffseg.image import fit_image, read_image
+from diffseg.placement import Placement
 from diffseg.serving.http.kserve import Inference, write_inference
 from diffseg.serving.protocol.masks import to_json
 from diffseg.serving.protocol.tensors import MODEL, OUTPUTS

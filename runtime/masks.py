@@ -1,0 +1,142 @@
+"""From proposals to the masks of an image: the steps that all methods share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+from diffseg.arrays import Array, to_host
+from diffseg.labels import Masks, finish_labels
+from diffseg.methods.colour import colour_refine_reduced
+from diffseg.methods.colour_fine import FULL_SIDE, colour_refine_fine
+from diffseg.methods.pamr import pamr_refine
+from diffseg.methods.reduction import enlarged, reduced_image, reduction_factor
+from diffseg.methods.tiles import SPREAD, Points, label_by_labels, label_by_maps
+from diffseg.placement import Placement, is_plain
+from diffseg.stages import stage
+
+if TYPE_CHECKING:
+    from diffseg.engines.bundle.settings import Refine
+    from numpy.typing import NDArray
+
+PIXEL_REFINEMENTS: dict[Refine, Callable[[NDArray[np.uint16], NDArray[np.float32]], NDArray[np.uint16]]] = {
+    "colour": colour_refine_reduced,
+    "pamr": pamr_refine,
+}
+"""Refinements of masks by the image: labels (h, w) and colours (h, w, 3), 0 to 1 → labels (h, w)."""
+
+COARSE = 1.5
+"""Pixels of the image per cell of the refined masks from which on their borders are smoothed.
+
+Below it, smoothing would cost details and save no stairs that can be seen.
+"""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class View:
+    """What the network sees of an image.
+
+    Attributes:
+        pixels: (h, w, 3) uint8, the image at the network's input size.
+        placement: which part of the image these pixels show.
+        guide: (H, W, 3) uint8, the same part at a multiple of that size, to refine borders by; None if the image has no
+            more details, or if they are not wanted.
+    """
+
+    pixels: NDArray[np.uint8]
+    placement: Placement
+    guide: NDArray[np.uint8] | None = None
+
+
+def guide_size(placement: Placement) -> tuple[int, int] | None:
+    """Return the size at which the borders of an image are refined, a multiple of the network's input size.
+
+    It is at most 1024 pixels per side, and about the size of the image. None if that is the network's input size.
+    """
+    ratio = max(placement.height / placement.size[0], placement.width / placement.size[1])
+    factor = min(FULL_SIDE // max(placement.size), round(ratio))
+    return (placement.size[0] * factor, placement.size[1] * factor) if factor > 1 else None
+
+
+def plain_masks(view: View, timings: dict[str, float], name: str) -> Masks | None:
+    """Return the one mask of an image of a single colour, or None for any other image.
+
+    The padding of the network's convolutions sets the borders of such an image apart, so its outputs are not used.
+
+    Args:
+        view: the image.
+        timings: the seconds that this takes are added to it.
+        name: stage that they count for.
+    """
+    if not is_plain(view.pixels, view.placement):
+        return None
+    with stage(timings, name):
+        return finish_labels(np.zeros(view.placement.target, dtype=np.uint16), view.placement)
+
+
+def finished_masks(
+    proposals: Array,
+    view: View,
+    refine: Refine,
+    timings: dict[str, float],
+    *,
+    count: Array | None = None,
+    fused: Callable[[], NDArray[np.uint16] | None] = lambda: None,
+) -> Masks:
+    """Let proposals compete for the pixels of the image, and refine the masks by the image if that is wanted.
+
+    They compete at the image's own resolution. With a refinement they do so at about 256 pixels per side; the refined
+    masks are enlarged without stairs. An image of the network's input size keeps its pixels.
+
+    Args:
+        proposals: (k, h, w) float, on any device.
+        view: the image.
+        refine: the refinement; those of proposals are over by now.
+        timings: the seconds of both stages are added to it.
+        count: number of proposals that count, () integer; None for all.
+        fused: returns the labels at the network's input size from the device in one step, or None if it cannot.
+    """
+    placement = view.placement
+
+    def maps() -> NDArray[np.floating]:
+        return to_host(proposals if count is None else proposals[: int(count), ...])
+
+    if refine not in PIXEL_REFINEMENTS:
+        with stage(timings, "suppress"):
+            labels = fused() if placement.same else None
+            if labels is None:
+                labels = _whole(label_by_maps, maps(), placement)
+            return finish_labels(labels, placement)
+    factor = reduction_factor(placement.size)
+    with stage(timings, "suppress"):
+        at_size = fused()
+        if at_size is not None:
+            small = np.ascontiguousarray(at_size[factor // 2 :: factor, factor // 2 :: factor])
+        else:
+            rows, columns = (Points(np.arange(factor // 2, side, factor) + 0.5, side) for side in placement.size)
+            small = np.empty((len(rows.places), len(columns.places)), dtype=np.uint16)
+            label_by_maps(maps(), rows, columns, small)
+    with stage(timings, "refine"):
+        image = reduced_image(view.pixels, factor)
+        refined = PIXEL_REFINEMENTS[refine](small, image)
+        if placement.same:
+            return finish_labels(enlarged(refined, factor), placement)
+        larger = view.pixels if view.guide is None else view.guide
+        if refine == "colour" and max(placement.picture) > max(image.shape[:2]):
+            refined = colour_refine_fine(refined, image, larger)
+        spread = SPREAD if max(placement.height, placement.width) > COARSE * max(refined.shape) else 0
+        return finish_labels(_whole(partial(label_by_labels, spread=spread), refined, placement), placement)
+
+
+def _whole(
+    label: Callable[[NDArray[np.generic], Points, Points, NDArray[np.uint16]], None],
+    grid: NDArray[np.generic],
+    placement: Placement,
+) -> NDArray[np.uint16]:
+    """Label what the network sees of an image, at the size of the result."""
+    whole = np.empty(placement.target, dtype=np.uint16)
+    label(grid, *placement.points(), whole[placement.seen()])
+    return whole
