@@ -11,6 +11,7 @@ from typing import Any, TypeAlias, cast, overload
 import numpy as np
 from diffseg.arrays import prefetched
 from diffseg.attention import AggregatedAttention, warn_of_mended_rows
+from diffseg.cancellation import StoppedError
 from diffseg.engines.bundle.bundle import Bundle, open_bundle
 from diffseg.engines.bundle.manifest import MANIFEST
 from diffseg.engines.bundle.settings import MergeSettings, Method, Refine, Threshold
@@ -82,13 +83,8 @@ class Segmenter(Lifetime):
         """
         bundle = open_bundle(model)
         segmenter = cls(bundle, load_network(bundle, provider, threads=threads, devices=devices), batch=batch)
-        segmenter._loaded_with = {
-            "model": portable_model(model, bundle.folder),
-            "provider": provider,
-            "batch": batch,
-            "threads": threads,
-            "devices": devices,
-        }
+        rest = {"provider": provider, "batch": batch, "threads": threads, "devices": devices}
+        segmenter._loaded_with = {"model": portable_model(model, bundle.folder)} | rest
         return segmenter
 
     @property
@@ -239,8 +235,18 @@ class Segmenter(Lifetime):
 
         Raises:
             DeviceMemoryError: even a single image does not fit into the device's memory.
+            StoppedError: the `check` of an image has stopped its masks.
         """
         results: list[Segmentation] = []
+        for outcome in self.outcomes(images):
+            if isinstance(outcome, StoppedError):
+                raise outcome
+            results.append(outcome)
+        return results
+
+    def outcomes(self, images: Sequence[Prepared]) -> list[Segmentation | StoppedError]:
+        """Segment like `finish`, but return the error of an image whose `check` has stopped its masks."""
+        results: list[Segmentation | StoppedError] = []
         while part := images[len(results) : len(results) + self._batch_limit]:
             try:
                 results += self._pass(part)
@@ -257,11 +263,12 @@ class Segmenter(Lifetime):
         results = iter(self.finish([item for _, item in batch if not isinstance(item, ImageError)]))
         return [(source, item if isinstance(item, ImageError) else next(results)) for source, item in batch]
 
-    def _pass(self, images: Sequence[Prepared]) -> list[Segmentation]:
+    def _pass(self, images: Sequence[Prepared]) -> list[Segmentation | StoppedError]:
         grids = [attention.grid for attention in self.bundle.manifest.attention]
         features = self.bundle.manifest.features
         shared: dict[str, float] = {}
-        results, attentions = [], []
+        results: list[Segmentation | StoppedError] = []
+        attentions = []
         with self.network.session() as session:
             with stage(shared, "encode"):
                 latent = session.encode(np.stack([image.pixels for image in images]))
@@ -282,16 +289,7 @@ class Segmenter(Lifetime):
                         session.wait()
                     found = AggregatedAttention(values, image.pixels, image.placement, mended)
                     attentions.append(found)
-                results.append(
-                    Segmentation.of(
-                        found,
-                        image.picture,
-                        image.settings,
-                        timings,
-                        keep_attention=image.keep_attention,
-                        origin=image.origin,
-                    )
-                )
+                results.append(image.masks(found, timings))
             session.wait()  # also finishes the copies of kept attention
             warn_of_mended_rows(attentions)
         return results

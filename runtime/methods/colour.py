@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+from diffseg.cancellation import checkpoint
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -65,6 +66,7 @@ def colour_refine(
     for _ in range(rounds):
         least, moved = np.full(small.shape, FAR), small.copy()
         for label in np.unique(small):
+            checkpoint()
             mask = small == label
             window = _surroundings(mask, radius)
             inside = features[:, *window] * mask[window]

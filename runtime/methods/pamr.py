@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from diffseg.arrays import Array, device, namespace, prefetched, row_blocks, to_host
+from diffseg.cancellation import checkpoint
 from diffseg.methods.colour import reduction_factor
 from numpy.typing import NDArray
 
@@ -65,6 +66,7 @@ def pamr_refine(labels: Array, image: Array, iterations: int = 10, dilations: Se
 
     workers = WORKERS if isinstance(labels, np.ndarray) else 0
     for label, window, mask in prefetched(refine, np.unique(to_host(labels)).tolist(), workers):
+        checkpoint()
         better = mask > best[window]
         best[window] = xp.where(better, mask, best[window])
         number = xp.asarray(label, dtype=labels.dtype, device=device(labels))
