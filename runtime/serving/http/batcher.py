@@ -103,7 +103,7 @@ class Batcher:
 
     @property
     def masking_seconds(self) -> float:
-        """Seconds that the masks of one image may take: as long as the network, so that no settings block others."""
+        """Seconds that the masks of one image may take: as many as the network, so that no settings block others."""
         return max(LEAST_MASKING, self._pace)
 
     async def segment(self, prepares: Sequence[Callable[[], Prepared]], seconds: float) -> list[Segmentation]:
@@ -216,7 +216,7 @@ class Batcher:
     def _probe(self, count: int = 1) -> None:
         """Segment a batch of grey images, to see whether the device works."""
         size = self.segmenter.bundle.manifest.image_size
-        self.segmenter([np.full((*size, 3), 127, np.uint8)] * count)
+        self._pace = _pace(self.segmenter([np.full((*size, 3), 127, np.uint8)] * count))
 
     def _step(self) -> bool:
         group = self._take()  # a separate function, so that no local variable keeps results alive during the next wait
@@ -277,16 +277,19 @@ class Batcher:
         # Of the network alone: settings that make merging slow must not make the server refuse other requests.
         done = [outcome for outcome in outcomes if not isinstance(outcome, StoppedError)]
         if done:
-            pace = sum(result.timings.get(stage, 0.0) for result in done for stage in NETWORK) / len(done)
-            self._pace = PACE_MEMORY * self._pace + (1 - PACE_MEMORY) * pace if self._pace else pace
+            self._pace = PACE_MEMORY * self._pace + (1 - PACE_MEMORY) * _pace(done)
         self.metrics.batch([start - job.queued for job, _ in good])
         for (job, _), outcome in zip(good, outcomes, strict=True):
             if isinstance(outcome, StoppedError):
-                assert job.budget is not None  # noqa: S101 - it raised the error
                 job.fail(job.budget.error)
             else:
                 self.metrics.image(outcome.timings)
                 job.result.set_result(outcome)
+
+
+def _pace(results: Sequence[Segmentation]) -> float:
+    """Return the seconds per image that the network took."""
+    return sum(result.timings.get(stage, 0.0) for result in results for stage in NETWORK) / len(results)
 
 
 def _images(count: int) -> str:

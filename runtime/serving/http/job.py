@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -13,14 +14,15 @@ from diffseg.segmentation import Segmentation
 from diffseg.serving.http.errors import HTTPRequestError
 
 LEAST_MASKING = 2.0
-"""Seconds that the masks of an image may always take. Usual settings take a tenth of that."""
+"""Processor seconds that the masks of an image may always take. Usual settings take a tenth of that."""
 
 
 class Budget:
     """The time for the masks of one image. It is called between the steps of making them, and begins with the first.
 
     Args:
-        seconds: how long the masks may take.
+        seconds: processor time that the masks may take of the calling thread. Other programs that keep the machine busy
+            do not use it up.
         expires: when the request expires, in seconds of `time.monotonic`.
     """
 
@@ -36,10 +38,10 @@ class Budget:
         Raises:
             StoppedError: the time is over.
         """
-        now = time.monotonic()
+        spent = time.thread_time()
         if self._end is None:
-            self._end = min(now + self.seconds, self.expires)
-        if self.abandoned or now > self._end:
+            self._end = spent + self.seconds
+        if self.abandoned or spent > self._end or time.monotonic() > self.expires:
             raise StoppedError
 
     @property
@@ -59,7 +61,7 @@ class Job:
         result: the masks.
         prepared: the decoded image, once its decoding was begun.
         begun: whether the worker has taken it.
-        budget: set when the worker takes it.
+        budget: the time for its masks.
     """
 
     prepare: Callable[[], Prepared]
@@ -68,7 +70,10 @@ class Job:
     result: Future[Segmentation] = field(default_factory=Future)
     prepared: Future[Prepared] | None = None
     begun: bool = False
-    budget: Budget | None = None
+    budget: Budget = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.budget = Budget(math.inf, self.expires)
 
     @property
     def expires(self) -> float:
@@ -78,13 +83,12 @@ class Job:
     def begin(self, masking: float) -> None:
         """Note that the worker takes it. Its masks may then take `masking` seconds."""
         self.begun = True
-        self.budget = Budget(masking, self.expires)
+        self.budget.seconds = masking
 
     def abandon(self) -> None:
         """Free its place, or stop the making of its masks."""
         self.result.cancel()
-        if self.budget is not None:
-            self.budget.abandoned = True
+        self.budget.abandoned = True
 
     def fail(self, error: BaseException) -> None:
         """End it with an error, unless its request has ended."""

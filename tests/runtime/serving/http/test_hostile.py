@@ -301,7 +301,7 @@ def endless(monkeypatch):
         try:
             while True:
                 checkpoint()
-                time.sleep(0.005)
+                sum(range(10_000))
         except StoppedError:
             stopped.append(time.monotonic())
             raise
@@ -326,7 +326,7 @@ def test_masks_that_take_too_long_are_stopped_and_others_of_the_batch_are_made(s
         answers = [call.result() for call in calls]
     assert blocker.result().status == 200
     assert [answer.status for answer in answers] == [200, 400, 200]
-    assert "more than 0.1 s" in answers[1].error
+    assert "with these settings; use fewer anchors" in answers[1].error
     assert network.passes[-1] == 3
     assert len(endless) == 1
     assert server.service.batcher._pace != pace
@@ -337,7 +337,7 @@ def test_masks_that_take_too_long_are_stopped_and_others_of_the_batch_are_made(s
 def test_masks_are_stopped_at_the_deadline_or_when_the_client_leaves(serve, png, endless, monkeypatch):
     monkeypatch.setattr(batcher, "LEAST_MASKING", 1000.0)
     server = serve(batch=1)
-    late = server.ask("POST", "/v1/segment?refine=colour&timeout=0.2", png)
+    late = server.ask("POST", "/v1/segment?refine=colour&timeout=3", png)
     assert late.status == 504
     until(lambda: len(endless) == 1, "the end of the refinement")
     assert server.ask("POST", "/v1/segment", png).status == 200
@@ -356,7 +356,7 @@ def test_new_masks_that_take_too_long_are_stopped(serve, png, endless, monkeypat
     monkeypatch.setattr(batcher, "LEAST_MASKING", 0.1)
     answer = server.ask("GET", f"/v1/images/{key}/masks?refine=colour")
     assert answer.status == 400
-    assert "more than 0.1 s" in answer.error
+    assert "with these settings; use fewer anchors" in answer.error
     monkeypatch.setattr(batcher, "LEAST_MASKING", 1000.0)
     server.service.limits = replace(server.service.limits, deadline=0.2)
     assert server.ask("GET", f"/v1/images/{key}/masks?refine=colour").status == 504
