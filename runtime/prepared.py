@@ -6,9 +6,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from diffseg.attention import AggregatedAttention
+from diffseg.cancellation import Check, StoppedError, stoppable
 from diffseg.engines.bundle.settings import MergeSettings
+from diffseg.features import EncoderFeatures
 from diffseg.origin import Origin
 from diffseg.placement import Placement
+from diffseg.segmentation import Segmentation
 from PIL import Image
 
 if TYPE_CHECKING:
@@ -17,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prepared:
-    """An image that is ready for the network, with its settings."""
+    """An image that is ready for the network, with its settings. `check` can stop the making of its masks."""
 
     picture: Image.Image
     pixels: NDArray[np.uint8]
@@ -27,3 +31,21 @@ class Prepared:
     keep_attention: bool
     origin: Origin | None = None
     guide: NDArray[np.uint8] | None = None  # see `View`
+    check: Check | None = None
+
+    def masks(
+        self, attention: AggregatedAttention | EncoderFeatures, timings: dict[str, float]
+    ) -> Segmentation | StoppedError:
+        """Make the masks of the image, or return the error with which `check` has stopped that."""
+        try:
+            with stoppable(self.check):
+                return Segmentation.of(
+                    attention,
+                    self.picture,
+                    self.settings,
+                    timings,
+                    keep_attention=self.keep_attention,
+                    origin=self.origin,
+                )
+        except StoppedError as error:
+            return error

@@ -10,7 +10,8 @@ from typing import Any, TypeAlias, cast, overload
 
 import numpy as np
 from diffseg.arrays import prefetched
-from diffseg.attention import PIXEL_REFINEMENTS, AggregatedAttention, warn_of_mended_rows
+from diffseg.attention import AggregatedAttention, warn_of_mended_rows
+from diffseg.cancellation import StoppedError
 from diffseg.engines.bundle.bundle import Bundle, open_bundle
 from diffseg.engines.bundle.manifest import MANIFEST
 from diffseg.engines.bundle.settings import MergeSettings, Method, Refine, Threshold
@@ -21,7 +22,7 @@ from diffseg.engines.providers.select import load_network
 from diffseg.features import EncoderFeatures
 from diffseg.image import Fit, ImageSource, fit_image, read_image
 from diffseg.lifetime import Lifetime, portable_model
-from diffseg.masks import guide_size
+from diffseg.masks import PIXEL_REFINEMENTS, guide_size
 from diffseg.methods.aggregate import aggregate_and_count
 from diffseg.origin import Origin
 from diffseg.pixels import ChannelOrder
@@ -85,13 +86,8 @@ class Segmenter(Lifetime):
         """
         bundle = open_bundle(model)
         segmenter = cls(bundle, load_network(bundle, provider, threads=threads, devices=devices), batch=batch)
-        segmenter._loaded_with = {
-            "model": portable_model(model, bundle.folder),
-            "provider": provider,
-            "batch": batch,
-            "threads": threads,
-            "devices": devices,
-        }
+        rest = {"provider": provider, "batch": batch, "threads": threads, "devices": devices}
+        segmenter._loaded_with = {"model": portable_model(model, bundle.folder)} | rest
         return segmenter
 
     @property
@@ -245,8 +241,18 @@ class Segmenter(Lifetime):
 
         Raises:
             DeviceMemoryError: even a single image does not fit into the device's memory.
+            StoppedError: the `check` of an image has stopped its masks.
         """
         results: list[Segmentation] = []
+        for outcome in self.outcomes(images):
+            if isinstance(outcome, StoppedError):
+                raise outcome
+            results.append(outcome)
+        return results
+
+    def outcomes(self, images: Sequence[Prepared]) -> list[Segmentation | StoppedError]:
+        """Segment like `finish`, but return the error of an image whose `check` has stopped its masks."""
+        results: list[Segmentation | StoppedError] = []
         while part := images[len(results) : len(results) + self._batch_limit]:
             try:
                 results += self._pass(part)
@@ -263,11 +269,12 @@ class Segmenter(Lifetime):
         results = iter(self.finish([item for _, item in batch if not isinstance(item, ImageError)]))
         return [(source, item if isinstance(item, ImageError) else next(results)) for source, item in batch]
 
-    def _pass(self, images: Sequence[Prepared]) -> list[Segmentation]:
+    def _pass(self, images: Sequence[Prepared]) -> list[Segmentation | StoppedError]:
         grids = [attention.grid for attention in self.bundle.manifest.attention]
         features = self.bundle.manifest.features
         shared: dict[str, float] = {}
-        results, attentions = [], []
+        results: list[Segmentation | StoppedError] = []
+        attentions = []
         with self.network.session() as session:
             with stage(shared, "encode"):
                 latent = session.encode(np.stack([image.pixels for image in images]))
@@ -288,16 +295,7 @@ class Segmenter(Lifetime):
                         session.wait()
                     found = AggregatedAttention(values, image.pixels, image.placement, mended, image.guide)
                     attentions.append(found)
-                results.append(
-                    Segmentation.of(
-                        found,
-                        image.picture,
-                        image.settings,
-                        timings,
-                        keep_attention=image.keep_attention,
-                        origin=image.origin,
-                    )
-                )
+                results.append(image.masks(found, timings))
             session.wait()  # also finishes the copies of kept attention
             warn_of_mended_rows(attentions)
         return results

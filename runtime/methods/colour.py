@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+from diffseg.cancellation import checkpoint
 from diffseg.methods.reduction import enlarged, reduced, reduction_factor, surroundings
 
 if TYPE_CHECKING:
@@ -78,6 +79,7 @@ def colour_refine_reduced(
     for _ in range(rounds):
         least, moved = np.full(small.shape, FAR), small.copy()
         for label in np.unique(small):
+            checkpoint()
             mask = small == label
             window = surroundings(mask, radius)
             inside = features[:, *window] * mask[window]

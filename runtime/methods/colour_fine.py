@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+from diffseg.cancellation import checkpoint
 from diffseg.methods.colour import FAR, RADIUS, REACH, SMOOTHNESS, energy_of, features_of, window_sum
 from diffseg.methods.reduction import surroundings
 from diffseg.methods.tiles import Points, label_by_labels
@@ -54,6 +55,7 @@ def colour_refine_fine(
         least, moved = np.full(band.shape, FAR), labels.ravel()[band]
         before = moved.copy()
         for label, near, energy in pairs:
+            checkpoint()
             share = _shares(labels == label, y, x, reach)[near]
             total = energy - np.float32(SMOOTHNESS) * np.log(share + np.float32(1e-3))
             better = total < least[near]

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from diffseg.arrays import Array, from_host, namespace, to_host
+from diffseg.cancellation import checkpoint
 from diffseg.methods.eigenvector import second_eigenvector
 from numpy.typing import NDArray
 
@@ -132,6 +133,7 @@ class CutTree:
         self._root = self._root or self._region(np.arange(self.size))
         found, waiting = [], [self._root]
         while waiting:
+            checkpoint()
             region = waiting.pop()
             if region.upper is None or not region.cost < tau:
                 continue

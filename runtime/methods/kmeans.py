@@ -7,6 +7,7 @@ there.
 from __future__ import annotations
 
 from diffseg.arrays import Array, device, namespace, row_blocks, row_dot, to_host
+from diffseg.cancellation import checkpoint
 
 
 def kmeans_refine(attention: Array, proposals: Array, *, iterations: int = 300, tolerance: float = 1e-4) -> Array:
@@ -43,6 +44,7 @@ def kmeans_refine(attention: Array, proposals: Array, *, iterations: int = 300, 
     limit = tolerance * _mean_variance(maps, centre)
     labels, old = _assign(maps, means, centre), None
     for _ in range(iterations):
+        checkpoint()
         moved = _means(maps, labels, means)
         shift = float(xp.sum((moved - means) ** 2))
         means = moved

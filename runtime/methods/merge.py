@@ -19,6 +19,7 @@ from diffseg.arrays import (
     row_dot,
     to_host,
 )
+from diffseg.cancellation import checkpoint
 from diffseg.methods import fused
 
 FLOOR = float(np.finfo(np.float32).tiny)
@@ -146,6 +147,7 @@ def anchor_distances(attention: Array, anchors: int = 16, *, clean: bool = False
 
     # On a CPU, threads take the logarithms of the next blocks while the products of this one run on all cores.
     for rows, block, logs, terms in prefetched(prepare, _blocks(maps), cpu_workers(maps)):
+        checkpoint()
         # (r, anchors): these products are faster in this orientation, a tall matrix times a narrow one
         distance = terms[:, None] + centre_terms[None, :]
         distance -= logs @ centres.T
@@ -203,6 +205,7 @@ def _merge_anchors(maps: Array, distances: AnchorDistances, threshold: float) ->
     near = xp.astype(distances.values < 2 * threshold, xp.float32)
     total = xp.zeros((near.shape[1], maps.shape[1]), dtype=xp.float32, device=device(maps))
     for rows in _blocks(maps):
+        checkpoint()
         block = xp.astype(maps[rows, :], xp.float32, copy=False)
         total += near[rows, :].T @ (_clean(block) if rows in distances.unclean else block)
     total /= xp.sum(near, axis=0)[:, None]
@@ -219,9 +222,11 @@ def _merge_greedily(maps: Array, threshold: float) -> Array:
     xp = namespace(maps)
     logs = _log(maps)
     terms = _entropy_terms(maps, logs)
-    cross = maps @ logs.T
-    distance = terms[:, None] + terms[None, :] - cross - cross.T
-    near = np.array(to_host(distance < 2 * threshold))  # a copy: NumPy 1.26 may return a read-only view
+    cross = _product(maps, logs.T)
+    near = np.empty(tuple(cross.shape), dtype=bool)
+    for rows in row_blocks(maps.shape[0], 4 * maps.shape[0], maps):  # a single block, except of thousands of maps
+        distance = terms[rows, None] + terms[None, :] - cross[rows, :] - cross[:, rows].T
+        near[rows] = to_host(distance < 2 * threshold)
     matched = np.zeros(len(near), dtype=bool)
     groups: list[np.ndarray[tuple[int], np.dtype[np.float32]]] = []
     for i, row in enumerate(near):
@@ -230,4 +235,18 @@ def _merge_greedily(maps: Array, threshold: float) -> Array:
         row[i] = True
         matched |= row
         groups.append(row.astype(np.float32) / np.float32(row.sum()))
-    return xp.astype(from_host(np.stack(groups), maps) @ maps, xp.float32, copy=False)
+    return xp.astype(_product(from_host(np.stack(groups), maps), maps), xp.float32, copy=False)
+
+
+def _product(left: Array, right: Array) -> Array:
+    """Return left @ right. The product of thousands of rows is taken in blocks, between which it can be stopped."""
+    xp = namespace(left, right)
+    blocks = row_blocks(left.shape[0], 4 * right.shape[1], left, least=512)
+    if len(blocks) == 1:
+        checkpoint()
+        return left @ right
+    product = xp.empty((left.shape[0], right.shape[1]), dtype=xp.float32, device=device(left))
+    for rows in blocks:
+        checkpoint()
+        product[rows, :] = left[rows, :] @ right
+    return product

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from diffseg.arrays import Array, cpu_workers, device, namespace, prefetched, row_blocks, to_host
+from diffseg.cancellation import checkpoint
 from diffseg.methods.reduction import enlarged, reduced, reduction_factor, surroundings
 from numpy.typing import NDArray
 
@@ -61,6 +62,7 @@ def pamr_refine(labels: Array, image: Array, iterations: int = 10, dilations: Se
         return label, window, mask
 
     for label, window, mask in prefetched(refine, np.unique(to_host(labels)).tolist(), cpu_workers(labels)):
+        checkpoint()
         better = mask > best[window]
         best[window] = xp.where(better, mask, best[window])
         number = xp.asarray(label, dtype=labels.dtype, device=device(labels))

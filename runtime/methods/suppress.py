@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from diffseg.arrays import Array, device, namespace, resize_last, row_blocks
+from diffseg.arrays import Array, device, lerp_indices, namespace, resize_last, row_blocks
+from diffseg.cancellation import checkpoint
 from diffseg.methods.tiles import Points, label_by_maps
 
 
@@ -33,10 +34,16 @@ def non_max_suppression(proposals: Array, size: tuple[int, int] = (512, 512)) ->
         label_by_maps(proposals, Points.evenly(height), Points.evenly(width), out)
         return out
     xp = namespace(proposals)
-    # Resize the rows first, while the maps are narrow, then the columns in blocks to limit the memory used.
-    tall = xp.permute_dims(resize_last(xp.permute_dims(proposals, (0, 2, 1)), height), (2, 0, 1))  # (H, k, w)
+    lower, upper, fraction = lerp_indices(shape[1], height, proposals)
     labels = xp.empty((height, width), dtype=xp.uint16, device=device(proposals))
     for rows in row_blocks(height, 4 * shape[0] * width, proposals):
-        block = resize_last(tall[rows, ...], width)  # (r, k, W)
+        checkpoint()
+        # Resize the rows first, while the maps are narrow, and then the columns.
+        low = xp.take(proposals, lower[rows], axis=1)  # (k, r, w)
+        tall = xp.take(proposals, upper[rows], axis=1)
+        tall -= low
+        tall *= fraction[rows][None, :, None]
+        tall += low
+        block = resize_last(xp.permute_dims(tall, (1, 0, 2)), width)  # (r, k, W)
         labels[rows, :] = xp.astype(xp.argmax(block, axis=1), xp.uint16)
     return labels

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
+from diffseg.cancellation import checkpoint
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -164,6 +165,7 @@ def _compete(field: Field, down: Axis, across: Axis, out: NDArray[np.uint16]) ->
     vertical = [(tile, down.cells(tile)) for tile in down.tiles()]
     horizontal = [(tile, across.cells(tile)) for tile in across.tiles()]
     for rows, row_cells in vertical:
+        checkpoint()
         below, above = down.lower[rows] - row_cells.start, down.upper[rows] - row_cells.start
         weights = down.fraction[rows, None]
         for columns, column_cells in horizontal:

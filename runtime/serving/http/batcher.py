@@ -9,15 +9,17 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import replace
 from enum import StrEnum
 from functools import partial
 
 import numpy as np
+from diffseg.cancellation import StoppedError
 from diffseg.prepared import Prepared
 from diffseg.segmentation import Segmentation
 from diffseg.segmenter import Segmenter
 from diffseg.serving.http.errors import HTTPRequestError, busy, unavailable
+from diffseg.serving.http.job import LEAST_MASKING, Job
 from diffseg.serving.http.metrics import Metrics
 
 logger = logging.getLogger(__name__)
@@ -36,24 +38,6 @@ class Health(StrEnum):
     STALLED = "stalled"  # one batch has run for longer than the `stall` limit
     DEAD = "dead"
     CLOSED = "closed"
-
-
-@dataclass(slots=True, eq=False)
-class _Job:
-    prepare: Callable[[], Prepared]
-    seconds: float
-    queued: float = field(default_factory=time.monotonic)
-    result: Future[Segmentation] = field(default_factory=Future)
-    prepared: Future[Prepared] | None = None
-    begun: bool = False
-
-    @property
-    def expires(self) -> float:
-        return self.queued + self.seconds
-
-    def fail(self, error: BaseException) -> None:
-        if self.result.running() or self.result.set_running_or_notify_cancel():
-            self.result.set_exception(error)
 
 
 # Our own instead of a library's, because it decodes ahead, drops the images of clients that left, refuses images that
@@ -77,7 +61,7 @@ class Batcher:
         self.capacity = capacity
         self.gather = gather
         self.stall = stall
-        self._jobs: deque[_Job] = deque()
+        self._jobs: deque[Job] = deque()
         self._changed = threading.Condition()
         self._health = Health.STARTING
         self._closing = False
@@ -117,6 +101,11 @@ class Batcher:
         """Estimated seconds before a new image would start, from the pace of recent batches."""
         return (len(self._jobs) + self._running) * self._pace
 
+    @property
+    def masking_seconds(self) -> float:
+        """Seconds that the masks of one image may take: as many as the network, so that no settings block others."""
+        return max(LEAST_MASKING, self._pace)
+
     async def segment(self, prepares: Sequence[Callable[[], Prepared]], seconds: float) -> list[Segmentation]:
         """Segment the images of one request. Either all of them are queued, or none is.
 
@@ -133,7 +122,7 @@ class Batcher:
             RequestError: the queue is full, the images had no turn in time or the worker has ended (503), or the
                 network failed (500).
         """
-        jobs = [_Job(prepare, seconds) for prepare in prepares]
+        jobs = [Job(prepare, seconds) for prepare in prepares]
         ahead = self._submit(jobs)
         try:
             async with asyncio.timeout(seconds):
@@ -145,9 +134,9 @@ class Batcher:
             raise busy(message, self.expected_wait) from None
         finally:
             for job in jobs:  # if the client leaves or one image fails, free the places of all its images
-                job.result.cancel()
+                job.abandon()
 
-    def _submit(self, jobs: list[_Job]) -> bool:
+    def _submit(self, jobs: list[Job]) -> bool:
         """Queue jobs, and return whether others are ahead of them."""
         with self._changed:
             ahead = bool(self._jobs or self._running)
@@ -172,7 +161,7 @@ class Batcher:
             self._changed.notify_all()
             return ahead
 
-    def _forget(self, job: _Job, _: Future[Segmentation]) -> None:
+    def _forget(self, job: Job, _: Future[Segmentation]) -> None:
         with self._changed:
             if job in self._jobs:
                 self._jobs.remove(job)
@@ -185,7 +174,7 @@ class Batcher:
         for job in list(self._jobs)[: 2 * self.segmenter.batch]:
             self._decoding(job)
 
-    def _decoding(self, job: _Job) -> None:
+    def _decoding(self, job: Job) -> None:
         if job.prepared is None:
             job.prepared = self._decoders.submit(job.prepare)
             job.prepared.add_done_callback(self._wake)
@@ -194,7 +183,7 @@ class Batcher:
         with self._changed:
             self._changed.notify_all()
 
-    def _decoded(self) -> list[_Job]:
+    def _decoded(self) -> list[Job]:
         """The jobs that the worker can take now. It passes over an image that takes long to decode."""
         return [job for job in self._jobs if job.prepared is not None and job.prepared.done()]
 
@@ -226,7 +215,7 @@ class Batcher:
     def _probe(self, count: int = 1) -> None:
         """Segment a batch of grey images, to see whether the device works."""
         size = self.segmenter.bundle.manifest.image_size
-        self.segmenter([np.full((*size, 3), 127, np.uint8)] * count)
+        self._pace = _pace(self.segmenter([np.full((*size, 3), 127, np.uint8)] * count))
 
     def _step(self) -> bool:
         group = self._take()  # a separate function, so that no local variable keeps results alive during the next wait
@@ -237,7 +226,7 @@ class Batcher:
             self._running = 0
         return True
 
-    def _take(self) -> list[_Job]:
+    def _take(self) -> list[Job]:
         """Wait for the next batch and return it. An empty batch means that the batcher is closed."""
         with self._changed:
             while True:
@@ -246,7 +235,7 @@ class Batcher:
                     return []
                 patience = self._jobs[0].queued + self.gather - time.monotonic()
                 self._changed.wait_for(self._full, max(0.0, patience))
-                group: list[_Job] = []
+                group: list[Job] = []
                 for job in self._decoded():
                     if len(group) == self.segmenter.batch:
                         break
@@ -256,26 +245,26 @@ class Batcher:
                     if time.monotonic() + size * pace > job.expires:
                         job.fail(TimeoutError())
                     elif job.result.set_running_or_notify_cancel():
-                        job.begun = True
+                        job.begin(self.masking_seconds)
                         group.append(job)
                 if group:
                     self._decode_ahead()
                     self._running, self._since = len(group), time.monotonic()
                     return group
 
-    def _run(self, group: list[_Job]) -> None:
-        good: list[tuple[_Job, Prepared]] = []
+    def _run(self, group: list[Job]) -> None:
+        good: list[tuple[Job, Prepared]] = []
         for job in group:
             assert job.prepared is not None  # noqa: S101 - see `_decoded`
             try:
-                good.append((job, job.prepared.result(0)))
+                good.append((job, replace(job.prepared.result(0), check=job.budget)))
             except Exception as error:  # fails this image only  # noqa: BLE001
                 job.fail(error)
         if not good:
             return
         start = time.monotonic()
         try:
-            results = self.segmenter.finish([prepared for _, prepared in good])
+            outcomes = self.segmenter.outcomes([prepared for _, prepared in good])
         except BaseException as error:
             for job, _ in good:
                 job.fail(HTTPRequestError(500, "failed", "the network failed on this batch; see the log of the server"))
@@ -285,12 +274,21 @@ class Batcher:
             self._probe()  # raises if the device is lost; the worker then ends, and the server is no longer ready
             return
         # Of the network alone: settings that make merging slow must not make the server refuse other requests.
-        pace = sum(result.timings.get(stage, 0.0) for result in results for stage in NETWORK) / len(good)
-        self._pace = PACE_MEMORY * self._pace + (1 - PACE_MEMORY) * pace if self._pace else pace
+        done = [outcome for outcome in outcomes if not isinstance(outcome, StoppedError)]
+        if done:
+            self._pace = PACE_MEMORY * self._pace + (1 - PACE_MEMORY) * _pace(done)
         self.metrics.batch([start - job.queued for job, _ in good])
-        for (job, _), result in zip(good, results, strict=True):
-            self.metrics.image(result.timings)
-            job.result.set_result(result)
+        for (job, _), outcome in zip(good, outcomes, strict=True):
+            if isinstance(outcome, StoppedError):
+                job.fail(job.budget.error)
+            else:
+                self.metrics.image(outcome.timings)
+                job.result.set_result(outcome)
+
+
+def _pace(results: Sequence[Segmentation]) -> float:
+    """Return the seconds per image that the network took."""
+    return sum(result.timings.get(stage, 0.0) for result in results for stage in NETWORK) / len(results)
 
 
 def _images(count: int) -> str:

@@ -23,8 +23,8 @@ from diffseg.serving.http.responses import (
     shrink,
     shrunk,
 )
-from diffseg.serving.http.service import Service, settings_of
-from diffseg.serving.protocol.settings import MOST_ANCHORS, MOST_ROUNDS
+from diffseg.serving.http.service import Service
+from diffseg.serving.protocol.settings import MOST_ANCHORS, MOST_ROUNDS, updated_settings
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from PIL import Image
 
@@ -91,7 +91,7 @@ def _settings(
     ] = None,
 ) -> MergeSettings:
     one = threshold[0] if threshold and len(threshold) == 1 else threshold
-    return settings_of(service, one, anchors, refine, method, tau)
+    return updated_settings(service.segmenter.settings, one, anchors, refine, method, tau)
 
 
 def _kept(service: Served, key: str) -> Segmentation:

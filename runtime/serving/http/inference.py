@@ -11,9 +11,9 @@ from diffseg.serving.http.access import authorised
 from diffseg.serving.http.errors import HTTPRequestError
 from diffseg.serving.http.images import ERRORS, Served
 from diffseg.serving.http.kserve import PARAMETERS, read_inference, write_inference
-from diffseg.serving.http.service import settings_of
 from diffseg.serving.protocol.echo import shorten
 from diffseg.serving.protocol.errors import bad_request
+from diffseg.serving.protocol.settings import updated_settings
 from diffseg.serving.protocol.tensors import INPUTS, MODEL, OUTPUTS, VERSION
 from diffseg.serving.protocol.untrusted import check_pixels
 from fastapi import APIRouter, Depends, Header, Request, Response
@@ -110,7 +110,7 @@ async def infer(
         if fit not in get_args(Fit):
             raise bad_request(f"fit must be one of {', '.join(get_args(Fit))}, found {shorten(fit)}")
         names = ("threshold", "anchors", "refine", "method", "tau")
-        settings = settings_of(service, *(wanted.get(name) for name in names))
+        settings = updated_settings(service.segmenter.settings, *(wanted.get(name) for name in names))
         microseconds = wanted.get("timeout")
         if microseconds is not None and (type(microseconds) is not int or microseconds < 1):
             raise bad_request(

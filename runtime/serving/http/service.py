@@ -10,6 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
+from diffseg.cancellation import StoppedError, stoppable
 from diffseg.engines.bundle.settings import MergeSettings
 from diffseg.engines.errors import ImageError
 from diffseg.image import Fit, ImageSource
@@ -19,11 +20,11 @@ from diffseg.segmenter import Segmenter
 from diffseg.serving.http.attention_store import AttentionStore
 from diffseg.serving.http.batcher import Batcher, Health
 from diffseg.serving.http.errors import busy, client_disconnected, late
+from diffseg.serving.http.job import Budget
 from diffseg.serving.http.limits import Bodies, Limits, open_image
 from diffseg.serving.http.memory import Charge, Memory
 from diffseg.serving.http.metrics import Metrics
 from diffseg.serving.protocol.errors import bad_request
-from diffseg.serving.protocol.settings import updated_settings
 from diffseg.serving.protocol.untrusted import RESULT_BYTES, decode_in_strips, memory_of
 from PIL import Image
 
@@ -159,18 +160,29 @@ class Service:
         """Make new masks from stored attention, for one request at a time.
 
         Raises:
-            RequestError: too many requests wait, the deadline passed, or the client disconnected.
+            RequestError: too many requests wait, the masks take too long, the deadline passed, or the client
+                disconnected.
         """
         if self._merging >= MERGES_WAITING:
             raise busy("too many requests for new masks are waiting; try again later", 1)
         self._merging += 1
+        budget = Budget(self.batcher.masking_seconds, request.state.start + self.limits.deadline)
+
+        def call() -> Segmentation:
+            try:
+                with stoppable(budget):
+                    return kept.with_settings(settings)
+            except StoppedError:
+                raise budget.error from None
+
         try:
-            work = asyncio.get_running_loop().run_in_executor(self._merger, kept.with_settings, settings)
+            work = asyncio.get_running_loop().run_in_executor(self._merger, call)
             async with asyncio.timeout(_remaining(request, self.limits.deadline)):
                 return await unless_disconnected(request, work)
         except TimeoutError:
             raise late(self.limits.deadline) from None
         finally:
+            budget.abandoned = True
             self._merging -= 1
 
     async def beside(self, function: Callable[..., T], *arguments: Any) -> T:  # noqa: ANN401
@@ -219,19 +231,3 @@ def _remaining(request: Request, whole: float) -> float:
 async def _disconnected(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
-
-
-def settings_of(
-    service: Service,
-    threshold: Any,  # noqa: ANN401
-    anchors: Any,  # noqa: ANN401
-    refine: Any,  # noqa: ANN401
-    method: Any = None,  # noqa: ANN401
-    tau: Any = None,  # noqa: ANN401
-) -> MergeSettings:
-    """Return the merge settings of a request. None stands for the bundle's default.
-
-    Raises:
-        RequestError: a setting is out of range (400).
-    """
-    return updated_settings(service.segmenter.settings, threshold, anchors, refine, method, tau)

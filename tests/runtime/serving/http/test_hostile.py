@@ -6,10 +6,15 @@ import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from diffseg import attention
+from diffseg.cancellation import StoppedError, checkpoint
 from diffseg.image import read_image
+from diffseg.serving.http import batcher
 from diffseg.serving.http.kserve import MOST_JSON, read_inference
 from diffseg.serving.http.limits import open_image
 from diffseg.serving.http.memory import Memory
@@ -20,6 +25,7 @@ from diffseg.serving.protocol.untrusted import decode_in_strips, memory_of
 from PIL import Image
 
 from tests.runtime.serving.http.running import PATIENCE, until
+from tests.runtime.serving.http.test_load import Gated, head, send
 from tests.runtime.serving.http.test_segment import form
 from tests.runtime.serving.samples import encoded
 
@@ -63,7 +69,7 @@ def test_a_shape_is_never_multiplied_before_its_length_is_known(serve):
         infer(parameters={"threshold": 1e308}),
         infer(parameters={"threshold": [1, 1e39]}),
         infer(parameters={"anchors": HUGE}),
-        infer(parameters={"anchors": 129}),
+        infer(parameters={"anchors": 65}),
         infer(parameters={"refine": []}),
         infer(parameters={"refine": {}}),
         infer(parameters={"fit": []}),
@@ -197,7 +203,7 @@ def test_images_are_opened_beside_the_event_loop_and_within_the_deadline(serve, 
 
 def test_slow_merging_does_not_make_the_network_look_slow(serve, png):
     server = serve(batch=1)
-    finish = server.service.segmenter.finish
+    finish = server.service.segmenter.outcomes
 
     def merging(images):
         results = finish(images)
@@ -206,7 +212,7 @@ def test_slow_merging_does_not_make_the_network_look_slow(serve, png):
         time.sleep(0.3)
         return results
 
-    server.service.segmenter.finish = merging
+    server.service.segmenter.outcomes = merging
     assert server.ask("POST", "/v1/segment", png).status == 200
     assert server.service.batcher._pace < 0.3
 
@@ -283,5 +289,78 @@ def test_a_refinement_takes_fewer_anchors(serve, png):
         answer = server.ask("POST", f"/v1/segment?refine={refine}&anchors=33", png)
         assert answer.status == 400
         assert "at most 32" in answer.error
-        assert server.ask("POST", URL, infer(parameters={"refine": refine, "anchors": 128})).status == 400
-    assert server.ask("POST", "/v1/segment?anchors=128", png).status == 200
+        assert server.ask("POST", URL, infer(parameters={"refine": refine, "anchors": 64})).status == 400
+    assert server.ask("POST", "/v1/segment?anchors=64", png).status == 200
+
+
+@pytest.fixture
+def endless(monkeypatch):
+    """Colour refinement that never ends, except at a checkpoint; how often it has begun and was stopped."""
+    counts = SimpleNamespace(begun=0, stopped=0)
+
+    def refine(labels, pixels):
+        counts.begun += 1
+        try:
+            while True:
+                checkpoint()
+                sum(range(10_000))
+        except StoppedError:
+            counts.stopped += 1
+            raise
+
+    monkeypatch.setitem(attention.PIXEL_REFINEMENTS, "colour", refine)
+    return counts
+
+
+def test_masks_that_take_too_long_are_stopped_and_others_of_the_batch_are_made(serve, png, endless, monkeypatch):
+    network = Gated()
+    server = serve(network, batch=3)
+    monkeypatch.setattr(batcher, "LEAST_MASKING", 0.1)
+    pace = server.service.batcher._pace
+    network.gate.clear()
+    with ThreadPoolExecutor(4) as pool:
+        blocker = pool.submit(server.ask, "POST", "/v1/segment", png)
+        until(lambda: server.service.batcher._running == 1, "the first")
+        paths = ("/v1/segment", "/v1/segment?refine=colour", "/v1/segment")
+        calls = [pool.submit(server.ask, "POST", path, png) for path in paths]
+        until(lambda: server.service.batcher.waiting == 3, "the queue")
+        network.gate.set()
+        answers = [call.result() for call in calls]
+    assert blocker.result().status == 200
+    assert [answer.status for answer in answers] == [200, 400, 200]
+    assert "with these settings; use fewer anchors" in answers[1].error
+    assert network.passes[-1] == 3
+    assert endless.stopped == 1
+    assert server.service.batcher._pace != pace
+    assert server.metric("diffseg_requests_total", route="/v1/segment", outcome="costly") == 1
+    until(lambda: server.service.memory.held == 0, "the memory")
+
+
+def test_masks_are_stopped_at_the_deadline_or_when_the_client_leaves(serve, png, endless, monkeypatch):
+    monkeypatch.setattr(batcher, "LEAST_MASKING", 1000.0)
+    server = serve(batch=1)
+    late = server.ask("POST", "/v1/segment?refine=colour&timeout=3", png)
+    assert late.status == 504
+    until(lambda: endless.stopped == endless.begun == 1, "the end of the refinement")
+    assert server.ask("POST", "/v1/segment", png).status == 200
+    leaver = send(server, head("/v1/segment?refine=colour", f"Content-Length: {len(png)}") + png)
+    until(lambda: endless.begun == 2, "the refinement")
+    leaver.close()
+    end = time.monotonic() + server.service.limits.deadline / 2  # it ends earlier than at the deadline
+    until(lambda: endless.stopped == 2, "the end of the refinement")
+    assert time.monotonic() < end
+    assert server.ask("POST", "/v1/segment", png).status == 200
+
+
+def test_new_masks_that_take_too_long_are_stopped(serve, png, endless, monkeypatch):
+    server = serve()
+    key = server.ask("POST", "/v1/images", png).json()["id"]
+    monkeypatch.setattr(batcher, "LEAST_MASKING", 0.1)
+    answer = server.ask("GET", f"/v1/images/{key}/masks?refine=colour")
+    assert answer.status == 400
+    assert "with these settings; use fewer anchors" in answer.error
+    monkeypatch.setattr(batcher, "LEAST_MASKING", 1000.0)
+    server.service.limits = replace(server.service.limits, deadline=0.2)
+    assert server.ask("GET", f"/v1/images/{key}/masks?refine=colour").status == 504
+    until(lambda: endless.stopped == 2, "the end of the refinement")
+    assert server.ask("GET", f"/v1/images/{key}/masks?refine=none").status == 200

@@ -400,14 +400,14 @@ def test_memory_does_not_grow_with_requests(serve, png):
 
     server = serve()
     segmenter, seen = server.service.segmenter, []
-    finish = segmenter.finish
+    finish = segmenter.outcomes
 
     def watched(images):
         results = finish(images)
         seen.extend(weakref.ref(result.labels) for result in results)
         return results
 
-    segmenter.finish = watched
+    segmenter.outcomes = watched
     for _ in range(5):
         assert server.ask("POST", "/v1/segment", png).status == 200
     end = time.monotonic() + PATIENCE

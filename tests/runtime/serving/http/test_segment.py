@@ -107,7 +107,7 @@ def test_settings_out_of_range(serve, png, query):
         ("POST /v1/segment?threshold=1&threshold=-1", "threshold must be at least 0, found '-1'"),
         ("POST /v1/segment?" + "&".join(["threshold=1"] * 9), "threshold must be given at most 8 times, found 9"),
         ("POST /v1/segment?anchors=1.5", "anchors must be a whole number, found '1.5'"),
-        ("POST /v1/segment?anchors=500", "anchors must be at most 128, found '500'"),
+        ("POST /v1/segment?anchors=500", "anchors must be at most 64, found '500'"),
         ("POST /v1/segment?refine=magic", "refine must be one of none, kmeans, colour, pamr, found 'magic'"),
         ("POST /v1/segment?timeout=0", "timeout must be above 0, found '0'"),
         (
