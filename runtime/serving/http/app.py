@@ -10,11 +10,11 @@ from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 from importlib.metadata import version
-from importlib.resources import files
 
 from diffseg.serving.http import images, inference
 from diffseg.serving.http.access import authorised
 from diffseg.serving.http.description import describe
+from diffseg.serving.http.document import page_document
 from diffseg.serving.http.errors import status_and_headers
 from diffseg.serving.http.middleware import RequestContext
 from diffseg.serving.http.service import Service
@@ -63,7 +63,7 @@ def make_app(service: Service, hosts: Collection[str] | None = None) -> RequestC
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(Exception, _unexpected)
-    page = (files("diffseg.serving.http") / "page.html").read_text(encoding="utf-8")
+    page = page_document()
     headers = {"Content-Security-Policy": content_policy(page)}
 
     app.openapi = lambda: describe(app, token=service.token is not None)  # type: ignore[method-assign]

@@ -15,6 +15,7 @@ from websockets.sync.client import connect
 PATIENCE = 60
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 KEYS = {"Tab": 9, "Enter": 13, "Escape": 27, "ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40}
+KEYS |= {"0": 48, "+": 187, "-": 189, "?": 191}
 
 
 def find_browser():
@@ -88,14 +89,16 @@ class Page:
         node = self.call("DOM.querySelector", nodeId=root, selector="#file")["nodeId"]
         self.call("DOM.setFileInputFiles", nodeId=node, files=[str(path)])
 
-    def mouse(self, kind, x, y, selector="canvas", nth=0):
-        """Move or click at shares of an element."""
+    def mouse(self, kind, x, y, selector="canvas", nth=0, modifiers=0):
+        """Move or click at shares of an element. Modifiers are bits: 1 Alt, 2 Ctrl, 8 Shift."""
         box = self._box(selector, nth)
         place = {"x": box[0] + x * box[2], "y": box[1] + y * box[3]}
-        self.call("Input.dispatchMouseEvent", type="mouseMoved", **place)
+        self.call("Input.dispatchMouseEvent", type="mouseMoved", modifiers=modifiers, **place)
         if kind == "click":
             for step in ("mousePressed", "mouseReleased"):
-                self.call("Input.dispatchMouseEvent", type=step, button="left", clickCount=1, **place)
+                self.call(
+                    "Input.dispatchMouseEvent", type=step, button="left", clickCount=1, modifiers=modifiers, **place
+                )
 
     def _box(self, selector, nth):
         """Left, top, width and height of an element, brought into view."""

@@ -34,5 +34,30 @@ def serve(fake_bundle):
 
 
 @pytest.fixture
+def open_page():
+    """Open the page of a server in a browser; each browser ends with the test."""
+    from tests.runtime.serving.http.browser import Page
+
+    pages = []
+
+    def start(url, **options):
+        page = Page(**options)
+        pages.append(page)
+        page.go(url)
+        return page
+
+    yield start
+    for page in pages:
+        page.close()
+
+
+@pytest.fixture
+def picture(tmp_path, photo):
+    path = tmp_path / "photo.png"
+    path.write_bytes(encoded(np.ascontiguousarray(photo.repeat(3, 0).repeat(3, 1))))
+    return path
+
+
+@pytest.fixture
 def png(photo):
     return encoded(np.ascontiguousarray(photo))

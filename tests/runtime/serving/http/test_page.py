@@ -3,10 +3,10 @@
 import base64
 import io
 from dataclasses import replace
-from importlib.resources import files
 
 import numpy as np
 import pytest
+from diffseg.serving.http.document import page_document
 from diffseg.serving.http.responses import shrunk
 from PIL import Image
 
@@ -14,52 +14,11 @@ from tests.runtime.serving.samples import encoded
 
 pytest.importorskip("websockets", reason="needs websockets, to speak to the browser")
 
-from tests.runtime.serving.http.browser import Page, find_browser
+from tests.runtime.serving.http.browser import find_browser
+from tests.runtime.serving.http.page_helpers import DONE, FAILED, RENEWED, TOLD, colours, opened, slide, tool
 from tests.runtime.serving.http.running import until
 
 pytestmark = pytest.mark.skipif(find_browser() is None, reason="no Chromium here: apt install chromium")
-DONE = "/segments in/.test(document.getElementById('status').textContent)"
-RENEWED = "/new masks in/.test(document.getElementById('status').textContent)"
-TOLD = "document.querySelectorAll('.told')[{}].textContent"
-
-
-@pytest.fixture
-def picture(tmp_path, photo):
-    path = tmp_path / "photo.png"
-    path.write_bytes(encoded(np.ascontiguousarray(photo.repeat(3, 0).repeat(3, 1))))
-    return path
-
-
-@pytest.fixture
-def open_page():
-    pages = []
-
-    def start(url, **options):
-        page = Page(**options)
-        pages.append(page)
-        page.go(url)
-        return page
-
-    yield start
-    for page in pages:
-        page.close()
-
-
-def slide(page, name, value, nth=0, events=("input", "change")):
-    page.run("document.getElementById('status').textContent = ''")
-    page.run(
-        f"(() => {{ const e = document.querySelectorAll('[data-name={name}]')[{nth}]; e.value = '{value}';"
-        f" for (const kind of {list(events)}) e.dispatchEvent(new Event(kind, {{bubbles: true}})); }})()"
-    )
-    page.until(RENEWED)
-
-
-def colours(page, nth=0):
-    return page.run(
-        f"(() => {{ const c = document.querySelectorAll('canvas')[{nth}];"
-        " const d = c.getContext('2d').getImageData(0, 0, c.width, c.height).data; let s = 0;"
-        " for (let i = 0; i < d.length; i++) s = (s * 31 + d[i]) >>> 0; return s; })()"
-    )
 
 
 def test_an_image_from_choice_to_download(serve, open_page, picture, tmp_path):
@@ -91,14 +50,15 @@ def test_an_image_from_choice_to_download(serve, open_page, picture, tmp_path):
     assert page.status.startswith(f"{len(expected.resegment(0.05, anchors=2).segments)} segments")
     assert len(server.service.segmenter.network.passes) == passes
 
-    # a click shows where the place looks, a button leads back
+    # in its mode, a click shows where the place looks; a button leads back
     masks = colours(page)
+    tool(page, "look")
     page.mouse("click", 0.2, 0.8)
     page.until("!document.querySelector('[data-do=masks]').hidden")
     assert "attention of the point at 20 %, 80 %" in page.run(TOLD.format(0))
     assert colours(page) != masks
     page.mouse("click", 0.5, 0.5, "[data-do=masks]")
-    page.until("document.querySelector('[data-do=masks]').hidden")
+    page.until("document.querySelector('[data-do=masks]').hidden && state.tool === 'pin'")
 
     page.call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path / "downloads"))
     for what, name in (("overlay", "photo.overlay.png"), ("labels", "photo.labels.png"), ("json", "photo.json")):
@@ -144,8 +104,8 @@ def test_a_moving_slider_does_without_refinement(serve, open_page, picture):
 
     server.service.resegment = resegment
     page = open_page(server.url)
-    page.choose(picture)
-    page.until(DONE)
+    opened(page, picture)
+    asked.clear()
     slide(page, "refine", "colour")
     slide(page, "threshold", 0.4, events=["input"])
     slide(page, "threshold", 0.4, events=["change"])
@@ -185,7 +145,7 @@ def test_by_keyboard_alone(serve, open_page, picture):
     page.choose(picture)
     page.until(DONE)
     reached = set()
-    for _ in range(14):
+    for _ in range(20):
         page.press("Tab")
         reached.add(
             page.run("(({ dataset, tagName }) => dataset.name || dataset.do || tagName)(document.activeElement)")
@@ -194,7 +154,8 @@ def test_by_keyboard_alone(serve, open_page, picture):
     page.run("document.querySelector('canvas').focus()")
     page.press("ArrowLeft", "ArrowUp")
     page.until(f"{TOLD.format(0)}.startsWith('segment ')")
-    page.press("Enter")
+    page.run("setTool('look')")
+    page.press("ArrowLeft", "ArrowUp", "Enter")
     page.until(f"{TOLD.format(0)}.startsWith('attention of the point at 48 %, 48 %')")
     page.press("Escape")
     page.until(f"{TOLD.format(0)}.endsWith('segments')")
@@ -209,6 +170,9 @@ def test_on_a_phone(serve, open_page, picture):
     assert page.run(
         "[...document.querySelectorAll('.bar button, .file')].every((b) => !b.offsetHeight || b.offsetHeight >= 44)"
     )
+    page.tap(0.5, 0.5)
+    page.until(f"{TOLD.format(0)}.startsWith('segment ') && {TOLD.format(0)}.endsWith('pinned')")
+    tool(page, "look")
     page.tap(0.5, 0.5)
     page.until(f"{TOLD.format(0)}.startsWith('attention of the point at 50 %, 50 %')")
     assert page.complaints == []
@@ -230,7 +194,6 @@ def test_errors_are_told_and_forgotten_attention_is_made_anew(serve, open_page, 
     until(lambda: len(server.service.store) == 0, "the goodbye of the page")
 
 
-FAILED = "document.getElementById('status').classList.contains('error')"
 SHOWN = "[state.panels[0].query(), [...document.querySelectorAll('.list button')].map((b) => b.textContent)].join()"
 
 
@@ -254,6 +217,7 @@ def test_a_bad_file_leaves_everything_as_it_was(serve, open_page, picture, tmp_p
     with Image.open(picture) as image:
         expected = server.service.segmenter(image, 0.05, anchors=2, keep_attention=True)
     assert page.status.startswith(f"{len(expected.segments)} segments; new masks in")
+    tool(page, "look")
     page.mouse("click", 0.5, 0.5)
     page.until("!document.querySelector('[data-do=masks]').hidden")
     assert len(server.service.segmenter.network.passes) == passes + 1  # the one of this test
@@ -268,6 +232,7 @@ def test_a_click_after_the_attention_has_expired(serve, open_page, picture):
     passes = len(server.service.segmenter.network.passes)
     for nth in (1, 2):
         server.service.store._kept.clear()
+        tool(page, "look")
         page.mouse("click", 0.3, 0.7)
         page.until(f"!document.querySelector('[data-do=masks]').hidden || {FAILED}")
         assert not page.run(FAILED), page.status
@@ -286,6 +251,7 @@ def test_a_download_after_the_attention_has_expired(serve, open_page, picture, t
     page.call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path / "downloads"))
     page.mouse("click", 0.5, 0.5, "[data-do=labels]")
     until((tmp_path / "downloads" / "photo.labels.png").is_file, "the labels")
+    tool(page, "look")
     page.mouse("click", 0.3, 0.7)
     page.until(f"!document.querySelector('[data-do=masks]').hidden || {FAILED}")
     assert not page.run(FAILED), page.status
@@ -297,6 +263,7 @@ def test_a_server_that_keeps_no_attention_says_so(serve, open_page, picture):
     page.choose(picture)
     page.until(DONE)
     passes = len(server.service.segmenter.network.passes)
+    tool(page, "look")
     for _ in range(2):
         page.run("say('')")
         page.mouse("click", 0.3, 0.7)
@@ -312,6 +279,7 @@ def test_a_server_that_is_gone(serve, open_page, picture):
     page.choose(picture)
     page.until(DONE)
     server.stop()
+    tool(page, "look")
     page.mouse("click", 0.3, 0.7)
     page.until(FAILED)
     drawn = colours(page)
@@ -332,6 +300,7 @@ def test_a_file_that_is_gone(serve, open_page, picture):
     page.until(DONE)
     server.service.store._kept.clear()
     picture.unlink()
+    tool(page, "look")
     page.mouse("click", 0.3, 0.7)
     page.until(FAILED)
     assert page.status == "The file can no longer be read. Choose the image again."
@@ -342,7 +311,7 @@ def test_one_segment_is_singular(serve, open_page, tmp_path):
     path.write_bytes(encoded(np.full((60, 100, 3), 90, np.uint8)))
     page = open_page(serve().url)
     page.choose(path)
-    page.until("/in .* s, by/.test(document.getElementById('status').textContent)")
+    page.until(DONE)
     assert page.status.startswith("1 segment in")
     assert page.run(TOLD.format(0)) == "1 segment"
     slide(page, "threshold", 0.05)
@@ -363,7 +332,7 @@ def test_the_words_of_the_page(serve, open_page, picture):
     ]
     assert page.run("document.querySelector('#token button').textContent") == "Sign in"
     assert page.run("document.querySelector('[data-name=refine]').selectedOptions[0].textContent") == "none"
-    words = (files("diffseg.serving.http") / "page.html").read_text(encoding="utf-8").lower()
+    words = page_document().lower()
     assert "choose an image" in words
     assert "photo" not in words
     assert "picture" not in words

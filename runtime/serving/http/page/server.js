@@ -1,0 +1,97 @@
+
+const NO_ANSWER = "The server does not answer. Check that it is running and that your connection works, then try again.";
+const UNREADABLE = "The file can no longer be read. Choose the image again.";
+const DROPPED = "The server dropped the attention of this image at once, to make room for other images. Try again later.";
+const NOT_KEPT = "The server has too little memory to keep the attention of this image, so it cannot show the attention of a point.";
+
+// Send a request and read its response as "json" or "blob". Errors carry a sentence for the user and the HTTP status, if any.
+async function ask(path, read, options = {}) {
+  const { token } = state, headers = { ...options.headers, ...(token ? { Authorization: `Bearer ${token}` } : {}) };
+  let answer, told;
+  try {
+    answer = await fetch(path, { ...options, headers });
+    if (answer.ok) return await answer[read]();
+    told = await answer.json().catch(() => ({ error: `The server responded with error ${answer.status}.` }));
+  } catch (error) {  // the message of the browser, such as "Failed to fetch", names no cause
+    if (error.name === "AbortError") throw error;
+    const readable = !options.body || await options.body.slice(0, 1).arrayBuffer().then(() => true, () => false);
+    throw new Error(readable ? NO_ANSWER : UNREADABLE);
+  }
+  if (answer.status === 401) {
+    $("token").hidden = false;
+    told.error = token ? "The server does not accept this token. Enter another one." : "Sign in with the token of this server.";
+  }
+  throw Object.assign(new Error(told.error), { status: answer.status });
+}
+
+function post(path, read, file, options = {}) {
+  return ask(path, read, { method: "POST", body: file, ...options, headers: { ...options.headers, "Content-Type": file.type || "application/octet-stream" } });
+}
+
+// Segment an image and store its attention on the server, if the server has the memory.
+async function send(image, query, signal) {
+  const masks = await post(`/v1/images?${query}`, "json", image.file, { signal });
+  if (image.id) forget(image.id);  // two responses at once: the last one counts
+  image.id = masks.id;
+  image.fits = masks.id !== null;
+  if (image.discarded) discard(image);
+  return masks;
+}
+
+// Send a request that needs the stored attention of an image; return null if the attention has expired.
+async function unlessExpired(image, request) {
+  const { id } = image;
+  if (!id) return null;
+  try { return await request(id); } catch (error) {
+    if (error.status !== 404) throw error;
+    if (image.id === id) image.id = null;
+    return null;
+  }
+}
+
+// The same, but send the image once more if its attention has expired.
+async function fromKept(image, query, request) {
+  let found = await unlessExpired(image, request);
+  if (!found && image.fits) {
+    await send(image, query);
+    found = await unlessExpired(image, request);
+  }
+  if (!found) throw new Error(image.fits ? DROPPED : NOT_KEPT);
+  return found;
+}
+
+function storedMasks(image, query) { return unlessExpired(image, (id) => ask(`/v1/images/${id}/masks?${query}`, "json")); }
+
+async function masksFor(image, query) { return await storedMasks(image, query) || send(image, query); }
+
+async function fullMasks(image, query, accept, read) {
+  const headers = { Accept: accept };
+  return await unlessExpired(image, (id) => ask(`/v1/images/${id}/masks?${query}`, read, { headers }))
+    || post(`/v1/segment?${query}`, read, image.file, { headers });
+}
+
+function forget(id) { ask(`/v1/images/${id}`, "blob", { method: "DELETE", keepalive: true }).catch(() => {}); }
+
+function discard(image) {
+  image.discarded = true;
+  if (image.id) forget(image.id);
+  image.id = null;
+}
+
+// Find the least threshold that leaves one segment, within 3 %, from the stored attention; null if that has expired.
+const PROBE = 128;  // longest side of the masks that are counted, in pixels
+const SMALLEST_THRESHOLD = 0.05, LARGEST_THRESHOLD = 16;
+async function lastThreshold(image, { anchors }) {
+  const single = async (threshold) => {
+    const masks = await storedMasks(image, new URLSearchParams({ threshold, anchors, refine: "none", side: PROBE }));
+    return masks && masks.segments.length < 2;
+  };
+  let low = 0, high = 1, one;
+  while ((one = await single(high)) === false && high < LARGEST_THRESHOLD) [low, high] = [high, 2 * high];
+  while (one !== null && high > SMALLEST_THRESHOLD && high - low > 0.03 * high) {
+    const middle = (low + high) / 2;
+    one = await single(middle);
+    if (one) high = middle; else low = middle;
+  }
+  return one === null ? null : high;
+}
