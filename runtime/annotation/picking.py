@@ -134,9 +134,7 @@ class PickableMasks:
     def _pixels(self, points: Sequence[Point]) -> list[tuple[int, int]]:
         """Return the row and column, at the network's input size, of each point."""
         rows, columns = self.placement.indices()
-        return [
-            (int(rows[_within(y, len(rows))]), int(columns[_within(x, len(columns))])) for x, y in points
-        ]
+        return [(int(rows[_within(y, len(rows))]), int(columns[_within(x, len(columns))])) for x, y in points]
 
 
 def _within(position: float, size: int) -> int:
