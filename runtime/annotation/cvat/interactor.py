@@ -31,13 +31,17 @@ class Interactor:
     settings: MergeSettings
     spec: Any
 
-    def preprocess_image(self, context: cvataa.InteractionFunctionContext, image: Image.Image) -> PickableMasks:
+    def preprocess_image(
+        self,
+        context: cvataa.InteractionFunctionContext,  # noqa: ARG002 - of the interface
+        image: Image.Image,
+    ) -> PickableMasks:
         """Segment an image once, and return about 1 MB from which clicks are answered."""
         return PickableMasks.of(self.segmenter, image, self.settings)
 
     def detect(
         self,
-        context: cvataa.InteractionFunctionContext,
+        context: cvataa.InteractionFunctionContext,  # noqa: ARG002 - of the interface
         pp_image: PickableMasks,
         prompts: cvataa.InteractionPrompts,
     ) -> list[Any]:

@@ -42,7 +42,7 @@ class CVAT:
         self.http.server_close()
         self.thread.join()
 
-    def answer(self, method, path, query, body):
+    def answer(self, method, path, query, body):  # noqa: C901, PLR0911, PLR0912 - one line per route
         """Status and JSON or bytes for a request; None where there is nothing."""
         self.asked.append((method, path.rstrip("/")))
         parts = path.strip("/").split("/")[1:]

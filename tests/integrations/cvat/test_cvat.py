@@ -17,7 +17,7 @@ from diffseg.annotation.picking import PickableMasks
 from diffseg.engines.examples import example_images
 from PIL import Image
 
-from tests.integrations.cvat.server import PROJECT_LABEL, TASK, CVAT
+from tests.integrations.cvat.server import CVAT, PROJECT_LABEL, TASK
 
 PATHS = example_images()[:2]
 MAPPING = {"segment": {"name": "thing"}}
