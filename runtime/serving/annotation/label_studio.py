@@ -42,10 +42,13 @@ class LabelStudio:
     """
 
     def __init__(self, url: str, token: str | None = None, most: int = 32_000_000) -> None:
-        parts = urlsplit(url)
+        try:
+            parts = urlsplit(url)
+            self._origin = _origin(parts)
+        except ValueError:
+            parts = urlsplit("")
         if parts.scheme not in SCHEMES or not parts.hostname or parts.query or parts.fragment or "@" in parts.netloc:
             raise ValueError(f"the URL of Label Studio must be like https://labels.example.org, found {shorten(url)}")
-        self._origin = _origin(parts)
         self._base = url.rstrip("/") + "/"
         self._prefix = parts.path.rstrip("/")
         self._token = token
