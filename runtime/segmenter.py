@@ -57,7 +57,7 @@ class Segmenter(Lifetime):
         self.settings = manifest.defaults
         if network.device != "cpu" and manifest.defaults.refine in PIXEL_REFINEMENTS:
             logger.info("refine=%r, the default here, runs on the CPU; 'none' is faster", manifest.defaults.refine)
-        self._bundle_sha256 = sha256(bundle.folder / MANIFEST)
+        self.bundle_sha256 = sha256(bundle.folder / MANIFEST)
 
     @classmethod
     def load(
@@ -227,7 +227,7 @@ class Segmenter(Lifetime):
             guided = keep_attention or wanted.refine == "colour"
             pixels, placement, guide = fit_with_guide(picture, self.bundle.manifest.image_size, fit, guided=guided)
         name = self.bundle.manifest.name
-        origin = Origin(source_name(source), name, self._bundle_sha256, self.provider, fit)
+        origin = Origin(source_name(source), name, self.bundle_sha256, self.provider, fit)
         return Prepared(picture, pixels, placement, timings, wanted, keep_attention, origin, guide)
 
     def finish(self, images: Sequence[Prepared]) -> list[Segmentation]:

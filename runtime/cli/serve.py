@@ -15,6 +15,7 @@ from diffseg.engines.packages import install_command
 from diffseg.engines.providers.select import Provider
 
 TOKEN = "DIFFSEG_TOKEN"  # noqa: S105 - the name of the variable
+LABEL_STUDIO_TOKEN = "DIFFSEG_LABEL_STUDIO_TOKEN"  # noqa: S105
 MEGA = 1_000_000
 
 
@@ -50,6 +51,14 @@ def serve(
         Literal["auto", "json", "console"],
         typer.Option(help="json: log as JSON lines. console: as readable text. auto: text on a terminal, else JSON."),
     ] = "auto",
+    label_studio: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="Answer as an ML backend of the Label Studio at this URL, and read the images of its tasks, with the "
+            f"access token in {LABEL_STUDIO_TOKEN}.",
+        ),
+    ] = None,
     token_file: Annotated[
         Path | None, typer.Option(help=f"File with the bearer token that requests must carry; or set {TOKEN}.")
     ] = None,
@@ -69,6 +78,7 @@ def serve(
         raise MissingPackageError(f"serve needs {error.name}: {install_command('serve')}") from None
     from diffseg.engines.bundle.bundle import open_bundle
     from diffseg.segmenter import Segmenter
+    from diffseg.serving.annotation.label_studio import LabelStudio
     from diffseg.serving.http.access import is_loopback
     from diffseg.serving.http.limits import Limits
     from diffseg.serving.http.logs import configure_logging
@@ -80,6 +90,11 @@ def serve(
         fail(
             f"other machines can reach {host}, and no token is set: set {TOKEN}, pass --token-file, or pass --no-token"
         )
+    body = round(max_body * MEGA)
+    try:
+        tool = LabelStudio(label_studio, os.environ.get(LABEL_STUDIO_TOKEN) or None, body) if label_studio else None
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--label-studio") from None
     manifest = open_bundle(model).manifest
     manifest.need_attention("serve")
     try:
@@ -102,10 +117,11 @@ def serve(
             raise
         except ValueError as error:
             raise typer.BadParameter(str(error)) from None
-        body = round(max_body * MEGA)
         limits = Limits(body=body, bodies=16 * body, pixels=round(max_pixels * MEGA), deadline=deadline, queue=queue)
         configure_logging(log_format)
-        service = Service(segmenter, limits, token=token, keep=keep * MEGA, keep_seconds=keep_seconds)
+        service = Service(
+            segmenter, limits, token=token, keep=keep * MEGA, keep_seconds=keep_seconds, label_studio=tool
+        )
         try:
             run_server(service, host, port, sockets)
         except OSError as error:

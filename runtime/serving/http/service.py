@@ -17,6 +17,7 @@ from diffseg.image import Fit, ImageSource
 from diffseg.prepared import Prepared
 from diffseg.segmentation import Segmentation
 from diffseg.segmenter import Segmenter
+from diffseg.serving.annotation.label_studio import LabelStudio
 from diffseg.serving.http.attention_store import AttentionStore
 from diffseg.serving.http.batcher import Batcher, Health
 from diffseg.serving.http.errors import busy, client_disconnected, late
@@ -47,6 +48,7 @@ class Service:
         token: bearer token that requests must send. None: no token is needed.
         keep: largest amount of attention to store for new masks, in bytes.
         keep_seconds: seconds after which unused attention is dropped.
+        label_studio: where the images of annotation tasks are. None: the server has no routes for Label Studio.
     """
 
     def __init__(
@@ -57,10 +59,12 @@ class Service:
         token: str | None = None,
         keep: int = 1 << 30,
         keep_seconds: float = KEEP_SECONDS,
+        label_studio: LabelStudio | None = None,
     ) -> None:
         self.segmenter = segmenter
         self.limits = limits or Limits()
         self.token = token
+        self.label_studio = label_studio
         self.draining = False
         self.metrics = Metrics()
         self.bodies = Bodies(self.limits)

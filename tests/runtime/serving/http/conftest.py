@@ -22,9 +22,11 @@ def serve(fake_bundle):
     """Start servers of the network without weights; each ends with the test."""
     started = []
 
-    def start(network=None, *, batch=4, token=None, keep=1 << 24, ready=True, **limits):
+    def start(network=None, *, batch=4, token=None, keep=1 << 24, ready=True, label_studio=None, **limits):
         segmenter = Segmenter(fake_bundle, network or LendingNetwork(device="cpu"), batch=batch)
-        running = Running(Service(segmenter, Limits(**limits), token=token, keep=keep), ready=ready)
+        running = Running(
+            Service(segmenter, Limits(**limits), token=token, keep=keep, label_studio=label_studio), ready=ready
+        )
         started.append(running)
         return running
 

@@ -1,0 +1,1 @@
+"""Masks in annotation tools: CVAT, Label Studio and FiftyOne."""

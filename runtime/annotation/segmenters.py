@@ -1,0 +1,25 @@
+"""Load the segmenter of an annotation tool."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from diffseg.engines.bundle.bundle import open_bundle
+from diffseg.engines.errors import BundleError
+from diffseg.segmenter import Segmenter
+
+
+def load_segmenter(model: str | Path, provider: str = "auto", threads: int | None = None) -> Segmenter:
+    """Load a bundle that has attention, which scores and clicks are made of.
+
+    Raises:
+        BundleError: the bundle does not exist, is damaged, or was exported for DiffCut.
+        ProviderError: the provider cannot run on this machine.
+    """
+    manifest = open_bundle(model).manifest
+    if manifest.features is not None:
+        raise BundleError(
+            f"annotation tools need attention, and bundle {manifest.name!r} was exported for "
+            f"{', '.join(manifest.methods)}; use a bundle that was exported with --method diffseg"
+        )
+    return Segmenter.load(model, provider=provider, threads=threads)

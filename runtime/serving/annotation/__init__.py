@@ -1,0 +1,1 @@
+"""Protocols of annotation tools, without the HTTP server that speaks them."""

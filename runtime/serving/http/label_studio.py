@@ -1,0 +1,179 @@
+"""The routes of Label Studio's ML backend: `/health`, `/setup`, `/predict`, `/webhook` and `/versions`."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import json
+import logging
+import time
+from functools import partial
+from http import HTTPStatus
+from typing import Annotated, Any
+
+from diffseg.annotation.label_studio import Labelling, prediction, read_labelling
+from diffseg.annotation.scores import mask_scores
+from diffseg.engines.errors import ImageError
+from diffseg.segmentation import Segmentation
+from diffseg.serving.annotation.label_studio import LabelStudio
+from diffseg.serving.http.access import bearer, same_token
+from diffseg.serving.http.errors import CLIENT_DISCONNECTED, HTTPRequestError
+from diffseg.serving.http.images import ERRORS, Served
+from diffseg.serving.http.service import Service, unless_disconnected
+from diffseg.serving.protocol.echo import shorten
+from diffseg.serving.protocol.errors import RequestError, bad_request
+from fastapi import APIRouter, Depends, Request, Security
+from fastapi.responses import JSONResponse
+from fastapi.security import HTTPAuthorizationCredentials
+
+logger = logging.getLogger(__name__)
+
+SECONDS = 60.0
+"""Seconds after which no further task of a request is begun. Label Studio waits for 100."""
+JSON: dict[str, Any] = {
+    "requestBody": {"required": True, "content": {"application/json": {"schema": {"type": "object"}}}}
+}
+
+
+async def _authorised(
+    request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Security(bearer)]
+) -> None:
+    """Check the token, which Label Studio sends as the password of basic authentication.
+
+    Raises:
+        RequestError: the server has a token, and the request does not send it (401).
+    """
+    token: str | None = request.app.state.service.token
+    given = credentials.credentials if credentials else _password(request.headers.get("authorization", ""))
+    if token is not None and not same_token(token, given):
+        message = "this server needs a token: set it as the password of basic authentication; any user name will do"
+        headers = {"WWW-Authenticate": "Basic", "Connection": "close"}
+        raise HTTPRequestError(HTTPStatus.UNAUTHORIZED, "unauthorized", message, headers)
+
+
+def _password(header: str) -> str:
+    """Return the password of basic authentication, as Latin-1, or an empty string."""
+    scheme, _, value = header.partition(" ")
+    try:
+        decoded = base64.b64decode(value.strip(), validate=True) if scheme.lower() == "basic" else b""
+    except (binascii.Error, ValueError):
+        return ""
+    return decoded.partition(b":")[2].decode("latin-1")
+
+
+router = APIRouter(dependencies=[Depends(_authorised)], responses=ERRORS, tags=["label studio"])
+
+
+@router.get("/health")
+async def health(service: Served) -> JSONResponse:
+    """Report whether the server is ready."""
+    status = HTTPStatus.OK if service.ready else HTTPStatus.SERVICE_UNAVAILABLE
+    return JSONResponse({"status": "UP" if service.ready else "DOWN", "model_class": "diffseg"}, status)
+
+
+@router.post("/setup", openapi_extra=JSON)
+async def setup(request: Request, service: Served) -> dict[str, str]:
+    """Check that masks can be given in the form that a project's labelling configuration asks for.
+
+    The host name and the token that Label Studio sends here are ignored: images are read from the server's own
+    `--label-studio` only.
+    """
+    _labelling(await _message(request, service), "schema")
+    return {"model_version": _version(service)}
+
+
+@router.get("/versions")
+async def versions(service: Served) -> dict[str, list[str]]:
+    """Return the version of the model."""
+    return {"versions": [_version(service)]}
+
+
+@router.post("/webhook", status_code=HTTPStatus.CREATED, openapi_extra=JSON)
+async def webhook(request: Request, service: Served) -> dict[str, str]:
+    """Accept an event, and do nothing: DiffSeg is not trained."""
+    await _message(request, service)
+    return {}
+
+
+@router.post("/predict", openapi_extra=JSON)
+async def predict(request: Request, service: Served) -> dict[str, Any]:
+    """Segment the images of tasks, one after another.
+
+    A task whose image cannot be read, or whose turn does not come in time, gets an empty list in place of a
+    prediction, and a line in the server's log. Label Studio asks for it again with its next request.
+    """
+    message = await _message(request, service)
+    labelling = _labelling(message, "label_config")
+    tasks = message.get("tasks")
+    if not isinstance(tasks, list):
+        raise bad_request(f"'tasks' must be a list, found {shorten(tasks)}")
+    end = time.monotonic() + SECONDS
+    results: list[Any] = []
+    for task in tasks:
+        name = task.get("id") if isinstance(task, dict) else None
+        if time.monotonic() > end:
+            logger.warning("%d of %d tasks had no time; ask for them again", len(tasks) - len(results), len(tasks))
+            results += [[]] * (len(tasks) - len(results))
+            break
+        try:
+            results.append(await _predicted(request, service, labelling, task))
+        except (ImageError, RequestError) as error:
+            if getattr(error, "status", None) == CLIENT_DISCONNECTED:
+                raise
+            logger.warning("no prediction for task %s: %s", shorten(name), error)
+            results.append([])
+    return {"results": results, "model_version": _version(service)}
+
+
+async def _predicted(request: Request, service: Service, labelling: Labelling, task: object) -> dict[str, Any]:
+    """Segment the image of one task, with the deadline of a request of its own.
+
+    Raises:
+        ImageError: the image cannot be downloaded.
+        RequestError: the image cannot be segmented.
+    """
+    data = task.get("data") if isinstance(task, dict) else None
+    if not isinstance(data, dict) or labelling.field not in data:
+        raise bad_request(f"the task has no {shorten(labelling.field)} in its data")
+    source = service.label_studio
+    assert isinstance(source, LabelStudio)  # noqa: S101 - these routes exist with one only
+    image = await unless_disconnected(request, asyncio.to_thread(source.fetch, data[labelling.field]))
+    request.state.start = time.monotonic()
+    try:
+        (result,) = await service.segment(request, [image], service.segmenter.settings, "stretch", keep=True)
+        return await service.beside(partial(_written, labelling, result, _version(service)))
+    finally:
+        if (charge := getattr(request.state, "charge", None)) is not None:
+            request.state.charge = None
+            charge.release()
+
+
+def _written(labelling: Labelling, result: Segmentation, version: str) -> dict[str, Any]:
+    return prediction(labelling, result, mask_scores(result).tolist(), version)
+
+
+async def _message(request: Request, service: Service) -> dict[str, Any]:
+    async with service.bodies.read(request) as body:
+        try:
+            message = await service.beside(json.loads, body)
+        except (ValueError, RecursionError):
+            raise bad_request("the body is not JSON that can be read") from None
+    if not isinstance(message, dict):
+        raise bad_request("the body must be a JSON object")
+    return message
+
+
+def _labelling(message: dict[str, Any], key: str) -> Labelling:
+    config = message.get(key)
+    if not isinstance(config, str):
+        raise bad_request(f"{key!r} must be the labelling configuration, found {shorten(config)}")
+    try:
+        return read_labelling(config)
+    except ValueError as error:
+        raise bad_request(str(error)) from None
+
+
+def _version(service: Service) -> str:
+    """Return the version of the model: Label Studio asks for new predictions when it changes."""
+    return f"diffseg-{service.facts['model']}-{service.segmenter.bundle_sha256[:8]}"
