@@ -19,7 +19,7 @@ QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",  # no reports to Ray's makers
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # a worker without GPUs keeps its view of devices
-    "RAY_DEDUP_LOGS": "1",
+    "RAY_BACKEND_LOG_LEVEL": "fatal",  # errors reach Python as exceptions
 }
 
 

@@ -17,6 +17,8 @@ CPUS_PER_WORKER = 4
 """On a CPU, without GPUs and unless told otherwise. More threads do little for one image at a time."""
 CPUS_PER_GPU = 4
 """At most, for a worker with a GPU: it decodes and merges images."""
+MOST_WORKERS = 10_000
+ROUNDING = 1e-9
 STEP = 0.01
 """Ray counts CPUs in steps of 0.0001."""
 
@@ -97,10 +99,11 @@ def _share(nodes: Sequence[Node], workers: int, gpus: float) -> float:
 
 def _room(nodes: Sequence[Node], cpus: float, gpus: float) -> int:
     """Return how many workers fit."""
-    return sum(
-        min([math.floor(node.cpus / cpus + 1e-9)] + [math.floor(node.gpus / gpus + 1e-9)] * bool(gpus))
-        for node in nodes
-    )
+    room = 0
+    for node in nodes:
+        by_gpus = [math.floor(node.gpus / gpus + ROUNDING)] if gpus else []
+        room += min(math.floor(node.cpus / cpus + ROUNDING), *by_gpus, MOST_WORKERS)
+    return room
 
 
 def _count(number: int, noun: str) -> str:

@@ -1,6 +1,6 @@
 """A run: its folder below the output, what is done in it, and how a unit becomes a file of it.
 
-    OUTPUT/run-0123456789ab/run.json                      what decides the contents of the rows
+    OUTPUT/run-0123456789ab/_run.json                     what decides the contents of the rows
     OUTPUT/run-0123456789ab/part-000012-….parquet         the rows of one unit
 
 A file is written under a temporary name and then renamed, or uploaded whole. It holds the keys of its images, so there
@@ -28,7 +28,8 @@ from diffseg.scale.storage import open_folder
 from diffseg.scale.units import Unit
 from diffseg.scale.worker import SegmentWorker
 
-RECORD = "run.json"
+RECORD = "_run.json"
+"""Readers of Parquet folders skip names that begin with an underscore."""
 DIGITS = 12
 
 
