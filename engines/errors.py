@@ -4,6 +4,7 @@
     ├── BundleError (ValueError)            a bundle is damaged, altered or of an unknown schema
     │   └── BundleNotFoundError (FileNotFoundError)
     ├── CheckpointError (ValueError)        a checkpoint can't be exported
+    ├── ClusterError (RuntimeError)         a batch can't run on these machines, or its files can't be reached
     ├── DatasetError (ValueError)           a folder does not have the layout of its data set
     ├── ImageError (ValueError)             an image can't be read; other images are not affected
     ├── MissingPackageError (ImportError)   an extra is not installed
@@ -33,6 +34,10 @@ class BundleNotFoundError(BundleError, FileNotFoundError):
 
 class CheckpointError(DiffsegError, ValueError):
     """A checkpoint that can't be read, or whose architecture is not supported."""
+
+
+class ClusterError(DiffsegError, RuntimeError):
+    """A batch that can't run on these machines, or whose inputs or outputs can't be reached."""
 
 
 class DatasetError(DiffsegError, ValueError):

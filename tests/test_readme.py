@@ -35,6 +35,9 @@ ELSEWHERE = {
     "scripts/test": "is this run",  # and scripts/test_integrations
     "pip install": "needs the network; scripts/demo installs",
     "trtexec": "comes with TensorRT, and needs a GPU",
+    "diffseg batch photos -o masks --workers": "needs Ray; tests/integrations/ray/test_batch.py runs it",
+    "diffseg batch 's3://": "needs an object store; tests/integrations/ray/test_object_store.py plays one",
+    "serve run": "needs Ray Serve; tests/integrations/ray/test_serve.py deploys the file",
     "docker": "needs an engine of containers; scripts/release/container_check builds and runs the image without one",
 }
 

@@ -7,6 +7,7 @@ import sys
 from typing import Annotated
 
 import typer
+from diffseg.cli.batch import batch
 from diffseg.cli.bundles import build, inspect, verify
 from diffseg.cli.evaluate import evaluate
 from diffseg.cli.export import export
@@ -27,7 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     subcommand_metavar="COMMAND [ARGUMENTS...]",
 )
-for command in (segment, export, build, verify, inspect, profile, evaluate, serve, triton, info):
+for command in (segment, export, build, verify, inspect, profile, evaluate, serve, triton, batch, info):
     app.command(cls=Command)(command)
 
 

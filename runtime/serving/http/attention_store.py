@@ -21,10 +21,14 @@ class AttentionStore:
             recently used ones.
         seconds: a segmentation is dropped when it has not been used for this long.
         clock: returns monotonic time in seconds.
+        prefix: of the ids, by which a server of several can be found again.
     """
 
-    def __init__(self, capacity: int, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, capacity: int, seconds: float, clock: Callable[[], float] = time.monotonic, *, prefix: str = ""
+    ) -> None:
         self.capacity = capacity
+        self.prefix = prefix
         self._kept: TTLCache[str, Segmentation] = TTLCache(capacity, seconds, clock, self._size)
         self._lock = threading.Lock()
 
@@ -32,7 +36,7 @@ class AttentionStore:
         """Store a segmentation and return its id, or None if it has no attention or exceeds the capacity."""
         if result.attention is None or _held(result) > self.capacity:
             return None
-        key = secrets.token_urlsafe(16)
+        key = self.prefix + secrets.token_urlsafe(16)
         # Drop the image and its labels: they are not counted in the capacity, and nothing needs them again.
         kept = replace(result, image=Image.new("RGB", (1, 1)), labels=result.labels[:0], segments=())
         with self._lock:

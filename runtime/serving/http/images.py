@@ -98,7 +98,8 @@ def _kept(service: Served, key: str) -> Segmentation:
     found = service.store.get(key)
     if found is None:
         message = (
-            "no attention is stored under this id: it expired, made room for other images, or never existed; "
+            "no attention is stored under this id: it expired, made room for other images, was on a server that has "
+            "ended, or never existed; "
             "send the image again"
         )
         raise HTTPRequestError(HTTPStatus.NOT_FOUND, "not_found", message)

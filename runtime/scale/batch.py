@@ -1,0 +1,143 @@
+"""Run a batch: find the images, leave out what is done, and let workers write the rest."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from diffseg.engines.errors import ClusterError
+from diffseg.scale.cluster import nodes_of
+from diffseg.scale.dataset import worker_options
+from diffseg.scale.inputs import find_inputs
+from diffseg.scale.plan import WorkerPlan, plan_workers
+from diffseg.scale.run import Report, Run, UnitWorker
+from diffseg.scale.storage import is_remote, local_path
+from diffseg.scale.units import Unit, container_unit, file_units, of_shard, unit_count
+
+
+@dataclass(slots=True)
+class Work:
+    """What is left to do.
+
+    Attributes:
+        units: that are not done.
+        done: number of units that are.
+        others: in what other runs in the output differ from this one; one line each.
+    """
+
+    units: list[Unit] = field(default_factory=list)
+    done: int = 0
+    others: list[str] = field(default_factory=list)
+
+    @property
+    def images(self) -> int | None:
+        """Number of images to segment; None if files contain images, which are counted as they are read."""
+        return sum(len(u.items) for u in self.units) if all(u.kind == "files" for u in self.units) else None
+
+
+def find_work(
+    run: Run,
+    inputs: Sequence[str],
+    *,
+    per_file: int = 100,
+    column: str | None = None,
+    shard: int = 0,
+    shards: int = 1,
+) -> Work:
+    """Begin a run, or go on with it.
+
+    Args:
+        run: where results go and how they are made.
+        inputs: see `find_inputs`.
+        per_file: images per file of results, on average.
+        column: of Parquet inputs; see `find_inputs`.
+        shard: which part of the work to return, from 0. The parts do not depend on what is done.
+        shards: into how many parts the work is divided.
+
+    Raises:
+        ClusterError: there are no images, or inputs or outputs cannot be reached.
+        MissingPackageError: a package that an input or output needs is missing.
+        BundleError: the bundle does not exist or is damaged.
+        ValueError: a setting is out of range.
+    """
+    beside = run.output if is_remote(run.output) else str(local_path(run.output))
+    found = find_inputs(inputs, column=column, per_unit=per_file, beside=beside)
+    count, others = run.begin(unit_count(len(found.files), per_file, shards))
+    units = file_units(found.files, count)
+    units += [container_unit("tar", name) for name in found.tars]
+    units += [container_unit("parquet", name, groups, chosen) for name, groups, chosen in found.tables]
+    pending, done = run.pending(of_shard(units, shard, shards))
+    return Work(pending, done, others)
+
+
+def run_local(run: Run, units: Sequence[Unit]) -> Iterator[Report]:
+    """Process units in this process, without Ray, and yield a report after each.
+
+    Raises:
+        DiffsegError: the bundle cannot be loaded, or a file cannot be read or written.
+    """
+    if units:
+        worker = UnitWorker(run)
+        yield from map(worker.process, units)
+
+
+def run_on_ray(ray: Any, run: Run, units: Sequence[Unit], plan: WorkerPlan) -> Iterator[Report]:  # noqa: ANN401
+    """Process units with workers on Ray, and yield a report after each, in the order in which they finish.
+
+    A worker that is killed is started again, and its unit is given to a worker again.
+
+    Args:
+        ray: the module, connected to a cluster.
+        run: what is written where.
+        units: what to process.
+        plan: of the workers.
+
+    Raises:
+        ClusterError: the job failed. What it wrote until then is kept.
+    """
+    if not units:
+        return
+    items = [{"unit": unit.encode()} for unit in units]
+    dataset = ray.data.from_items(items, override_num_blocks=len(items))
+    reports = dataset.map_batches(
+        UnitWorker,
+        fn_constructor_kwargs={"run": run, "threads": run.options.threads or plan.threads},
+        batch_size=1,
+        **worker_options(plan),
+    )
+    try:
+        for row in reports.iter_rows():
+            yield Report(row["images"], row["errors"], Counter(json.loads(row["seconds"])))
+    except ray.exceptions.RayError as error:
+        raise ClusterError(f"the job failed: {_cause(error)}; start it again to go on") from None
+
+
+def plan_on_ray(
+    ray: Any,  # noqa: ANN401 - the module
+    units: Sequence[Unit],
+    workers: int | None,
+    gpus: float | None,
+    *,
+    may_grow: bool = False,
+) -> WorkerPlan:
+    """Plan the workers for units: not more workers than units.
+
+    Raises:
+        ClusterError: the workers do not fit.
+    """
+    plan = plan_workers(nodes_of(ray), workers, gpus, may_grow=may_grow)
+    if plan.workers <= len(units) or not units:
+        return plan
+    return plan_workers(nodes_of(ray), len(units), plan.gpus, may_grow=may_grow)
+
+
+def _cause(error: BaseException) -> str:
+    """Return the first line of what a worker raised, out of Ray's tracebacks."""
+    cause = getattr(error, "cause", None)
+    while cause is not None and getattr(cause, "cause", None) is not None:
+        cause = cause.cause
+    text = str(cause if cause is not None else error).strip()
+    return (text.splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,85 @@
+"""What a batch does with each image: the bundle, its settings, and what the rows hold."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from diffseg.engines.bundle.bundle import Bundle, open_bundle
+from diffseg.engines.bundle.manifest import MANIFEST
+from diffseg.engines.bundle.settings import MergeSettings, Method, Refine
+from diffseg.engines.files import sha256
+from diffseg.image import Fit
+from msgspec import structs
+
+SCHEMA = 1
+"""Of the rows and of the run's record. A new one starts a new run."""
+MOST_PIXELS = 50_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What a worker does with each image. It is sent to other processes, so it holds plain values only.
+
+    Attributes:
+        model: embedded model, bundle folder or hub id, as every machine finds it.
+        provider: execution provider.
+        batch: images per pass through the network.
+        threads: CPU threads of the network; None uses all cores.
+        threshold: largest KL distance of maps that are merged; None uses the bundle's.
+        method: None uses the bundle's, as with the following ones.
+        anchors: anchors per side.
+        tau: cost of a normalised cut.
+        refine: refinement of the masks.
+        fit: how images are fitted to the network's input.
+        labels: whether rows hold the labels as a PNG.
+        overlays: whether rows hold the image with its masks drawn over it, as a PNG.
+        pixels: images with more pixels are not decoded.
+    """
+
+    model: str = "tiny"
+    provider: str = "auto"
+    batch: int = 1
+    threads: int | None = None
+    threshold: float | tuple[float, ...] | None = None
+    method: Method | None = None
+    anchors: int | None = None
+    tau: float | None = None
+    refine: Refine | None = None
+    fit: Fit = "stretch"
+    labels: bool = False
+    overlays: bool = False
+    pixels: int = MOST_PIXELS
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the keyword arguments of `SegmentWorker`."""
+        return asdict(self)
+
+    def settings(self, bundle: Bundle) -> MergeSettings:
+        """Return the settings for a bundle.
+
+        Raises:
+            ValueError: a setting is out of range, or the bundle has no output for the method.
+        """
+        return bundle.manifest.defaults.updated(self.threshold, self.anchors, self.refine, self.method, self.tau)
+
+    def describe(self) -> dict[str, Any]:
+        """Return what decides the contents of rows: two runs with the same description give the same masks.
+
+        The provider is left out, because `auto` chooses one per machine; each row names its own.
+
+        Raises:
+            BundleError: the bundle does not exist or is damaged.
+            ValueError: a setting is out of range.
+        """
+        bundle = open_bundle(self.model)
+        return {
+            "schema": SCHEMA,
+            "bundle": bundle.manifest.name,
+            "bundle_sha256": sha256(bundle.folder / MANIFEST),
+            "settings": structs.asdict(self.settings(bundle)),
+            "fit": self.fit,
+            "labels": self.labels,
+            "overlays": self.overlays,
+            "pixels": self.pixels,
+        }

@@ -1,0 +1,110 @@
+"""How many workers a batch gets, and what each may use, so that no worker waits for ever.
+
+Ray starts a task only where the CPUs that it asks for are free. On a machine with 2 CPUs, two workers of one CPU each
+leave nothing for the tasks that read and write, so the job hangs without a word. Workers therefore ask for shares that
+leave one CPU free.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from diffseg.engines.errors import ClusterError
+
+CPUS_PER_WORKER = 4
+"""On a CPU, without GPUs and unless told otherwise. More threads do little for one image at a time."""
+CPUS_PER_GPU = 4
+"""At most, for a worker with a GPU: it decodes and merges images."""
+MOST_WORKERS = 10_000
+ROUNDING = 1e-9
+STEP = 0.01
+"""Ray counts CPUs in steps of 0.0001."""
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """What one machine of a cluster has."""
+
+    cpus: float
+    gpus: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerPlan:
+    """What the workers ask for.
+
+    Attributes:
+        workers: number of workers.
+        cpus: CPUs that each reserves; this is less than it uses if it has a machine with few CPUs.
+        gpus: GPUs that each reserves.
+        threads: CPU threads of each worker's network.
+    """
+
+    workers: int
+    cpus: float
+    gpus: float
+    threads: int
+
+
+def plan_workers(
+    nodes: Sequence[Node], workers: int | None = None, gpus: float | None = None, *, may_grow: bool = False
+) -> WorkerPlan:
+    """Find out what each worker may use.
+
+    Args:
+        nodes: the machines of the cluster.
+        workers: number of workers. None: one per GPU, or without GPUs one per 4 CPUs.
+        gpus: GPUs per worker, which may be a fraction. None: one if there are enough GPUs for that, else none.
+        may_grow: the cluster starts machines on demand, so that workers may wait for those.
+
+    Raises:
+        ClusterError: there is no room for the workers.
+    """
+    total = sum(node.cpus for node in nodes)
+    all_gpus = sum(node.gpus for node in nodes)
+    if gpus is None:
+        gpus = 1.0 if all_gpus >= (workers or 1) else 0.0
+    if workers is None:
+        workers = math.floor(all_gpus / gpus) if gpus else max(1, int(total) // CPUS_PER_WORKER)
+        workers = max(1, workers)
+    if gpus and not may_grow and (room := sum(math.floor(node.gpus / gpus) for node in nodes)) < workers:
+        raise ClusterError(
+            f"{_count(workers, 'worker')} with {gpus:g} GPUs each do not fit: the cluster has {all_gpus:g} GPUs in "
+            f"{_count(len(nodes), 'machine')}, room for {room}; choose fewer --workers or --gpus-per-worker, or pass "
+            "--autoscaling if the cluster starts machines on demand"
+        )
+    if may_grow and _room(nodes, STEP, gpus) < workers:  # there are no machines yet to divide
+        return WorkerPlan(workers, 1.0, gpus, max(1, int(max((node.cpus for node in nodes), default=1.0)) - 1))
+    if workers > total * 4:
+        raise ClusterError(
+            f"{_count(workers, 'worker')} are too many for {total:g} CPUs; choose at most {max(1, int(total * 4))} "
+            "with --workers"
+        )
+    return WorkerPlan(workers, _share(nodes, workers, gpus), gpus, max(1, int(total // workers)))
+
+
+def _share(nodes: Sequence[Node], workers: int, gpus: float) -> float:
+    """Return the CPUs per worker with which all fit, and the largest machine has one CPU left for other tasks."""
+    largest = max(range(len(nodes)), key=lambda i: nodes[i].cpus)
+    free = [Node(max(0.0, node.cpus - (i == largest)), node.gpus) for i, node in enumerate(nodes)]
+    share = sum(node.cpus for node in free) / workers
+    share = min(share, CPUS_PER_GPU) if gpus else share
+    share = math.floor(share / STEP) * STEP
+    while share >= STEP and _room(free, share, gpus) < workers:
+        share = math.floor(share * 0.9 / STEP) * STEP
+    return round(max(0.0, share), 2)
+
+
+def _room(nodes: Sequence[Node], cpus: float, gpus: float) -> int:
+    """Return how many workers fit."""
+    room = 0
+    for node in nodes:
+        by_gpus = [math.floor(node.gpus / gpus + ROUNDING)] if gpus else []
+        room += min(math.floor(node.cpus / cpus + ROUNDING), *by_gpus, MOST_WORKERS)
+    return room
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"

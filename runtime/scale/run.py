@@ -1,0 +1,214 @@
+"""A run: its folder below the output, what is done in it, and how a unit becomes a file of it.
+
+    OUTPUT/run-0123456789ab/_run.json                     what decides the contents of the rows
+    OUTPUT/run-0123456789ab/part-000012-….parquet         the rows of one unit
+
+A file is written under a temporary name and then renamed, or uploaded whole. It holds the keys of its images, so there
+is no second record that could disagree with it: an image is done if and only if it is in a file. The file of a unit has
+the same name and the same bytes whoever writes it, so a unit that is done twice is there once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from diffseg.engines.errors import ClusterError
+from diffseg.formats.marks import GENERATOR, JSON_KEY
+from diffseg.scale.options import Options
+from diffseg.scale.read import read_unit
+from diffseg.scale.rows import Row
+from diffseg.scale.sinks import BatchFormat, open_sink
+from diffseg.scale.storage import open_folder
+from diffseg.scale.units import Unit
+from diffseg.scale.worker import SegmentWorker
+
+RECORD = "_run.json"
+"""Readers of Parquet folders skip names that begin with an underscore."""
+DIGITS = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A folder of results of one bundle with one set of settings.
+
+    Attributes:
+        output: folder or URI that the user named.
+        format: of the files.
+        options: what is done with each image.
+    """
+
+    output: str
+    format: BatchFormat
+    options: Options
+
+    def record(self) -> dict[str, Any]:
+        """Return what decides the contents of the files."""
+        return self.options.describe() | {"format": self.format}
+
+    @property
+    def name(self) -> str:
+        """Name of the run's folder, which follows from its record."""
+        text = json.dumps(self.record(), sort_keys=True)
+        return f"run-{hashlib.sha256(text.encode()).hexdigest()[:DIGITS]}"
+
+    @property
+    def folder(self) -> str:
+        """Path or URI of the run's folder."""
+        return f"{self.output.rstrip('/')}/{self.name}"
+
+    def begin(self, units: int) -> tuple[int, list[str]]:
+        """Write the run's record, or read it if the run goes on.
+
+        Args:
+            units: among how many units images are divided, if the run is new.
+
+        Returns:
+            Among how many units images are divided, and in what other runs in the same output differ: one line each.
+
+        Raises:
+            ClusterError: the output cannot be read or written, or the record is damaged.
+        """
+        try:
+            others = [name for name in _runs(self.output) if name != self.name]
+            folder = open_folder(self.folder)
+            record = self.record()
+            if RECORD in folder.names():
+                units = int(json.loads(folder.read(RECORD))["units"])
+            with folder.writing(RECORD) as path:  # also deletes what killed processes left in the folder
+                path.write_text(
+                    json.dumps({JSON_KEY: GENERATOR, **record, "units": units}, indent=1) + "\n", encoding="utf-8"
+                )
+            return units, [_difference(self.output, name, record) for name in others]
+        except (ValueError, KeyError, TypeError):
+            raise ClusterError(f"{self.folder}/{RECORD} is damaged; delete the folder or choose another one") from None
+        except OSError as error:
+            reason = error.strerror or str(error).splitlines()[0]
+            raise ClusterError(f"cannot write to {self.output}: {reason}; choose another folder with -o") from None
+
+    def pending(self, units: Iterable[Unit]) -> tuple[list[Unit], int]:
+        """Return the units, or parts of units, that are not done, and how many units are done."""
+        folder = open_folder(self.folder)
+        sink = open_sink(self.format, folder, labels=self.options.labels, overlays=self.options.overlays)
+        names = {name for name in folder.names() if name.endswith(sink.suffix) and name.startswith("part-")}
+        by_prefix: dict[str, list[str]] = {}
+        for name in names:
+            by_prefix.setdefault(name.rpartition("-")[0], []).append(name)
+        rest: list[Unit] = []
+        done = 0
+        for unit in units:
+            if f"{unit.name}{sink.suffix}" in names:
+                done += 1
+                continue
+            earlier = by_prefix.get(unit.prefix, []) if unit.kind == "files" else []
+            remaining = unit
+            for name in earlier:  # the input has changed since
+                with folder.reading(name) as path:
+                    remaining = remaining.without(sink.keys(path))
+            if remaining.items:
+                rest.append(remaining)
+            else:
+                done += 1
+        return rest, done
+
+
+@dataclass(slots=True)
+class Report:
+    """What became of units: plain numbers, which can be added.
+
+    Attributes:
+        images: rows that were written, those of errors included.
+        errors: rows with an error.
+        seconds: of the workers, per stage, and `total`, summed over the workers.
+    """
+
+    images: int = 0
+    errors: int = 0
+    seconds: Counter[str] = field(default_factory=Counter)
+
+    def add(self, other: Report) -> None:
+        """Add another report."""
+        self.images += other.images
+        self.errors += other.errors
+        self.seconds.update(other.seconds)
+
+
+class UnitWorker:
+    """Turns units into files of a run, with one worker. Ray Data creates it in a process of its own.
+
+    Args:
+        run: what is written where.
+        threads: CPU threads of the network; None uses the options'.
+    """
+
+    def __init__(self, run: Run, threads: int | None = None) -> None:
+        arguments = run.options.arguments()
+        if threads is not None:
+            arguments["threads"] = threads
+        self.worker = SegmentWorker(**arguments)
+        self.folder = open_folder(run.folder)
+        self.sink = open_sink(run.format, self.folder, labels=run.options.labels, overlays=run.options.overlays)
+
+    def process(self, unit: Unit) -> Report:
+        """Segment a unit and write its file.
+
+        Raises:
+            ClusterError: a file that contains images cannot be read, or the file cannot be written.
+        """
+        start = time.perf_counter()
+        self.worker.seconds.clear()
+        report = Report()
+        try:
+            with self.folder.writing(f"{unit.name}{self.sink.suffix}") as path:
+                self.sink.write(path, _counted(self.worker.rows(read_unit(unit)), report))
+        except OSError as error:
+            reason = error.strerror or str(error).splitlines()[0]
+            raise ClusterError(f"cannot write to {self.folder}: {reason}") from None
+        report.seconds.update(self.worker.seconds)
+        report.seconds["total"] = time.perf_counter() - start  # type: ignore[assignment]  # a counter of seconds
+        return report
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
+        """Process the units of a batch of Ray Data, and return one row with the report of each."""
+        reports = [self.process(Unit.decode(str(text))) for text in batch["unit"]]
+        return {
+            "images": [report.images for report in reports],
+            "errors": [report.errors for report in reports],
+            "seconds": [json.dumps(report.seconds) for report in reports],
+        }
+
+
+def _counted(rows: Iterator[Row], report: Report) -> Iterator[Row]:
+    for row in rows:
+        report.images += 1
+        report.errors += row["error"] is not None
+        yield row
+
+
+def _runs(output: str) -> list[str]:
+    """Return the names of the runs in an output folder."""
+    return [name for name in open_folder(output).names() if name.startswith("run-")]
+
+
+def _difference(output: str, name: str, record: dict[str, Any]) -> str:
+    """Say in what an earlier run differs from `record`."""
+    try:
+        other = json.loads(open_folder(f"{output.rstrip('/')}/{name}").read(RECORD))
+        before, now = (
+            {**found, **found["settings"], "settings": None} for found in (other, json.loads(json.dumps(record)))
+        )
+        changed = [
+            f"{key} {_flat(before.get(key))}, now {_flat(now[key])}" for key in now if before.get(key) != now[key]
+        ]
+    except (OSError, ValueError, TypeError, KeyError):
+        changed = ["its record cannot be read"]
+    return f"{name}: {'; '.join(changed)}"
+
+
+def _flat(value: Any) -> str:  # noqa: ANN401 - a value of JSON
+    return value[:DIGITS] if isinstance(value, str) else json.dumps(value)
