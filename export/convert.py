@@ -70,7 +70,7 @@ def convert(
     source, scale = loaded.source, loaded.latents.scale
     encoder = Encoder(loaded.vae, loaded.latents)
     channels = encoder.channels
-    unet = _make_unet(loaded, files.folder, settings, size)
+    unet = make_network(loaded, files.folder, settings, size)
 
     progress("run the checkpoint in PyTorch")
     images = parity.sample_images(size)
@@ -159,10 +159,20 @@ def _encoder_precision(loaded: Checkpoint, precision: Precision) -> Precision:
     return "fp32" if loaded.pooled is not None and loaded.vae.config.force_upcast else precision
 
 
-def _make_unet(
+def make_network(
     loaded: Checkpoint, folder: Path, settings: ExportSettings, size: tuple[int, int]
 ) -> AttentionUNet | FeatureUNet:
-    """Return the network of the method."""
+    """Return the network of the method, which takes `loaded.unet` over.
+
+    Args:
+        loaded: the checkpoint.
+        folder: its folder, for the scheduler.
+        settings: method, timestep and noise.
+        size: height and width of the images in pixels.
+
+    Raises:
+        CheckpointError: the schedule is unknown, or DiffCut cannot use the UNet.
+    """
     level = noise_level(folder, settings.timestep)
     embedding = embed_time(loaded.unet, level.condition, size, loaded.pooled)
     if settings.method == "diffseg":

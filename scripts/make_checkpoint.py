@@ -7,7 +7,7 @@
 The cost of a network does not depend on its weights, and parity needs none that mean something. Three things are
 not as in a trained checkpoint: the tokenizers know bytes only (they are asked for the empty prompt alone), the
 query projections are scaled up, since attention of untrained layers is so even that a wrong export could pass, and
-a small checkpoint has at most two transformer blocks per attention where SDXL has ten.
+a small SDXL-class checkpoint has one layer per level, and at most two transformer blocks where SDXL has ten.
 """
 
 from __future__ import annotations
@@ -99,22 +99,20 @@ DEFAULT_PIPELINE = "StableDiffusionPipeline"
 PIPELINES = {"lcm": "LatentConsistencyModelPipeline"}
 SHARPNESS = 8.0
 MOST_BLOCKS = 2
-"""Largest number of transformer blocks per attention of a small UNet."""
+"""Largest number of transformer blocks per attention of a small SDXL-class UNet."""
 
 
 def make_unet(family: str, *, small: bool) -> UNet2DConditionModel:
-    """Return the UNet of a family; a small one keeps its levels and layers and has a tenth of its width."""
+    """Return the UNet of a family; a small one keeps its topology and has a tenth of its width."""
     config = {"sample_size": 64, **UNETS[family]}
     if small:
         config["block_out_channels"] = tuple(c // 10 for c in config["block_out_channels"])
         config["cross_attention_dim"] = sum(text_widths(family, small=True))
         heads = config["attention_head_dim"]
-        config["attention_head_dim"] = 2 if isinstance(heads, int) else (1, 2, 4, 4)[: len(heads)]
+        config["attention_head_dim"] = 2 if isinstance(heads, int) else (1, 2, 4, 4)
         config["norm_num_groups"] = 8
-        for key in ("transformer_layers_per_block", "reverse_transformer_layers_per_block"):
-            if key in config:
-                config[key] = fewer(config[key])
         if family in SDXL_CLASS:
+            config |= fewer_layers(config)
             config["addition_time_embed_dim"] = 8
             config["projection_class_embeddings_input_dim"] = text_widths(family, small=True)[-1] + 6 * 8
     unet = UNet2DConditionModel(**config)
@@ -125,9 +123,15 @@ def make_unet(family: str, *, small: bool) -> UNet2DConditionModel:
     return unet
 
 
-def fewer(blocks: Any) -> Any:  # noqa: ANN401 - a number, or a sequence of such
-    """Return numbers of transformer blocks with `MOST_BLOCKS` in place of larger ones."""
-    return min(blocks, MOST_BLOCKS) if isinstance(blocks, int) else [fewer(b) for b in blocks]
+def fewer_layers(config: dict[str, Any]) -> dict[str, Any]:
+    """Return settings for one layer per level, with at most `MOST_BLOCKS` transformer blocks, and for fewer heads."""
+    settings: dict[str, Any] = {"layers_per_block": 1, "attention_head_dim": (1, 2, 2)}
+    settings["transformer_layers_per_block"] = [min(n, MOST_BLOCKS) for n in config["transformer_layers_per_block"]]
+    if "reverse_transformer_layers_per_block" in config:
+        *levels, last = config["reverse_transformer_layers_per_block"]
+        ends = [[min(n, MOST_BLOCKS) for n in (level[0], level[-1])] for level in levels]
+        settings["reverse_transformer_layers_per_block"] = [*ends, last]
+    return settings
 
 
 def make_vae(kind: str, family: str, *, small: bool) -> AutoencoderKL | AutoencoderTiny:
