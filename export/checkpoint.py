@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from diffseg.engines.bundle.manifest import Source
 from diffseg.engines.bundle.specs import LATENT_FACTOR
 from diffseg.engines.errors import CheckpointError
-from diffseg.export.locate import SUPPORTED, CheckpointFiles, find_checkpoint
+from diffseg.export.card import read_licence
+from diffseg.export.latents import LatentScale, latent_scale
+from diffseg.export.locate import CheckpointFiles, find_checkpoint
+from diffseg.export.prompt import embed_empty_prompt
+from diffseg.export.supported import SUPPORTED
+from diffseg.export.weights import load_model
 from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 from diffusers.utils import logging as diffusers_logging
-from transformers import CLIPTextModel, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
 ENCODERS = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
@@ -25,7 +28,9 @@ class Checkpoint:
 
     unet: UNet2DConditionModel
     vae: AutoencoderKL | AutoencoderTiny
+    latents: LatentScale
     prompt: torch.Tensor  # (1, tokens, width): the embedding of the empty prompt
+    pooled: torch.Tensor | None  # (1, width): its pooled embedding, of SDXL-class checkpoints
     source: Source
     card: Path | None  # the README.md of the checkpoint, which states its origin and licence
 
@@ -34,7 +39,7 @@ def load_checkpoint(checkpoint: str | Path, *, vae: str | Path | None = None) ->
     """Load a diffusers checkpoint from a folder or the hub (`owner/name[@revision]`).
 
     Args:
-        checkpoint: folder with `unet/`, `vae/`, `text_encoder/` and `tokenizer/`, or a hub id.
+        checkpoint: a diffusers folder, or a hub id; see `find_checkpoint`.
         vae: folder or hub id of another autoencoder for the same latents, such as TAESD.
 
     Raises:
@@ -52,49 +57,37 @@ def load_files(files: CheckpointFiles) -> Checkpoint:
     transformers_logging.disable_progress_bar()
     diffusers_logging.disable_progress_bar()
     folder = files.folder
+    prompt = embed_empty_prompt(files)  # first: the text encoders of SDXL take 3.3 GB and are then dropped
     unet = _load_unet(folder)
-    encoder = _load_vae(files.vae, files.vae_kind)
-    if unet.config.in_channels != encoder.config.latent_channels:
+    vae = _load_vae(files.vae, files.vae_kind)
+    if unet.config.in_channels != vae.config.latent_channels:
         raise CheckpointError(
             f"the UNet of {folder} takes {unet.config.in_channels} channels "
-            f"and its VAE gives {encoder.config.latent_channels}; "
+            f"and its VAE gives {vae.config.latent_channels}; "
             f"inpainting, depth and image-editing checkpoints are not supported; {SUPPORTED}"
         )
-    prompt = _embed_empty_prompt(folder)
-    if prompt.shape[-1] != unet.config.cross_attention_dim:
+    if prompt.tokens.shape[-1] != unet.config.cross_attention_dim:
         raise CheckpointError(
-            f"the text encoder of {folder} gives {prompt.shape[-1]} features "
+            f"the text encoder of {folder} gives {prompt.tokens.shape[-1]} features "
             f"and the UNet expects {unet.config.cross_attention_dim}; use parts of one checkpoint"
         )
+    if prompt.pooled is not None:
+        _check_pooled(folder, unet, prompt.pooled.shape[-1])
     card = folder / "README.md"
-    source = Source(files.name, files.revision, _licence(card))
-    return Checkpoint(unet, encoder, prompt, source, card if card.is_file() else None)
-
-
-def _load(kind: Any, folder: Path, **options: Any) -> Any:  # noqa: ANN401 - any model class of diffusers or transformers
-    """Load a model from the available variant of its weights. A failure is reported in one line."""
-    names = [path.name for path in folder.glob("*.safetensors")] or [path.name for path in folder.glob("*.bin")]
-    if not names:
-        raise CheckpointError(f"{folder} holds no weights (*.safetensors or *.bin); download the checkpoint again")
-    if names and all(".fp16." in name for name in names):
-        options["variant"] = "fp16"
-    try:
-        model = kind.from_pretrained(folder, local_files_only=True, **options)
-    except Exception as error:  # each library raises its own exceptions  # noqa: BLE001
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(f"cannot load {folder}: {reason}; download the checkpoint again") from None
-    return model.float().eval().requires_grad_(requires_grad=False)
+    source = Source(files.name, files.revision, read_licence(card))
+    found = card if card.is_file() else None
+    return Checkpoint(unet, vae, latent_scale(files, vae.config), prompt.tokens, prompt.pooled, source, found)
 
 
 def _load_unet(folder: Path) -> UNet2DConditionModel:
-    unet = _load(UNet2DConditionModel, folder / "unet")
+    unet = load_model(UNet2DConditionModel, folder / "unet")
     if not any(name.endswith("attn1") for name, _ in unet.named_modules()):
         raise CheckpointError(f"the UNet of {folder} has no self-attention; {SUPPORTED}")
     return unet
 
 
 def _load_vae(folder: Path, kind: str) -> AutoencoderKL | AutoencoderTiny:
-    vae = _load(ENCODERS[kind], folder)
+    vae = load_model(ENCODERS[kind], folder)
     blocks = vae.config.block_out_channels if kind == "AutoencoderKL" else vae.config.encoder_block_out_channels
     factor = 2 ** (len(blocks) - 1)
     if factor != LATENT_FACTOR:
@@ -104,26 +97,12 @@ def _load_vae(folder: Path, kind: str) -> AutoencoderKL | AutoencoderTiny:
     return vae
 
 
-@torch.no_grad()
-def _embed_empty_prompt(folder: Path) -> torch.Tensor:
-    encoder = _load(CLIPTextModel, folder / "text_encoder")
-    try:
-        tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
-        tokens = tokenizer(
-            "", padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt"
+def _check_pooled(folder: Path, unet: UNet2DConditionModel, width: int) -> None:
+    """Check that the UNet takes the pooled embedding and the six numbers of SDXL's image sizes."""
+    expected = unet.config.projection_class_embeddings_input_dim
+    found = width + 6 * unet.config.addition_time_embed_dim
+    if found != expected:
+        raise CheckpointError(
+            f"the second text encoder and the image sizes of {folder} give {found} features and the UNet expects "
+            f"{expected}; use parts of one checkpoint, and not a refiner"
         )
-    except Exception as error:  # each library raises its own exceptions  # noqa: BLE001
-        raise CheckpointError(f"cannot load {folder / 'tokenizer'}: {error}; download the checkpoint again") from None
-    embedding: torch.Tensor = encoder(tokens.input_ids)[0]
-    return embedding
-
-
-def _licence(card: Path) -> str | None:
-    """Return the licence in the front matter of a model card; None if there is none."""
-    if not card.is_file():
-        return None
-    lines = card.read_text(encoding="utf-8", errors="replace").splitlines()[:50]
-    for line in lines:
-        if line.startswith("license:"):
-            return line.partition(":")[2].strip() or None
-    return None

@@ -6,6 +6,7 @@ import platform
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from diffseg.engines.bundle import specs
@@ -17,13 +18,18 @@ from diffseg.export.features import FeatureUNet
 from diffseg.export.graphs import AttentionUNet, Encoder
 from diffseg.export.locate import CheckpointFiles
 from diffseg.export.magnitudes import LargestMagnitude, upcast_operators
-from diffseg.export.noise import make_noise, signal_share
+from diffseg.export.noise import make_noise, noise_level
 from diffseg.export.recorders import QueriesKeys
 from diffseg.export.settings import ExportSettings
+from diffseg.export.time_embedding import embed_time, image_sizes
 from diffseg.export.trace import trace
 from diffusers import UNet2DConditionModel
 from msgspec.structs import replace
 from torch.utils.flop_counter import FlopCounterMode
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 NAMES: dict[Precision, specs.DType] = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
@@ -57,14 +63,15 @@ def convert(
     loaded = load_files(files)
     if loaded.card is not None:
         shutil.copyfile(loaded.card, folder / loaded.card.name)  # states the licence of the weights
-    size, precision, max_batch = settings.size, settings.precision, settings.max_batch
-    dtype = DTYPES[precision]
-    unet_parameters, unet_flops = _parameters(loaded.unet), _flops(loaded.unet, size, loaded.prompt)
+    size = settings.image_size(sdxl=files.sdxl, native_size=files.native_size)
+    precision, max_batch = settings.precision, settings.max_batch
+    encoder_precision = _encoder_precision(loaded, precision)
+    unet_parameters, unet_flops = _parameters(loaded.unet), _flops(loaded, size)
     vae_parameters = _parameters(loaded.vae)
-    source, scale = loaded.source, float(loaded.vae.config.scaling_factor)
-    encoder = Encoder(loaded.vae)
+    source, scale = loaded.source, loaded.latents.scale
+    encoder = Encoder(loaded.vae, loaded.latents)
     channels = encoder.channels
-    unet = _make_unet(loaded, files.folder, settings, channels)
+    unet = make_network(loaded, files.folder, settings, size)
 
     progress("run the checkpoint in PyTorch")
     images = parity.sample_images(size)
@@ -72,8 +79,9 @@ def convert(
         latent = parity.reference(encoder, images)[0]
     with LargestMagnitude(upcast_operators(unet)) as attended:
         truth = parity.reference(unet, latent)
-    figures = {graph: {parity.MAGNITUDE: each.value} for graph, each in ((ENCODER, encoded), (UNET, attended))}
-    parity.check(figures, precision, size)  # before anything is traced
+    magnitudes = {graph: {parity.MAGNITUDE: each.value} for graph, each in ((ENCODER, encoded), (UNET, attended))}
+    parity.check({ENCODER: magnitudes[ENCODER]}, encoder_precision, size)  # before anything is traced
+    parity.check({UNET: magnitudes[UNET]}, precision, size)
     outputs = unet.outputs() if isinstance(unet, AttentionUNet) else ()
     features = unet.output() if isinstance(unet, FeatureUNet) else None
 
@@ -82,11 +90,11 @@ def convert(
         unet_tensors = specs.features_tensors(size, channels, features, max_batch)
     else:
         unet_tensors = specs.unet_tensors(size, channels, outputs, max_batch)
-    progress(f"trace the VAE encoder in {precision}")
-    traced_encoder = trace(encoder.to(dtype), encoder_tensors, folder / f"{ENCODER}.onnx")
+    progress(f"trace the VAE encoder in {encoder_precision}")
+    traced_encoder = trace(encoder.to(DTYPES[encoder_precision]), encoder_tensors, folder / f"{ENCODER}.onnx")
     progress(f"trace the UNet in {precision}")
     path = folder / f"{UNET}.onnx"
-    traced_unet = trace(unet.to(dtype), unet_tensors, path, external=True)
+    traced_unet = trace(unet.to(DTYPES[precision]), unet_tensors, path, external=True)
     forms: dict[str, Graph] = {}
     if isinstance(unet, AttentionUNet):
         form_tensors = specs.queries_keys_tensors(size, channels, outputs, unet.widths(), NAMES[precision], max_batch)
@@ -95,18 +103,10 @@ def convert(
     del loaded, encoder, unet  # the only references: ONNX Runtime needs the memory
 
     progress("compare the graphs with PyTorch")
-    for suffix, encoder_file, unet_file in (
-        ("", traced_encoder.file, traced_unet.file),
-        ("_cpu", traced_encoder.cpu_file, traced_unet.cpu_file),
-    ):
-        if encoder_file is None or unet_file is None:
-            continue
-        found = parity.execute(folder / encoder_file, images, precision, max_batch)
-        figures[f"latent{suffix}"] = parity.measure_latent(latent, found[0])
-        found = parity.execute(folder / unet_file, latent, precision, max_batch)
-        measure = parity.measure_attention if features is None else parity.measure_features
-        for tensor, expected, actual in zip(unet_tensors.outputs, truth, found, strict=True):
-            figures[f"{tensor.name}{suffix}"] = measure(expected, actual)
+    measure = parity.measure_attention if features is None else parity.measure_features
+    latents = _compare(traced_encoder, folder, images, [latent], parity.measure_latent, encoder_precision)
+    parity.check(latents, encoder_precision, size)
+    figures = _compare(traced_unet, folder, latent, truth, measure, precision)
     for kind, form in forms.items():
         found = parity.execute_form(folder / form.file, latent, precision)
         for tensor, expected, actual in zip(unet_tensors.outputs, truth, found, strict=True):
@@ -132,33 +132,75 @@ def convert(
         attention=outputs,
         defaults=settings.defaults,
         versions={"python": platform.python_version(), **{p: v for p in RECORDED if (v := installed_version(p))}},
-        parity=figures,
+        parity=magnitudes | latents | figures,
         methods=(settings.method,),
         features=features,
     )
 
 
-def _make_unet(
-    loaded: Checkpoint, folder: Path, settings: ExportSettings, channels: int
+def _compare(
+    graph: Graph,
+    folder: Path,
+    value: NDArray[Any],
+    truth: list[NDArray[np.float32]],
+    measure: Callable[[NDArray[np.float32], NDArray[np.float32]], dict[str, float]],
+    precision: Precision,
+) -> dict[str, dict[str, float]]:
+    """Compare the outputs of a graph, and of its form for CPUs, with those of PyTorch."""
+    outputs, max_batch = graph.tensors.outputs, graph.tensors.inputs[0].axes[0].max
+    figures: dict[str, dict[str, float]] = {}
+    for suffix, file in (("", graph.file), ("_cpu", graph.cpu_file)):
+        if file is not None:
+            found = parity.execute(folder / file, value, precision, max_batch)
+            for tensor, expected, actual in zip(outputs, truth, found, strict=True):
+                figures[f"{tensor.name}{suffix}"] = measure(expected, actual)
+    return figures
+
+
+def _encoder_precision(loaded: Checkpoint, precision: Precision) -> Precision:
+    """Return the precision of the VAE: float32 where SDXL's configuration asks for it, since activations overflow.
+
+    Diffusers sets `force_upcast` for Stable Diffusion, too, where its pipelines do not heed it.
+    """
+    return "fp32" if loaded.pooled is not None and loaded.vae.config.force_upcast else precision
+
+
+def make_network(
+    loaded: Checkpoint, folder: Path, settings: ExportSettings, size: tuple[int, int]
 ) -> AttentionUNet | FeatureUNet:
-    """Return the network of the method."""
+    """Return the network of the method, which takes `loaded.unet` over.
+
+    Args:
+        loaded: the checkpoint.
+        folder: its folder, for the scheduler.
+        settings: method, timestep and noise.
+        size: height and width of the images in pixels.
+
+    Raises:
+        CheckpointError: the schedule is unknown, or DiffCut cannot use the UNet.
+    """
+    level = noise_level(folder, settings.timestep)
+    embedding = embed_time(loaded.unet, level.condition, size, loaded.pooled)
     if settings.method == "diffseg":
-        return AttentionUNet(loaded.unet, loaded.prompt, settings.timestep, settings.size)
-    shape = 1, channels, *(n // specs.LATENT_FACTOR for n in settings.size)
-    share = signal_share(folder, settings.timestep)
-    return FeatureUNet(loaded.unet, loaded.prompt, settings.timestep, make_noise(shape, settings.noise), share)
+        return AttentionUNet(loaded.unet, loaded.prompt, embedding, size, level.gain)
+    shape = 1, loaded.vae.config.latent_channels, *(n // specs.LATENT_FACTOR for n in size)
+    return FeatureUNet(loaded.unet, loaded.prompt, embedding, make_noise(shape, settings.noise), level)
 
 
 def _parameters(module: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def _flops(unet: UNet2DConditionModel, size: tuple[int, int], prompt: torch.Tensor) -> int:
+def _flops(loaded: Checkpoint, size: tuple[int, int]) -> int:
     """Return the FLOPs of the whole UNet per image. Only shapes are computed, on the `meta` device."""
+    config = loaded.unet.config
     with torch.device("meta"):
-        twin = UNet2DConditionModel.from_config(unet.config)
+        twin = UNet2DConditionModel.from_config(config)
         rows, columns = (n // specs.LATENT_FACTOR for n in size)
-        latent = torch.zeros(1, unet.config.in_channels, rows, columns)
+        latent = torch.zeros(1, config.in_channels, rows, columns)
+        added = {}
+        if loaded.pooled is not None:
+            added = {"text_embeds": torch.zeros(loaded.pooled.shape), "time_ids": image_sizes(size).to("meta")}
         with FlopCounterMode(display=False) as counter:
-            twin(latent, torch.zeros(1), torch.zeros(prompt.shape))
+            twin(latent, torch.zeros(1), torch.zeros(loaded.prompt.shape), added_cond_kwargs=added)
     return int(counter.get_total_flops())

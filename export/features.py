@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 if TYPE_CHECKING:
     import numpy as np
+    from diffseg.export.noise import NoiseLevel
     from diffusers import UNet2DConditionModel
     from numpy.typing import NDArray
 
@@ -23,41 +24,45 @@ class FeatureUNet(nn.Module):
     """Graph 2 of DiffCut: latent (B, C, h, w) → features (B, n², C) float32 (Couairon et al., 2024, section 3.1).
 
     The features are the output of `attn1`, after its projection and before the residual, of the last transformer block
-    of the last attention in `down_blocks[-2]`. Noise is added to the latent first: z = √ᾱ·latent + √(1-ᾱ)·ε, with the
-    same ε for every image. What follows this layer is not computed.
+    of the last attention in `down_blocks[-2]`, or in `down_blocks[-1]` for SDXL-class UNets, which have one level less.
+    Noise is added to the latent first: z = √ᾱ·latent + √(1-ᾱ)·ε, with the same ε for every image. What follows this
+    layer is not computed.
 
     Takes `unet` over and alters it: a copy would be 3.4 GB.
 
     Raises:
-        CheckpointError: `down_blocks[-2]` has no attention.
+        CheckpointError: that block has no attention.
     """
 
     def __init__(
         self,
         unet: UNet2DConditionModel,
         prompt: Tensor,
-        timestep: int,
+        embedding: Tensor,
         noise: NDArray[np.float32],
-        share: float,
+        level: NoiseLevel,
     ) -> None:
         """Build the network.
 
         Args:
             unet: the whole UNet.
             prompt: (1, tokens, width), the embedding of the empty prompt.
-            timestep: at which the UNet runs.
+            embedding: (1, width), the time embedding.
             noise: ε, (1, C, h, w).
-            share: ᾱ of the timestep.
+            level: the noise level of the timestep.
         """
         super().__init__()
-        blocks = list(unet.down_blocks)[:-1]
+        last = -1 if unet.config.addition_embed_type is not None else -2
+        blocks = list(unet.down_blocks)[: len(unet.down_blocks) + 1 + last]
         if not blocks or not getattr(blocks[-1], "attentions", None):
-            raise CheckpointError("the UNet's down_blocks[-2] has no attention, which DiffCut needs")
-        self.signal = share**0.5
-        self.noise = torch.from_numpy(noise) * (1 - share) ** 0.5  # no buffer: it stays float32 in every precision
+            raise CheckpointError(f"the UNet's down_blocks[{last}] has no attention, which DiffCut needs")
+        self.signal = level.gain * level.share**0.5
+        self.noise = (
+            torch.from_numpy(noise) * (1 - level.share) ** 0.5
+        )  # no buffer: it stays float32 in every precision
         self.prompt_shape = tuple(prompt.shape)
         self._recorder = AllHeads()
-        for processor in bake_constants(unet, prompt, timestep):
+        for processor in bake_constants(unet, prompt, embedding):
             processor.recorder = self._recorder
         self.conv_in, self.blocks = unet.conv_in, nn.ModuleList(blocks)
         self.grid = tuple(n >> (len(blocks) - 1) for n in noise.shape[2:])

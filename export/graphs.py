@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from diffseg.engines.bundle import specs
+from diffseg.export.latents import LatentScale
 from diffseg.export.recorders import Accumulator, Recorder, attend_by_head
 from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
@@ -11,11 +12,17 @@ from torch import Tensor, nn
 
 
 class Encoder(nn.Module):
-    """Graph 1: uint8 (B, H, W, 3) → float32 latent (B, C, H/8, W/8), the posterior mean times the scaling factor."""
+    """Graph 1: uint8 (B, H, W, 3) → float32 latent (B, C, H/8, W/8), the scaled posterior mean; see `LatentScale`."""
 
-    def __init__(self, vae: AutoencoderKL | AutoencoderTiny) -> None:
+    mean: Tensor
+    factor: Tensor
+
+    def __init__(self, vae: AutoencoderKL | AutoencoderTiny, latents: LatentScale) -> None:
         super().__init__()
-        self.scale = float(vae.config.scaling_factor)
+        self.scale, self.standardised = latents.scale, bool(latents.mean)
+        if self.standardised:
+            mean, std = (torch.tensor(values).reshape(1, -1, 1, 1) for values in (latents.mean, latents.std))
+            self.mean, self.factor = mean, latents.scale / std  # no buffers: they stay float32 in every precision
         self.encoder = vae.encoder
         self.quant = getattr(vae, "quant_conv", None)
         self.channels = int(vae.config.latent_channels)
@@ -29,8 +36,8 @@ class Encoder(nn.Module):
         moments = self.encoder(pixels.to(next(self.encoder.parameters()).dtype))
         if self.quant is not None:
             moments = self.quant(moments)
-        latent: Tensor = moments[:, : self.channels].float() * self.scale  # the rest is the variance
-        return latent
+        output: Tensor = moments[:, : self.channels].float()  # the rest is the variance
+        return (output - self.mean) * self.factor if self.standardised else output * self.scale
 
 
 class AttentionUNet(nn.Module):
@@ -46,12 +53,23 @@ class AttentionUNet(nn.Module):
     `unet` is modified in place, because a copy would take 3.4 GB.
     """
 
-    def __init__(self, unet: UNet2DConditionModel, prompt: Tensor, timestep: int, size: tuple[int, int]) -> None:
+    def __init__(
+        self, unet: UNet2DConditionModel, prompt: Tensor, embedding: Tensor, size: tuple[int, int], gain: float = 1.0
+    ) -> None:
+        """Build the network.
+
+        Args:
+            unet: the whole UNet.
+            prompt: (1, tokens, width), the embedding of the empty prompt.
+            embedding: (1, width), the time embedding.
+            size: height and width of the images in pixels.
+            gain: factor that gives latents the variance that the UNet expects.
+        """
         super().__init__()
-        self.unet = unet
+        self.unet, self.gain = unet, gain
         self.prompt_shape = tuple(prompt.shape)
         latent = [n // specs.LATENT_FACTOR for n in size]
-        self._processors = bake_constants(self.unet, prompt, timestep)
+        self._processors = bake_constants(self.unet, prompt, embedding)
         self.grids = self._grids(latent)
         self.recorder = Accumulator()
 
@@ -79,6 +97,8 @@ class AttentionUNet(nn.Module):
             batch, -1, -1
         )  # only its shape matters: the values are constants of the graph
         self.recorder.clear()
+        if self.gain != 1:
+            latent = latent * self.gain
         self.unet(latent.to(dtype), torch.zeros((), dtype=torch.long), encoder_hidden_states=prompt, return_dict=False)
         return self.recorder.results()
 
@@ -95,14 +115,16 @@ class AttentionUNet(nn.Module):
 
 
 @torch.no_grad()
-def bake_constants(unet: UNet2DConditionModel, prompt: Tensor, timestep: int) -> list[SelfAttention]:
-    """Replace all that depends on the prompt and the timestep alone by constants, in place.
+def bake_constants(unet: UNet2DConditionModel, prompt: Tensor, embedding: Tensor) -> list[SelfAttention]:
+    """Replace all that depends on the prompt and the time embedding alone by constants, in place.
 
     Returns:
         The processors of the self-attention layers, in the order of the modules.
     """
     processors: list[SelfAttention] = []
-    embedding = unet.time_embedding(unet.time_proj(torch.tensor([timestep])))
+    if unet.config.addition_embed_type is not None:  # it is a part of `embedding`
+        unet.register_to_config(addition_embed_type=None)
+        del unet.add_embedding
     for name, module in unet.named_modules():
         if isinstance(module, Attention):
             if name.endswith("attn1"):

@@ -1,13 +1,15 @@
-"""The noise that DiffCut adds to every latent: its level at a timestep, and its values."""
+"""The noise that a UNet expects at a timestep, and the values of that which DiffCut adds to every latent."""
 
 from __future__ import annotations
 
-import json
+import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from diffseg.engines.errors import CheckpointError
+from diffseg.export.supported import read_config
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -24,6 +26,45 @@ STABLE_DIFFUSION: dict[str, Any] = {
 """The schedule of a checkpoint without a scheduler/."""
 
 
+@dataclass(frozen=True, slots=True)
+class NoiseLevel:
+    """A timestep, as a UNet takes it.
+
+    Attributes:
+        share: ᾱ, the share of the signal in the variance of the UNet's input.
+        condition: the number from which the time embedding is computed.
+        gain: factor that gives latents the variance 1 for which `share` holds.
+    """
+
+    share: float
+    condition: float
+    gain: float = 1.0
+
+
+def noise_level(folder: Path, timestep: int) -> NoiseLevel:
+    """Return the noise level of a timestep.
+
+    The UNet of Playground v2.5 was trained with the preconditioning of EDM (Karras et al., 2022, table 1): its latents
+    have the standard deviation σ_data, it takes c_in·z with c_in = 1/√(σ² + σ_data²), and it is conditioned on ln(σ)/4
+    in place of the timestep. The σ used is that with the same share of the signal as Stable Diffusion's timestep:
+    ᾱ = σ_data²/(σ² + σ_data²).
+
+    Args:
+        folder: the checkpoint, whose scheduler/scheduler_config.json is read if there is one.
+        timestep: 0 to 999.
+
+    Raises:
+        CheckpointError: the file cannot be read, or its schedule is unknown.
+    """
+    share = signal_share(folder, timestep)
+    config = read_config(folder / "scheduler", "scheduler_config.json", optional=True)
+    if not str(config.get("_class_name", "")).startswith("EDM"):
+        return NoiseLevel(share, timestep)
+    deviation = float(config.get("sigma_data", 0.5))
+    sigma = deviation * math.sqrt((1 - share) / share)
+    return NoiseLevel(share, math.log(sigma) / 4, 1 / deviation)
+
+
 def signal_share(folder: Path, timestep: int) -> float:
     """Return ᾱ of a timestep, the share of the signal in the variance, by the checkpoint's schedule.
 
@@ -34,13 +75,8 @@ def signal_share(folder: Path, timestep: int) -> float:
     Raises:
         CheckpointError: the file cannot be read, or its schedule is unknown.
     """
-    path = folder / "scheduler" / "scheduler_config.json"
-    schedule = dict(STABLE_DIFFUSION)
-    if path.is_file():
-        try:
-            schedule |= {k: v for k, v in json.loads(path.read_text(encoding="utf-8")).items() if k in schedule}
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"cannot read {path} ({error}); download the checkpoint again") from None
+    found = read_config(folder / "scheduler", "scheduler_config.json", optional=True)
+    schedule = STABLE_DIFFUSION | {k: v for k, v in found.items() if k in STABLE_DIFFUSION}
     kind, steps = schedule["beta_schedule"], int(schedule["num_train_timesteps"])
     first, last = float(schedule["beta_start"]), float(schedule["beta_end"])
     if kind == "scaled_linear":
@@ -48,7 +84,7 @@ def signal_share(folder: Path, timestep: int) -> float:
     elif kind == "linear":
         betas = np.linspace(first, last, steps)
     else:
-        raise CheckpointError(f"{path} has the schedule {kind!r}, expected scaled_linear or linear")
+        raise CheckpointError(f"the scheduler of {folder} has the schedule {kind!r}, expected scaled_linear or linear")
     return float(np.cumprod(1 - betas)[timestep])
 
 

@@ -27,7 +27,7 @@ class ExportSettings:
         ValueError: a setting is out of range.
     """
 
-    size: tuple[int, int] = (512, 512)  # height, width in pixels
+    size: tuple[int, int] | None = None  # height, width in pixels; None: that of the method, or of the checkpoint
     precision: Precision = "fp32"
     timestep: int = 300
     max_batch: int = 4
@@ -39,8 +39,20 @@ class ExportSettings:
         """The method that the bundle is exported for, by its default settings: `diffseg` or `diffcut`."""
         return "diffcut" if self.defaults.method in FEATURE_METHODS else "diffseg"
 
+    def image_size(self, *, sdxl: bool, native_size: int) -> tuple[int, int]:
+        """Return the height and width of the images in pixels.
+
+        Args:
+            sdxl: whether the checkpoint is SDXL-class; such a UNet is used for DiffSeg at its own size.
+            native_size: side of the images that the UNet was trained for, in pixels.
+        """
+        if self.size is not None:
+            return self.size
+        own = sdxl and self.method == "diffseg" and native_size % SIZE_STEP == 0
+        return (native_size, native_size) if own else SIZES[self.method]
+
     def __post_init__(self) -> None:
-        if any(n < SIZE_STEP or n % SIZE_STEP for n in self.size):
+        if self.size is not None and any(n < SIZE_STEP or n % SIZE_STEP for n in self.size):
             raise ValueError(f"size must be in multiples of {SIZE_STEP} pixels, found {self.size[0]}x{self.size[1]}")
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, found {self.precision!r}")

@@ -31,13 +31,15 @@ def blobs_folder(snapshot: Path) -> Path | None:
     return repository / "blobs" if in_cache else None
 
 
-def snapshot(name: str, patterns: list[str], *, required: Sequence[str] = ()) -> Snapshot:
+def snapshot(name: str, patterns: list[str], *, required: Sequence[str] = (), ignored: Sequence[str] = ()) -> Snapshot:
     """Return the local folder of `owner/name[@revision]`, downloaded if it is not in the hub's cache.
 
     Args:
         name: repository, with an optional revision.
         patterns: files to fetch.
-        required: files that a complete download contains; a cached folder that lacks one of them is downloaded again.
+        required: files that a complete download contains, as glob patterns; a cached folder that lacks one of them is
+            downloaded again.
+        ignored: files that are not fetched.
 
     Raises:
         MissingPackageError: huggingface-hub is not installed.
@@ -55,12 +57,12 @@ def snapshot(name: str, patterns: list[str], *, required: Sequence[str] = ()) ->
         "repo_id": repository,
         "revision": revision or None,
         "allow_patterns": patterns,
-        "ignore_patterns": ["*non_ema*"],
+        "ignore_patterns": ["*non_ema*", *ignored],
     }
     try:
         try:
             folder = Path(snapshot_download(**options, local_files_only=True))
-            complete = all((folder / file).exists() for file in required)
+            complete = all(next(folder.glob(pattern), None) for pattern in required)
         except LocalEntryNotFoundError:
             complete = False
         if not complete:

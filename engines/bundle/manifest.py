@@ -63,6 +63,10 @@ class Graph(msgspec.Struct, frozen=True):
         """The graph and its external data, without `cpu_file`."""
         return (self.file, *self.external_data)
 
+    def precision(self, bundle: Precision) -> Precision:
+        """Return the precision of the graph. It is the bundle's, but for the VAE of SDXL, which stays in float32."""
+        return "fp32" if set(self.layers.get("Conv", ())) == {"float32"} else bundle
+
 
 class File(msgspec.Struct, frozen=True):
     """Size and hash of one file of a bundle or plan."""

@@ -50,12 +50,7 @@ class OpenVinoNetwork(Network):
             raise ProviderError(f"OpenVINO has no device {device!r} here, only {found}: set {DEVICE} to one of them")
         self.provider = "openvino" if device == "CPU" else f"openvino:{device}"
         self.device = device.lower()
-        precision = bundle.manifest.precision
-        able = precision.upper() in core.get_property(device, "OPTIMIZATION_CAPABILITIES")
-        settings: dict[str, Any] = {
-            "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_PRECISION_HINT": PRECISIONS[precision if able else "fp32"],
-        }
+        settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
         if device == "CPU":
             settings |= {} if threads is None else {"INFERENCE_NUM_THREADS": threads}
         else:  # compiling for other devices is slow, so cache the result
@@ -69,6 +64,9 @@ class OpenVinoNetwork(Network):
 
     def _compile(self, core: Any, bundle: Bundle, name: str, device: str, settings: dict[str, Any]) -> Any:  # noqa: ANN401
         path = bundle.cpu_path(name) if device == "CPU" else bundle.graph_path(name)
+        precision = bundle.manifest.graphs[name].precision(bundle.manifest.precision)
+        able = precision.upper() in core.get_property(device, "OPTIMIZATION_CAPABILITIES")
+        settings = settings | {"INFERENCE_PRECISION_HINT": PRECISIONS[precision if able else "fp32"]}
         try:
             model = core.compile_model(str(path), device, settings)
         except Exception as error:  # plugins raise exceptions of any type  # noqa: BLE001

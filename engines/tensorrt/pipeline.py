@@ -193,13 +193,14 @@ def _build(module: Any, bundle: Bundle, spec: PlanSpec, folder: Path, report: Re
             logger.warning("%s: the layers of this engine cannot be read, so its precision is not checked", name)
             continue
         layers[name] = found
-        if wrong_precision := found.wrong_precision(spec.precision, graph.layers):
+        precision = graph.precision(bundle.manifest.precision)
+        if wrong_precision := found.wrong_precision(precision, graph.layers):
             wrong = ", ".join(f"{count} in {kind}" for kind, count in wrong_precision.items())
             said = (
                 f"{spec.engine} {spec.version} built {name} with {wrong} of {found.count} convolutions and matrix "
-                f"products, though the bundle is {spec.precision}"
+                f"products, though the graph is {precision}"
             )
-            if found.wrong_throughout(spec.precision):
+            if found.wrong_throughout(precision):
                 raise PlanError(
                     f"{said}; the plan was not kept: export the bundle again with --precision {spec.precision}"
                 )

@@ -102,35 +102,76 @@ def verify(
     bundle: Annotated[str, typer.Argument(help="Embedded model, bundle folder or hub id.")],
     images: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="IMAGE", help="With --provider: images; default: two example images."),
+        typer.Argument(metavar="IMAGE", help="With --provider or --against: images; default: two example images."),
     ] = None,
     provider: Annotated[
-        Provider | None, typer.Option(help="Compare this provider with the CPU: the network's outputs and the masks.")
+        Provider | None,
+        typer.Option(
+            help="Compare this provider with the CPU: the network's outputs and the masks. With --against: its "
+            "provider for both bundles."
+        ),
     ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(
+            metavar="BUNDLE", help="Compare this bundle too: latents, attention or features, and masks of both."
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="With --against: print JSON.")] = False,
 ) -> None:
-    """Compare every file of a bundle and of its plans with its recorded hash, and a provider with the CPU."""
+    """Compare the files of a bundle and its plans with their hashes; also a provider with the CPU, or two bundles."""
+    if images and provider is None and against is None:
+        raise typer.BadParameter("images are for --provider or --against", param_hint="IMAGE")
+    if as_json and against is None:
+        raise typer.BadParameter("is for --against", param_hint="--json")
+    opened = _verify_files(bundle, quiet=as_json)
+    if against is not None:
+        other = _verify_files(against, quiet=as_json)
+        _verify_against(opened, other, provider or Provider.CPU, images, as_json=as_json)
+    elif provider is not None:
+        _verify_provider(opened, provider, images)
+
+
+def _verify_files(name: str, *, quiet: bool) -> Bundle:
+    """Open a bundle and compare its files with their hashes. If one differs, the command ends."""
     from diffseg.engines.bundle.bundle import Bundle, find_bundle
     from diffseg.engines.bundle.manifest import read_manifest
     from diffseg.engines.tensorrt.lookup import verify_plans
 
-    if images and provider is None:
-        raise typer.BadParameter("images are for --provider", param_hint="IMAGE")
-    folder = find_bundle(bundle)
+    folder = find_bundle(name)
     console, errors = consoles()
     failed = 0
     opened = Bundle(folder, read_manifest(folder))
-    for name, problem in (*opened.verify(), *verify_plans(opened)):
-        if problem is None:
-            console.print(f"ok      {name}")
-        else:
+    for file, problem in (*opened.verify(), *verify_plans(opened)):
+        if problem is not None:
             failed += 1
-            errors.print(f"failed  {name}: {problem}", style="red")
+            errors.print(f"failed  {file}: {problem}", style="red")
+        elif not quiet:
+            console.print(f"ok      {file}")
     if failed:
         errors.print(f"{folder} is damaged or altered; copy or export it again, or build its plans again", style="red")
         raise typer.Exit(FAILED)
-    console.print(f"{folder}: every file matches its recorded hash")
-    if provider is not None:
-        _verify_provider(opened, provider, images)
+    if not quiet:
+        console.print(f"{folder}: every file matches its recorded hash")
+    return opened
+
+
+def _verify_against(
+    bundle: Bundle, other: Bundle, provider: Provider, images: list[Path] | None, *, as_json: bool
+) -> None:
+    from diffseg.engines.examples import example_images
+    from diffseg.measure.differences import compare_bundles
+    from msgspec import to_builtins
+
+    found = compare_bundles(bundle, other, images or example_images()[:2], provider=provider.value)
+    if as_json:
+        typer.echo(json.dumps(to_builtins(found), indent=1))
+        return
+    from diffseg.cli.tables import difference_tables
+
+    console, _ = consoles()
+    for item in difference_tables(found):
+        console.print(item)
 
 
 def _verify_provider(bundle: Bundle, provider: Provider, images: list[Path] | None) -> None:

@@ -31,7 +31,8 @@ def export(
         str | None,
         typer.Option(
             metavar="SIZE",
-            help="Image size in pixels, N or HEIGHTxWIDTH; multiples of 64. Default: 512, or 1024 for diffcut.",
+            help="Image size in pixels, N or HEIGHTxWIDTH; multiples of 64. Default: 1024 for diffcut; for diffseg "
+            "512, or the checkpoint's own size if it is SDXL-class.",
         ),
     ] = None,
     precision: Annotated[Precision, typer.Option(help="Number format of weights and computation.")] = "fp32",
@@ -56,19 +57,21 @@ def export(
     ] = "seeded",
     threshold: Annotated[float, typer.Option(min=0, help="Default merge threshold of the bundle.")] = 1.0,
     refine: Annotated[Refine, typer.Option(help="Default refinement of the bundle.")] = "none",
-    vae: Annotated[str | None, typer.Option(help="Another VAE for the same latents (TAESD): folder or hub id.")] = None,
+    vae: Annotated[
+        str | None, typer.Option(help="Another VAE for the same latents (TAESD, TAESDXL): folder or hub id.")
+    ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the bundle; default: the name of the folder.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing bundle.")] = False,
 ) -> None:
     """Export a checkpoint to a bundle of ONNX graphs and compare their outputs with PyTorch."""
     from diffseg.export import ExportSettings, export_bundle, parse_size
-    from diffseg.export.settings import SIZES, TIMESTEPS_OF
+    from diffseg.export.settings import TIMESTEPS_OF
 
     try:
         tau = tau if tau is not None else TAUS[method]
         defaults = MergeSettings((threshold,) * 3, refine=refine, method=method, tau=tau)
         settings = ExportSettings(
-            SIZES[method] if size is None else parse_size(size),
+            None if size is None else parse_size(size),
             precision,
             TIMESTEPS_OF[method] if timestep is None else timestep,
             max_batch,

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from diffseg.engines.inspect import BundleFacts
     from diffseg.measure.capabilities import Capabilities
     from diffseg.measure.compare import Comparison
+    from diffseg.measure.differences import BundleDifference
     from rich.table import Table
 
 
@@ -91,6 +92,25 @@ def comparison_tables(comparison: Comparison) -> Iterator[Table | str]:
     for name, iou in comparison.mask_iou.items():
         yield f"masks of {name}: mean IoU {iou:.4f}"
     yield from _placement(comparison.placement)
+
+
+def difference_tables(found: BundleDifference) -> Iterator[Table | str]:
+    """Lay out the result of `compare_bundles`."""
+    yield f"{found.bundles[0]} and {found.bundles[1]}, executed by {found.provider}"
+    table = _table("image", "output", "cosine", "cosine p1", "symmetric KL", "NaN or infinite")
+    for image in found.images:
+        for output in image.outputs:
+            cosines = ("" if value is None else f"{value:.6f}" for value in (output.cosine, output.cosine_p1))
+            kl = "" if output.kl is None else f"{output.kl:.1e}"
+            table.add_row(image.image, output.name, *cosines, kl, str(output.bad))
+    yield table
+    table = _table("image", "segments", "mask mean IoU", "adjusted Rand")
+    for image in found.images:
+        segments = " and ".join(map(str, image.segments))
+        table.add_row(image.image, segments, f"{image.mask_iou:.4f}", f"{image.adjusted_rand:.4f}")
+    yield table
+    if found.left_out:
+        yield f"not in both, or of another shape: {', '.join(found.left_out)}"
 
 
 def formats(layers: Mapping[str, Mapping[str, int]]) -> str:

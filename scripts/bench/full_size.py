@@ -19,7 +19,7 @@ from typing import Any
 sys.path.append(str(Path(__file__).parents[1]))  # for the modules that scripts share
 
 from bench.processes import run
-from bench.record import environment, write_record
+from bench.record import environment, read_record, write_record
 from diffseg.engines import Bundle, example_images
 from diffseg.engines.bundle.manifest import UNET
 from diffseg.engines.inspect import inspect_bundle
@@ -33,7 +33,13 @@ def describe(folder: Path) -> dict[str, Any]:
     """Return the size, cost and parity that a bundle's manifest states."""
     manifest = Bundle.open(folder).manifest
     graphs: dict[str, dict[str, Any]] = {
-        name: {"parameters": g.parameters, "flops": g.flops, "parameters_dropped": g.parameters_dropped}
+        name: {
+            "parameters": g.parameters,
+            "flops": g.flops,
+            "parameters_dropped": g.parameters_dropped,
+            "activation_bytes": g.activation_bytes,
+            "layers": g.layers,
+        }
         for name, g in manifest.graphs.items()
     }
     graphs[UNET]["flops_dropped"] = manifest.graphs[UNET].flops_dropped
@@ -73,31 +79,41 @@ def main() -> None:
     parser.add_argument("--family", default="sd15")
     parser.add_argument("--size", default="512")
     parser.add_argument("--precision", action="append", choices=("fp32", "fp16", "bf16"), help="default: fp32 and fp16")
+    parser.add_argument("--method", action="append", choices=("diffseg", "diffcut"), help="default: diffseg")
+    parser.add_argument("--taesd", action="store_true", help="also export with an AutoencoderTiny as the VAE")
     parser.add_argument("--build", nargs="+", metavar="N.N", help="also build plans for these compute capabilities")
-    parser.add_argument("--out", type=Path, help="write the record to this JSON file")
+    parser.add_argument("--out", type=Path, help="write the record to this JSON file; what it holds already is kept")
     arguments = parser.parse_args()
-    checkpoint = arguments.work / arguments.family
+    checkpoint, tiny = arguments.work / arguments.family, arguments.work / f"{arguments.family}-taesd-vae"
     record: dict[str, Any] = {
         **environment("torch", "diffusers", "onnxruntime", "tensorrt-rtx"),
         "family": arguments.family,
         "size": arguments.size,
         "weights": "random",
-        "steps": {},
     }
+    record = read_record(arguments.out) | record
+    steps = record.setdefault("steps", {})
+    script = Path(__file__).parents[1] / "make_checkpoint.py"
     if not checkpoint.exists():
-        script = Path(__file__).parents[1] / "make_checkpoint.py"
-        record["steps"]["make_checkpoint"] = run(sys.executable, script, arguments.family, checkpoint)
+        steps["make_checkpoint"] = run(sys.executable, script, arguments.family, checkpoint)
+    if arguments.taesd and not tiny.exists():
+        run(sys.executable, script, arguments.family, tiny, "--vae", "tiny", "--only-vae")
     for precision in arguments.precision or ("fp32", "fp16"):
-        bundle = arguments.work / f"{arguments.family}-{precision}"
-        if not bundle.exists():
-            options = ["-o", bundle, "--size", arguments.size, "--precision", precision]
-            record["steps"][f"export_{precision}"] = run(*DIFFSEG, "export", checkpoint, *options)
-        record[f"bundle_{precision}"] = describe(bundle)
-        if arguments.build:
-            wanted = [word for capability in arguments.build for word in ("--compute-capability", capability)]
-            step = run(*DIFFSEG, "build", bundle, "--engine", "tensorrt-rtx", "--force", *wanted)
-            record["steps"][f"build_{precision}"] = step | {"plan": newest_plan(bundle)}
-        record["steps"][f"segment_{precision}"] = segment(bundle)
+        for method in arguments.method or ("diffseg",):
+            for vae in ("", "taesd") if arguments.taesd else ("",):
+                name = "_".join(part for part in ("" if method == "diffseg" else method, vae, precision) if part)
+                bundle = arguments.work / f"{arguments.family}-{name.replace('_', '-')}"
+                if not bundle.exists():
+                    options = ["-o", bundle, "--size", arguments.size, "--precision", precision, "--method", method]
+                    options += ["--vae", tiny] if vae else []
+                    steps[f"export_{name}"] = run(*DIFFSEG, "export", checkpoint, *options)
+                record[f"bundle_{name}"] = describe(bundle)
+                if arguments.build:
+                    wanted = [w for capability in arguments.build for w in ("--compute-capability", capability)]
+                    step = run(*DIFFSEG, "build", bundle, "--engine", "tensorrt-rtx", "--force", *wanted)
+                    steps[f"build_{name}"] = step | {"plan": newest_plan(bundle)}
+                steps[f"segment_{name}"] = segment(bundle)
+                write_record(record, arguments.out)
     print(json.dumps(record, indent=1))
     write_record(record, arguments.out)
 

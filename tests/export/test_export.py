@@ -45,13 +45,18 @@ def cut(path):
 
 DAMAGE = {
     "has no vae/, tokenizer/": lambda f: [shutil.rmtree(f / part) for part in ("vae", "tokenizer")],
-    "is a StableDiffusionXLPipeline, which is not supported": lambda f: edit(
-        f / "model_index.json", _class_name="StableDiffusionXLPipeline"
+    "is a KolorsPipeline, which is not supported": lambda f: edit(f / "model_index.json", _class_name="KolorsPipeline"),
+    "is the refiner of SDXL": lambda f: edit(f / "model_index.json", requires_aesthetics_score=True),
+    "is a FluxPipeline, .* diffusion transformer \\(a DiT\\)": lambda f: edit(
+        f / "model_index.json", _class_name="FluxPipeline"
     ),
-    "is a FluxPipeline": lambda f: edit(f / "model_index.json", _class_name="FluxPipeline"),
     "a DiT": lambda f: (f / "transformer").mkdir(),
+    "a single resolution and no UNet": lambda f: edit(
+        f / "model_index.json", transformer=["diffusers", "SD3Transformer2DModel"]
+    ),
     "is a UNet3DConditionModel": lambda f: edit(f / "unet" / "config.json", _class_name="UNet3DConditionModel"),
-    "addition_embed_type=text_time": lambda f: edit(f / "unet" / "config.json", addition_embed_type="text_time"),
+    "addition_embed_type=image": lambda f: edit(f / "unet" / "config.json", addition_embed_type="image"),
+    "has no text_encoder_2/, tokenizer_2/": lambda f: edit(f / "unet" / "config.json", addition_embed_type="text_time"),
     "blocks=\\['AttnDownBlock2D'\\]": lambda f: edit(
         f / "unet" / "config.json", down_block_types=["AttnDownBlock2D"] * 3
     ),

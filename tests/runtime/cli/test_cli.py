@@ -152,7 +152,7 @@ def test_a_folder_that_cannot_be_written(pictures, tmp_path):
         ),
         (
             ["verify", "tiny", "x.jpg"],
-            "IMAGE: images are for --provider; see diffseg verify --help",
+            "IMAGE: images are for --provider or --against; see diffseg verify --help",
         ),
     ],
 )
@@ -220,6 +220,25 @@ def test_verify(tmp_path):
     assert done.returncode == 1
     assert "failed  unet.onnx: sha256" in done.stderr
     assert "ok      vae_encoder.onnx" in done.stdout
+
+
+def test_verify_against_another_bundle(tmp_path, photo):
+    pytest.importorskip("scipy", reason="needs the extra 'eval'")
+    from PIL import Image
+
+    image = tmp_path / "photo.png"
+    Image.fromarray(photo).save(image)
+    done = diffseg("verify", "tiny", image, "--against", "tiny", "--json")
+    assert done.returncode == 0, done.stderr
+    (found,) = json.loads(done.stdout)["images"]
+    assert (found["image"], found["mask_iou"], found["adjusted_rand"]) == ("photo.png", 1, 1)
+    assert found["outputs"][0]["name"] == "latent"
+    assert all(output["cosine"] > 0.9999 for output in found["outputs"])
+    done = diffseg("verify", "tiny", image, "--against", "tiny")
+    assert "tiny and tiny, executed by cpu" in done.stdout
+    done = diffseg("verify", "tiny", "--json")
+    assert done.returncode == 2
+    assert "--json: is for --against" in done.stderr
 
 
 def test_info():
