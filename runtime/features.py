@@ -55,6 +55,13 @@ class EncoderFeatures:
         values = namespace(self.values).asarray(self.values, copy=True)
         return EncoderFeatures(values, self.grid, self.pixels, self.placement, _Memo(self._memo.tree))
 
+    def regions(self, tau: float) -> NDArray[np.int64]:
+        """Cut the graph of the features → the region of each place, (rows, columns), from 0."""
+        tree = self._memo.tree
+        if tree is None:
+            tree = self._memo.tree = CutTree.of_features(self.values)
+        return tree.labels(tau).reshape(self.grid)
+
     def masks(
         self, settings: MergeSettings, timings: dict[str, float]
     ) -> tuple[NDArray[np.uint16], tuple[Segment, ...]]:
@@ -71,10 +78,7 @@ class EncoderFeatures:
             largest first.
         """
         with stage(timings, "cut"):
-            tree = self._memo.tree
-            if tree is None:
-                tree = self._memo.tree = CutTree.of_features(self.values)
-            regions = tree.labels(settings.tau).reshape(self.grid)
+            regions = self.regions(settings.tau)
         with stage(timings, "suppress"):
             labels: NDArray[np.uint16] = to_host(assign_concepts(self.values, regions, self.placement.size))
             if settings.refine not in PIXEL_REFINEMENTS:

@@ -67,6 +67,8 @@ class Dataset:
             different meanings in different images.
         mapping: (256,) uint8: for each value of a label map, its class, VOID or UNKNOWN.
         note: a remark for readers of the scores.
+        background: class of the background, the last one, to which DiffCut's protocol matches any number of masks; None
+            if there is none.
     """
 
     name: str
@@ -75,6 +77,7 @@ class Dataset:
     classes: tuple[str, ...]
     mapping: NDArray[np.uint8]
     note: str = ""
+    background: int | None = None
 
     def limited(self, limit: int | None) -> Dataset:
         """Return the data set with at most `limit` images, spread evenly over the set."""
