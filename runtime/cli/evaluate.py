@@ -27,7 +27,7 @@ def evaluate(
     layout: Annotated[Layout, typer.Option(help="Layout of the folders.")] = Layout.AUTO,
     image_list: Annotated[
         Path | None,
-        typer.Option("--list", metavar="FILE", help="COCO-Stuff: file that lists the images to use."),
+        typer.Option("--list", metavar="FILE", help="COCO-Stuff, COCO-Object: file that lists the images to use."),
     ] = None,
     protocol: Annotated[
         Protocol,

@@ -5,7 +5,8 @@ used.
 """
 
 from diffseg.measure.evaluate.columns import Column
-from diffseg.measure.evaluate.datasets import Dataset, Layout, Sample, open_datasets
+from diffseg.measure.evaluate.datasets import Dataset, Layout, Sample
+from diffseg.measure.evaluate.layouts import open_datasets
 from diffseg.measure.evaluate.methods import (
     Method,
     methods_of,
