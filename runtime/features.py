@@ -59,6 +59,13 @@ class EncoderFeatures:
         values = namespace(self.values).asarray(self.values, copy=True)
         return EncoderFeatures(values, self.grid, self.pixels, self.placement, self.guide, _Memo(self._memo.tree))
 
+    def regions(self, tau: float) -> NDArray[np.int64]:
+        """Cut the graph of the features → the region of each place, (rows, columns), from 0."""
+        tree = self._memo.tree
+        if tree is None:
+            tree = self._memo.tree = CutTree.of_features(self.values)
+        return tree.labels(tau).reshape(self.grid)
+
     def masks(self, settings: MergeSettings, timings: dict[str, float]) -> Masks:
         """Cut the graph of the features into regions, and assign every pixel to one of them.
 
@@ -77,10 +84,7 @@ class EncoderFeatures:
         if plain is not None:
             return plain
         with stage(timings, "cut"):
-            tree = self._memo.tree
-            if tree is None:
-                tree = self._memo.tree = CutTree.of_features(self.values)
-            regions = tree.labels(settings.tau).reshape(self.grid)
+            regions = self.regions(settings.tau)
         with stage(timings, "suppress"):
             scores = concept_scores(self.values, regions)
         return finished_masks(scores, view, settings.refine, timings)

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from diffseg.cli.limits import MAX_THREADS
 from diffseg.cli.terminal import FAILED, INTERRUPTED, consoles, fail, track
+from diffseg.engines.bundle.settings import REFINEMENTS
+from diffseg.engines.errors import DiffsegError
 from diffseg.engines.providers.select import Provider
 from diffseg.measure.evaluate import Layout, Method, Protocol
+
+if TYPE_CHECKING:
+    from diffseg.measure.evaluate import Evaluation
 
 
 def evaluate(
@@ -20,12 +27,19 @@ def evaluate(
     layout: Annotated[Layout, typer.Option(help="Layout of the folders.")] = Layout.AUTO,
     image_list: Annotated[
         Path | None,
-        typer.Option("--list", metavar="FILE", help="COCO-Stuff: file that lists the images to use."),
+        typer.Option("--list", metavar="FILE", help="COCO-Stuff, COCO-Object: file that lists the images to use."),
     ] = None,
     protocol: Annotated[
-        Protocol, typer.Option(help="paper: the centre square at 512 px. full: whole images, as in segment.")
+        Protocol,
+        typer.Option(
+            help="paper, diffcut: the centre square, at 512 or 128 px, as in DiffSeg or DiffCut. "
+            "full: whole images, as in segment."
+        ),
     ] = Protocol.PAPER,
-    methods: Annotated[str, typer.Option(metavar="LIST", help="Methods, separated by commas.")] = ",".join(Method),
+    methods: Annotated[
+        str | None,
+        typer.Option(metavar="LIST", help=f"Some of {', '.join(Method)}; default: all that the bundle allows."),
+    ] = None,
     threshold: Annotated[
         float | None, typer.Option(min=0, help="Merge threshold of diffseg, in nats; default: the bundle's.")
     ] = None,
@@ -33,6 +47,20 @@ def evaluate(
         str | None,
         typer.Option(
             metavar="LIST", help="Thresholds to compare, from one network pass: FIRST:LAST:STEP, or a list: 0.3,0.6."
+        ),
+    ] = None,
+    tau: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LIST", help="Values of tau for cut and diffcut, such as 0.45,0.5; default: the bundle's."
+        ),
+    ] = None,
+    refine: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LIST",
+            help=f"Refinements for diffseg, cut and diffcut, some of {', '.join(REFINEMENTS)}; default: the bundle's, "
+            "if the protocol has it.",
         ),
     ] = None,
     limit: Annotated[
@@ -55,36 +83,52 @@ def evaluate(
     ] = None,
 ) -> None:
     """Measure segmentation quality on labelled images; print a table and write a JSON and an HTML report."""
-    from diffseg.measure.evaluate import Evaluation, make_report, open_datasets, parse_methods, parse_thresholds
+    from diffseg.measure.evaluate import (
+        Evaluation,
+        make_report,
+        methods_of,
+        open_datasets,
+        parse_methods,
+        parse_refinements,
+        parse_taus,
+        parse_thresholds,
+    )
     from diffseg.measure.evaluate.page import make_page
     from diffseg.measure.evaluate.report import print_report, write_text
     from diffseg.measure.evaluate.results import locked
     from diffseg.measure.evaluate.run import need_packages
     from diffseg.segmenter import Segmenter
 
-    try:
-        chosen = parse_methods(methods)
+    with _wrong_usage():
+        chosen = parse_methods(methods) if methods is not None else None
         sweep = parse_thresholds(thresholds) if thresholds else ()
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
+        taus = parse_taus(tau) if tau is not None else ()
+        refinements = parse_refinements(refine) if refine is not None else ()
     console, errors = consoles()
     opened = [d.limited(limit) for d in open_datasets(datasets, layout, image_list=image_list)]
     segmenter = None
-    if any(method.needs_attention for method in chosen):
+    if chosen is None or any(method.needs_network for method in chosen):
         threads = max(1, (os.cpu_count() or 1) // workers) if workers > 1 else None
         segmenter = Segmenter.load(model, provider=provider, threads=threads)
-    failed = 0
+        chosen = chosen or methods_of(features=segmenter.bundle.manifest.features is not None)
     results = output / "results"
     need_packages()
     try:
         with locked(results):
-            run = Evaluation(
-                opened, chosen, segmenter, protocol, results, threshold=threshold, thresholds=sweep, workers=workers
-            )
-            for outcome in track(run, len(run), "evaluating"):
-                if outcome.error is not None:
-                    failed += 1
-                    errors.print(f"error: {outcome.error}", style="red")
+            with _wrong_usage():
+                run = Evaluation(
+                    opened,
+                    chosen,
+                    segmenter,
+                    protocol,
+                    results,
+                    threshold=threshold,
+                    thresholds=sweep,
+                    taus=taus,
+                    refinements=refinements,
+                    workers=workers,
+                )
+            failed = _follow(run)
     except KeyboardInterrupt:
         errors.print(f"interrupted; the results so far are in {output}; run the same command again to continue")
         raise typer.Exit(INTERRUPTED) from None
@@ -101,3 +145,25 @@ def evaluate(
     if failed:
         errors.print(f"{failed} of {len(run)} images failed", style="red")
         raise typer.Exit(FAILED)
+
+
+@contextmanager
+def _wrong_usage() -> Iterator[None]:
+    """Report a value that an option cannot have as wrong usage. Errors about files and bundles pass."""
+    try:
+        yield
+    except DiffsegError:
+        raise
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+def _follow(run: Evaluation) -> int:
+    """Evaluate all images, print the errors, and return their number."""
+    failed = 0
+    _, errors = consoles()
+    for outcome in track(run, len(run), "evaluating"):
+        if outcome.error is not None:
+            failed += 1
+            errors.print(f"error: {outcome.error}", style="red")
+    return failed

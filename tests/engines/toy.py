@@ -7,6 +7,8 @@ import onnx
 from diffseg.engines.bundle import specs
 from diffseg.engines.bundle.bundle import Bundle, write_manifest
 from diffseg.engines.bundle.manifest import ENCODER, UNET, Graph, Manifest, Source
+from diffseg.engines.bundle.settings import MergeSettings
+from msgspec.structs import replace
 from onnx import TensorProto, helper, numpy_helper
 
 SIZE = (64, 64)
@@ -60,6 +62,26 @@ def make_toy(folder: Path, precision: str = "fp32", dtype: str = "float32", scal
         attention=attention,
     )
     write_manifest(folder, manifest)
+    return Bundle.open(folder)
+
+
+def make_features_toy(folder: Path) -> Bundle:
+    """Write the toy for DiffCut. Its features are the latent of each place and products of its channels."""
+    manifest = make_toy(folder).manifest
+    features = specs.FeatureOutput((8, 8), 16)
+    unet = specs.features_tensors(SIZE, 4, features, 4)
+    nodes = [
+        helper.make_node("Conv", ["latent", "kernel"], ["wide"]),
+        helper.make_node("Tanh", ["wide"], ["bent"]),
+        helper.make_node("Reshape", ["bent", "shape"], ["channels"]),
+        helper.make_node("Transpose", ["channels"], ["features"], perm=[0, 2, 1]),
+    ]
+    kernel = np.random.default_rng(1).standard_normal((16, 4, 1, 1)).astype(np.float32) / 1000
+    write(folder / "unet.onnx", unet, nodes, {"kernel": kernel, "shape": np.array([0, 16, 64])})
+    graphs = {**manifest.graphs, UNET: Graph("unet.onnx", (), unet, 18, 64, 8192)}
+    defaults = MergeSettings(method="diffcut", tau=0.5)
+    written = replace(manifest, graphs=graphs, attention=(), features=features, methods=("diffcut",), defaults=defaults)
+    write_manifest(folder, replace(written, files={}))
     return Bundle.open(folder)
 
 

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 from diffseg import Segmenter
 from diffseg.engines.bundle import specs
-from diffseg.engines.bundle.bundle import Bundle, write_manifest
-from diffseg.engines.bundle.manifest import UNET, Graph, Manifest
+from diffseg.engines.bundle.manifest import UNET, Manifest
 from diffseg.engines.bundle.settings import MergeSettings
 from diffseg.engines.errors import BundleError
 from diffseg.engines.examples import example_images
@@ -24,10 +23,9 @@ from diffseg.methods.cut import recursive_normalized_cut
 from diffseg.placement import Placement
 from diffseg.serving.triton.repository import write_repository
 from msgspec.structs import replace
-from onnx import helper
 
 from tests.commands import diffseg
-from tests.engines.toy import SIZE, make_toy, write
+from tests.engines.toy import SIZE, make_features_toy
 
 GRID = (12, 16)
 SETTINGS = MergeSettings(method="diffcut", tau=0.5)
@@ -97,23 +95,8 @@ def test_settings_keep_to_what_the_network_returns():
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory):
-    """The encoder of the toy, and a UNet whose features are the latent of each place and its products with itself."""
-    folder = tmp_path_factory.mktemp("features") / "toy"
-    manifest = make_toy(folder).manifest
-    features = specs.FeatureOutput((8, 8), 16)
-    unet = specs.features_tensors(SIZE, 4, features, 4)
-    nodes = [
-        helper.make_node("Conv", ["latent", "kernel"], ["wide"]),
-        helper.make_node("Tanh", ["wide"], ["bent"]),
-        helper.make_node("Reshape", ["bent", "shape"], ["channels"]),
-        helper.make_node("Transpose", ["channels"], ["features"], perm=[0, 2, 1]),
-    ]
-    kernel = np.random.default_rng(1).standard_normal((16, 4, 1, 1)).astype(np.float32) / 1000
-    write(folder / "unet.onnx", unet, nodes, {"kernel": kernel, "shape": np.array([0, 16, 64])})
-    graphs = {**manifest.graphs, UNET: Graph("unet.onnx", (), unet, 18, 64, 8192)}
-    written = replace(manifest, graphs=graphs, attention=(), features=features, methods=("diffcut",), defaults=SETTINGS)
-    write_manifest(folder, replace(written, files={}))
-    return Bundle.open(folder)
+    """A bundle with features."""
+    return make_features_toy(tmp_path_factory.mktemp("features") / "toy")
 
 
 def test_images_become_masks(bundle, monkeypatch):
@@ -157,7 +140,7 @@ def test_commands_that_need_attention_refuse_it(bundle, tmp_path):
     with pytest.raises(BundleError, match="`diffseg triton` needs attention"):
         write_repository(bundle, tmp_path / "models")
     segmenter = Segmenter.load(bundle.folder, provider="cpu")
-    with pytest.raises(BundleError, match="`diffseg evaluate` needs attention"):
+    with pytest.raises(BundleError, match="no attention for diffseg: bundle 'toy' was exported for diffcut"):
         Evaluation([], (Method.DIFFSEG,), segmenter, Protocol.FULL, tmp_path)
     done = diffseg("serve", "--model", bundle.folder, "--port", "0")
     assert done.returncode == 1

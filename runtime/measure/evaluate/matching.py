@@ -74,3 +74,29 @@ def match_classes(overlap: Overlap, count: int, order: NDArray[np.integer] | Non
     rows, columns = match(table)
     hits = table[rows, columns]
     return Matches(hits, table[:, columns].sum(axis=0) - hits, table.sum(axis=1) - hits)
+
+
+def merge_background(labels: NDArray[np.integer], truth: NDArray[np.integer], background: int) -> NDArray[np.integer]:
+    """Join all masks that are matched to no class of an image: many-to-one matching of the background, as in DiffCut.
+
+    This follows `Benchmark_Segmentation.evaluate` of PaulCouairon/DiffCut. Masks are matched with all classes but the
+    background, without the pixels of the background (Hungarian matching). The masks that are paired with a class that
+    occurs in the image keep their numbers, even where they have no pixel in common with it. All other masks become one
+    mask with a new number, the highest. The protocol then matches the result with all classes.
+
+    Args:
+        labels: (H, W) masks from 0.
+        truth: (H, W) classes. The background is the last class.
+        background: number of the background's class, which is the number of the other classes.
+
+    Returns:
+        (H, W) masks, of the type of `labels`.
+    """
+    overlap = Overlap.of(truth, labels, void=background)
+    masks = overlap.table.shape[1]
+    table = np.zeros((background, max(background, masks)), dtype=np.int64)
+    table[list(overlap.classes), :masks] = overlap.table
+    rows, columns = match(table)
+    occurring = table[:, columns].max(axis=1)[rows] > 0
+    kept = columns[occurring]
+    return np.where(np.isin(labels, kept), labels, labels.max() + 1).astype(labels.dtype)

@@ -1,20 +1,16 @@
-"""The methods that are compared: DiffSeg, k-means on the same attention, and two baselines without a network."""
+"""The methods that are compared: those of `segment`, k-means on attention, and two baselines without a network."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
-from msgspec import structs
+from diffseg.engines.bundle.settings import MAX_TAU, REFINEMENTS, Refine
 
 if TYPE_CHECKING:
-    from diffseg.engines.bundle.settings import MergeSettings
     from numpy.typing import NDArray
     from PIL import Image
 
@@ -33,14 +29,14 @@ LIGHTNESS, COLOUR, TEXTURE, AREA_EXPONENT = 0.5, 1.3, 1.0, 0.75
 """Weights of L, of a and b, and of the texture features; exponent of the area term in Ward's cost."""
 
 MAX_THRESHOLDS = 100
-FORMAT = 1
-"""Version of the stored results. Increase it if the same settings give other records, so that old ones are not used."""
 
 
 class Method(StrEnum):
     """A method that makes masks."""
 
     DIFFSEG = "diffseg"
+    CUT = "cut"
+    DIFFCUT = "diffcut"
     KMEANS_C = "kmeans-c"
     KMEANS_S = "kmeans-s"
     COLOUR = "colour"
@@ -49,36 +45,38 @@ class Method(StrEnum):
     @property
     def needs_attention(self) -> bool:
         """Whether the method uses the attention of a network."""
-        return self in (Method.DIFFSEG, Method.KMEANS_C, Method.KMEANS_S)
+        return self in (Method.DIFFSEG, Method.CUT, Method.KMEANS_C, Method.KMEANS_S)
+
+    @property
+    def needs_features(self) -> bool:
+        """Whether the method uses the encoder features of a network that was exported for DiffCut."""
+        return self is Method.DIFFCUT
+
+    @property
+    def needs_network(self) -> bool:
+        """Whether the method needs a bundle."""
+        return self.needs_attention or self.needs_features
+
+    @property
+    def has_settings(self) -> bool:
+        """Whether the method is one of `segment`, with thresholds or tau, and a refinement."""
+        return self in (Method.DIFFSEG, Method.CUT, Method.DIFFCUT)
+
+
+def methods_of(*, features: bool) -> tuple[Method, ...]:
+    """Return the methods that a bundle allows: one with encoder features, or else one with attention."""
+    return tuple(m for m in Method if not (m.needs_attention if features else m.needs_features))
 
 
 EXPLANATIONS = {
     Method.DIFFSEG: "attention maps merged by KL divergence; the number is the threshold",
+    Method.CUT: "normalised cuts of the graph of the attention; the number is tau",
+    Method.DIFFCUT: "normalised cuts of the graph of encoder features (DiffCut); the number is tau",
     Method.KMEANS_C: f"k-means on the same attention, always {CONSTANT_CLUSTERS} clusters",
     Method.KMEANS_S: "k-means on the same attention, given the number of classes in the image",
     Method.COLOUR: f"no network: k-means on colour and position, {CONSTANT_CLUSTERS} clusters",
     Method.SUPERPIXELS: f"no network: SLIC superpixels merged by Ward's cost to {REGIONS} regions",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Column:
-    """One method with its settings.
-
-    Attributes:
-        name: name of the column, unique in a run.
-        method: the method.
-        settings: settings of the merging, for `diffseg`.
-        fingerprint: hash of everything except the image that the masks depend on. Stored results with another
-            fingerprint are not used.
-        default: True for the bundle's own settings or those of `--threshold`; False for further thresholds of a sweep.
-    """
-
-    name: str
-    method: Method
-    settings: MergeSettings | None
-    fingerprint: str
-    default: bool = True
 
 
 def parse_methods(text: str) -> tuple[Method, ...]:
@@ -116,42 +114,33 @@ def parse_thresholds(text: str) -> tuple[float, ...]:
     return tuple(dict.fromkeys(values))
 
 
-def columns_of(
-    methods: tuple[Method, ...],
-    settings: MergeSettings | None,
-    thresholds: tuple[float, ...],
-    base: dict[str, Any],
-    model: dict[str, Any],
-) -> list[Column]:
-    """Return the columns of a run: `diffseg` with `settings` and with each further threshold, other methods once.
+def parse_taus(text: str) -> tuple[float, ...]:
+    """Read a list of tau such as `0.45,0.5`.
 
-    Args:
-        methods: the methods.
-        settings: settings of the merging; None if no method needs the attention.
-        thresholds: thresholds of the sweep.
-        base: facts that all masks depend on: the protocol.
-        model: further facts that masks from attention depend on: the graphs' hashes and the provider.
+    Raises:
+        ValueError: the text is not such a list, or has a value that is not from 0 to 2.
     """
-    columns = []
-    for method in methods:
-        described = {"format": FORMAT, "method": method.value, **base, **(model if method.needs_attention else {})}
-        if method is not Method.DIFFSEG or settings is None:
-            columns.append(Column(method.value, method, None, _fingerprint(described)))
-            continue
-        variants = dict.fromkeys([settings, *(settings.updated(threshold) for threshold in thresholds)])
-        for variant in variants:
-            name = f"{method.value} {_shown(variant.thresholds)}"
-            fingerprint = _fingerprint({**described, "settings": structs.asdict(variant)})
-            columns.append(Column(name, method, variant, fingerprint, variant == settings))
-    return columns
+    try:
+        values = [float(part) for part in text.split(",")]
+    except ValueError:
+        values = [math.nan]
+    if not all(0 <= value <= MAX_TAU for value in values):
+        raise ValueError(f"tau must be a number from 0 to {MAX_TAU}, or a list such as 0.45,0.5, found {text!r}")
+    return tuple(dict.fromkeys(values))
 
 
-def _shown(thresholds: tuple[float, ...]) -> str:
-    return "/".join(f"{t:g}" for t in (thresholds[:1] if len(set(thresholds)) == 1 else thresholds))
+def parse_refinements(text: str) -> tuple[Refine, ...]:
+    """Read a list of refinements such as `none,pamr`.
 
-
-def _fingerprint(settings: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+    Raises:
+        ValueError: the list contains an unknown refinement or is empty.
+    """
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    unknown = [name for name in names if name not in REFINEMENTS]
+    if unknown or not names:
+        found = ", ".join(unknown) or "none at all"
+        raise ValueError(f"refine must be some of {', '.join(REFINEMENTS)}, found {found}")
+    return cast("tuple[Refine, ...]", tuple(dict.fromkeys(names)))
 
 
 def one_thread() -> AbstractContextManager[Any]:

@@ -34,7 +34,7 @@ THUMBNAIL = 300  # pixels, longer side
 JPEG_QUALITY = 80
 MAX_BARS = 40
 """Classes up to which bars are drawn. More bars would be too small to compare."""
-COLOURS = ("#2f6fde", "#e2803a", "#3aa66b", "#9a5fc9", "#8a8f98")
+COLOURS = ("#2f6fde", "#e2803a", "#3aa66b", "#9a5fc9", "#8a8f98", "#c9a227", "#2a9db0", "#b8507a")
 
 
 @dataclass(frozen=True, slots=True)

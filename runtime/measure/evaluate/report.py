@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from diffseg.engines.files import atomic_file
 from diffseg.engines.packages import installed_version
-from diffseg.measure.evaluate.methods import EXPLANATIONS, Column, Method
+from diffseg.measure.evaluate.columns import Column
+from diffseg.measure.evaluate.methods import EXPLANATIONS, Method
 from diffseg.measure.evaluate.scores import Score, score
 from diffseg.measure.overlap import covering
 
@@ -97,7 +98,7 @@ class Report:
         diffseg: version of the package.
         model: name of the bundle, and the hashes of its graphs; empty if no method needed it.
         provider: the provider that executed it.
-        protocol: `paper` or `full`.
+        protocol: `paper`, `diffcut` or `full`.
         methods: explanation of each method.
         columns: names of the main columns: each method with its settings.
         sweep: columns of the threshold sweep, by increasing threshold; they include the main column.
@@ -146,7 +147,7 @@ def make_report(evaluation: Evaluation) -> Report:
         protocol=evaluation.protocol.value,
         methods={method.value: EXPLANATIONS[method] for method in dict.fromkeys(c.method for c in columns)},
         columns=tuple(column.name for column in columns if column.default),
-        sweep=tuple(column.name for column in sweep) if len(sweep) > 1 else (),
+        sweep=() if all(column.default for column in sweep) else tuple(column.name for column in sweep),
         datasets=tuple(_dataset_report(evaluation, dataset, columns) for dataset in evaluation.datasets),
     )
 

@@ -17,7 +17,7 @@ from diffseg.measure.evaluate.boundary import BoundaryCounts
 from diffseg.measure.overlap import Overlap
 
 if TYPE_CHECKING:
-    from diffseg.measure.evaluate.methods import Column
+    from diffseg.measure.evaluate.columns import Column
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -3,38 +3,28 @@
 from __future__ import annotations
 
 import hashlib
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from diffseg.arrays import prefetched, to_host
+from diffseg.arrays import prefetched
 from diffseg.engines.bundle.manifest import ENCODER, UNET
-from diffseg.engines.errors import DiffsegError, ImageError, MissingPackageError
+from diffseg.engines.errors import BundleError, DiffsegError, ImageError, MissingPackageError
 from diffseg.engines.packages import install_command
 from diffseg.image import read_image
-from diffseg.labels import place_labels
 from diffseg.measure.evaluate.boundary import Boundary
+from diffseg.measure.evaluate.columns import Column, columns_of
 from diffseg.measure.evaluate.datasets import Dataset, Sample
-from diffseg.measure.evaluate.methods import (
-    CONSTANT_CLUSTERS,
-    Column,
-    Method,
-    columns_of,
-    kmeans_attention,
-    kmeans_colour,
-    merge_superpixels,
-)
-from diffseg.measure.evaluate.protocol import PAPER_SIZE, Protocol, prepare, resize_nearest
+from diffseg.measure.evaluate.methods import Method, methods_of
+from diffseg.measure.evaluate.predictions import Predictor
+from diffseg.measure.evaluate.protocol import Protocol, prepare
 from diffseg.measure.evaluate.results import Record, Store
 from diffseg.measure.overlap import VOID, Overlap
-from diffseg.methods.kmeans import kmeans_refine
-from diffseg.methods.suppress import non_max_suppression
-from diffseg.segmentation import Segmentation
 
 if TYPE_CHECKING:
+    from diffseg.engines.bundle.settings import MergeSettings, Refine
     from diffseg.segmenter import Segmenter
     from numpy.typing import NDArray
     from PIL import Image
@@ -67,16 +57,20 @@ class Evaluation:
     Args:
         datasets: the data sets to evaluate on.
         methods: the methods to evaluate.
-        segmenter: the segmenter for methods that use attention; may be None if there are none.
-        protocol: `paper` or `full`.
+        segmenter: the segmenter for methods that need a network; may be None if there are none.
+        protocol: `paper`, `diffcut` or `full`.
         folder: folder of the stored results, from which an interrupted run continues.
         threshold: threshold of `diffseg`; None for the bundle's default.
-        thresholds: thresholds of the sweep. One pass of the network serves all of them.
+        thresholds: thresholds of the sweep. One pass of the network serves all columns.
+        taus: values of tau for `cut` and `diffcut`; empty for the bundle's default.
+        refinements: refinements for these two and `diffseg`; empty for the bundle's default, where the protocol has it.
         workers: number of threads that evaluate images in parallel.
 
     Raises:
         MissingPackageError: the extra `eval` is not installed.
-        ValueError: a method needs the attention, but there is no segmenter.
+        BundleError: a method needs attention, and the bundle has features in its place, or the reverse.
+        ValueError: a method needs a network, but there is no segmenter; or a method or the protocol does not have one
+            of the refinements.
     """
 
     def __init__(
@@ -89,21 +83,22 @@ class Evaluation:
         *,
         threshold: float | None = None,
         thresholds: tuple[float, ...] = (),
+        taus: tuple[float, ...] = (),
+        refinements: tuple[Refine, ...] = (),
         workers: int = 1,
     ) -> None:
         need_packages()
-        if segmenter is None and any(method.needs_attention for method in methods):
-            raise ValueError(f"{', '.join(m for m in methods if m.needs_attention)} need a segmenter")
-        if segmenter is not None:
-            segmenter.bundle.manifest.need_attention("evaluate")
+        _check(methods, segmenter, protocol, refinements)
         self.datasets = datasets
         self.segmenter = segmenter
         self.protocol = protocol
         self.workers = workers
-        settings = None if segmenter is None else segmenter.settings.updated(threshold)
+        settings = None if segmenter is None else _settings(segmenter.settings.updated(threshold), protocol)
         self.graphs = {} if segmenter is None else {g: segmenter.bundle.content_hash(g) for g in (ENCODER, UNET)}
         model = {"graphs": list(self.graphs.values()), "provider": segmenter.provider if segmenter else None}
-        self.columns = columns_of(methods, settings, thresholds, {"protocol": protocol.value}, model)
+        base = {"protocol": protocol.value}
+        self.columns = columns_of(methods, settings, thresholds, base, model, taus=taus, refinements=refinements)
+        self._predict = Predictor(segmenter, protocol)
         self._stores = {column.name: Store(folder, column) for column in self.columns}
         self._contents: dict[tuple[str, str], str] = {}  # data set and image → content hash, for images that succeeded
 
@@ -127,7 +122,8 @@ class Evaluation:
             ImageError: the image or its label has become unreadable.
         """
         picture, truth = self._open(dataset, sample)
-        return next(Example(picture, truth, labels) for _, labels, _ in self._predictions(picture, truth, [column]))
+        masks = self._predict(picture, truth, [column], dataset.background)
+        return next(Example(picture, truth, labels) for _, labels, _ in masks)
 
     def _evaluate(self, job: tuple[Dataset, Sample]) -> Outcome:
         dataset, sample = job
@@ -137,7 +133,7 @@ class Evaluation:
             if missing:
                 picture, truth = self._open(dataset, sample)
                 boundary = Boundary(truth)
-                for column, labels, seconds in self._predictions(picture, truth, missing):
+                for column, labels, seconds in self._predict(picture, truth, missing, dataset.background):
                     record = Record(sample.name, Overlap.of(truth, labels), boundary.counts(labels), seconds)
                     self._stores[column.name].add(content, record)
         except DiffsegError as error:
@@ -152,55 +148,13 @@ class Evaluation:
                 f"{sample.label}: {truth.shape[1]} × {truth.shape[0]} pixels, but {sample.image.name} has "
                 f"{picture.width} × {picture.height}"
             )
-        size = (PAPER_SIZE, PAPER_SIZE) if self.segmenter is None else self.segmenter.bundle.manifest.image_size
+        size = self.protocol.input_size if self.segmenter is None else self.segmenter.bundle.manifest.image_size
         picture, truth = prepare(picture, truth, self.protocol, size)
+        if self.protocol is Protocol.DIFFCUT and dataset.background is not None:
+            truth[truth == VOID] = dataset.background
         if bool((truth == VOID).all()):
             raise ImageError(f"{sample.label}: every pixel that would be compared is void")
         return picture, truth
-
-    def _predictions(
-        self, picture: Image.Image, truth: NDArray[np.uint8], columns: list[Column]
-    ) -> Iterator[tuple[Column, NDArray[np.integer], float]]:
-        """Yield each column with its masks (H, W), of the size of `truth`, and the seconds that making them took."""
-        result: Segmentation | None = None
-        if self.segmenter is not None and any(column.method.needs_attention for column in columns):
-            # Only the attention is used. With an infinite threshold everything merges at once, which is fast.
-            result = self.segmenter(picture, threshold=float("inf"), keep_attention=True)
-        classes = len(np.unique(truth[truth != VOID]))
-        for column in columns:
-            start = time.perf_counter()
-            labels = self._masks(column, picture, result, classes)
-            yield column, resize_nearest(labels, truth.shape), round(time.perf_counter() - start, 4)
-
-    def _masks(
-        self, column: Column, picture: Image.Image, result: Segmentation | None, classes: int
-    ) -> NDArray[np.integer]:
-        if column.method is Method.COLOUR:
-            return kmeans_colour(picture)
-        if column.method is Method.SUPERPIXELS:
-            return merge_superpixels(picture)
-        assert result is not None  # noqa: S101 - __init__ checked it
-        if column.method is Method.DIFFSEG:
-            return self._diffseg(column, result)
-        clusters = CONSTANT_CLUSTERS if column.method is Method.KMEANS_C else classes
-        attention = result.kept_attention()
-        coarse = kmeans_attention(to_host(attention.values), clusters)
-        if self.protocol is Protocol.PAPER:
-            return resize_nearest(coarse, (PAPER_SIZE, PAPER_SIZE))
-        return place_labels(resize_nearest(coarse, attention.placement.size).astype(np.uint16), attention.placement)[0]
-
-    def _diffseg(self, column: Column, result: Segmentation) -> NDArray[np.integer]:
-        settings = column.settings
-        assert settings is not None  # noqa: S101 - columns_of sets it
-        if self.protocol is Protocol.FULL:
-            return result.with_settings(settings).labels
-        # Only the steps of the paper. Proposals that win no pixel keep their numbers, as in the reference code, where
-        # they take part in the matching.
-        attention = result.kept_attention()
-        proposals = attention.proposals(settings)
-        if settings.refine == "kmeans":
-            proposals = kmeans_refine(attention.values, proposals)
-        return np.asarray(to_host(non_max_suppression(proposals, (PAPER_SIZE, PAPER_SIZE))))
 
 
 def need_packages() -> None:
@@ -212,9 +166,39 @@ def need_packages() -> None:
         raise MissingPackageError(f"evaluate needs {', '.join(missing)}: {install_command('eval')}")
 
 
+def _check(
+    methods: tuple[Method, ...], segmenter: Segmenter | None, protocol: Protocol, refinements: tuple[Refine, ...]
+) -> None:
+    """Refuse methods and refinements that cannot be evaluated."""
+    networked = [method for method in methods if method.needs_network]
+    if segmenter is None and networked:
+        raise ValueError(f"{', '.join(networked)} need a segmenter")
+    if segmenter is not None:
+        manifest = segmenter.bundle.manifest
+        allowed = methods_of(features=manifest.features is not None)
+        if refused := [method for method in networked if method not in allowed]:
+            lacking = "attention" if manifest.features is not None else "encoder features"
+            raise BundleError(
+                f"no {lacking} for {', '.join(refused)}: bundle {manifest.name!r} was exported for "
+                f"{', '.join(manifest.methods)}; choose from {', '.join(allowed)}, or export another with --method"
+            )
+    if refused_refinements := [name for name in refinements if name not in protocol.refinements]:
+        raise ValueError(
+            f"protocol {protocol.value} has no refinement {', '.join(refused_refinements)}; "
+            f"choose from {', '.join(protocol.refinements)}, or --protocol {Protocol.FULL.value}"
+        )
+
+
+def _settings(settings: MergeSettings, protocol: Protocol) -> MergeSettings:
+    """Return the settings without a refinement that the protocol does not have."""
+    return settings if settings.refine in protocol.refinements else settings.updated(refine="none")
+
+
 def _content(dataset: Dataset, sample: Sample) -> str:
     """Return a hash of an image, its label map and the meaning of the label values."""
     digest = hashlib.sha256(dataset.mapping.tobytes())
+    if dataset.background is not None:
+        digest.update(bytes([dataset.background]))
     for path in (sample.image, sample.label):
         try:
             digest.update(hashlib.sha256(path.read_bytes()).digest())

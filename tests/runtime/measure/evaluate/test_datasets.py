@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from diffseg.engines.errors import DatasetError, ImageError
 from diffseg.measure.evaluate import coco_stuff
-from diffseg.measure.evaluate.datasets import CITYSCAPES_CLASSES, Layout, open_datasets
+from diffseg.measure.evaluate.datasets import Layout
+from diffseg.measure.evaluate.layouts import CITYSCAPES_CLASSES, open_datasets
 from PIL import Image
 
 

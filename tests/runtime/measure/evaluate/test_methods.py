@@ -1,13 +1,16 @@
 import numpy as np
 import pytest
 from diffseg.engines.bundle.settings import MergeSettings
+from diffseg.measure.evaluate.columns import columns_of
 from diffseg.measure.evaluate.methods import (
     Method,
-    columns_of,
     kmeans_attention,
     kmeans_colour,
     merge_superpixels,
+    methods_of,
     parse_methods,
+    parse_refinements,
+    parse_taus,
     parse_thresholds,
 )
 from diffseg.measure.overlap import Overlap, covering
@@ -32,19 +35,61 @@ def test_wrong_thresholds(text):
 def test_methods():
     assert parse_methods("kmeans-c, diffseg") == (Method.DIFFSEG, Method.KMEANS_C)
     for text in ("", "diffseg,magic"):
-        with pytest.raises(ValueError, match="methods must be some of diffseg, kmeans-c"):
+        with pytest.raises(ValueError, match="methods must be some of diffseg, cut, diffcut"):
             parse_methods(text)
 
 
+def test_taus_and_refinements():
+    assert parse_taus("0.45, 0.5,0.45") == (0.45, 0.5)
+    assert parse_refinements("pamr, none,pamr") == ("pamr", "none")
+    for text in ("", "x", "-1", "3", "nan"):
+        with pytest.raises(ValueError, match="tau must be a number from 0 to 2"):
+            parse_taus(text)
+    for text in ("", "none,magic"):
+        with pytest.raises(ValueError, match="refine must be some of none, kmeans, colour, pamr"):
+            parse_refinements(text)
+
+
+def test_names_say_method_number_and_refinement():
+    base = {"protocol": "full"}
+    settings = MergeSettings((0.6,) * 3, refine="colour")
+    methods = (Method.DIFFSEG, Method.CUT, Method.COLOUR)
+    columns = columns_of(methods, settings, (), base, {}, taus=(0.3, 0.5))
+    assert [column.name for column in columns] == ["diffseg 0.6", "cut 0.3 colour", "cut 0.5 colour", "colour"]
+    columns = columns_of(methods, settings, (0.9,), base, {}, refinements=("none", "pamr"))
+    assert [(column.name, column.default) for column in columns] == [
+        ("diffseg 0.6 none", True),
+        ("diffseg 0.9 none", False),
+        ("diffseg 0.6 pamr", True),
+        ("diffseg 0.9 pamr", False),
+        ("cut 0.45 none", True),
+        ("cut 0.45 pamr", True),
+        ("colour", True),
+    ]
+    assert len({column.fingerprint for column in columns}) == len(columns)
+    assert [column.settings.method for column in columns[:-1]] == ["diffseg"] * 4 + ["cut"] * 2
+    features = MergeSettings(method="diffcut", tau=0.5)
+    (column,) = columns_of((Method.DIFFCUT,), features, (), base, {})
+    assert (column.name, column.settings) == ("diffcut 0.5", features)
+    with pytest.raises(ValueError, match="refine 'kmeans' needs attention"):
+        columns_of((Method.DIFFCUT,), features, (), base, {}, refinements=("kmeans",))
+
+
+def test_a_bundle_whose_default_is_cut_still_merges():
+    (column,) = columns_of((Method.DIFFSEG,), MergeSettings(method="cut"), (), {}, {})
+    assert (column.name, column.settings.method) == ("diffseg 1", "diffseg")
+
+
 def fingerprints(settings, thresholds=(), base=None, model=None):
-    columns = columns_of(tuple(Method), settings, thresholds, base or {"protocol": "full"}, model or {"graphs": ["a"]})
+    methods = methods_of(features=False)
+    columns = columns_of(methods, settings, thresholds, base or {"protocol": "full"}, model or {"graphs": ["a"]})
     return {column.name: column.fingerprint for column in columns}
 
 
 def test_every_setting_is_in_the_fingerprint():
     settings = MergeSettings((0.6,) * 3, 16)
     usual = fingerprints(settings, (0.3, 0.6))
-    assert list(usual) == ["diffseg 0.6", "diffseg 0.3", "kmeans-c", "kmeans-s", "colour", "superpixels"]
+    assert list(usual) == ["diffseg 0.6", "diffseg 0.3", "cut 0.45", "kmeans-c", "kmeans-s", "colour", "superpixels"]
     assert len(set(usual.values())) == len(usual)
     assert fingerprints(settings, (0.3,))["diffseg 0.3"] == usual["diffseg 0.3"]
     assert fingerprints(MergeSettings((0.6,) * 3, 8))["diffseg 0.6"] != usual["diffseg 0.6"]

@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 from diffseg.engines.errors import DatasetError
-from diffseg.measure.evaluate import Evaluation, Method, Protocol, make_report, open_datasets
-from diffseg.measure.evaluate import run as run_module
+from diffseg.measure.evaluate import Evaluation, Method, Protocol, make_report, open_datasets, predictions
 from diffseg.measure.evaluate.boundary import BoundaryCounts
-from diffseg.measure.evaluate.methods import Column, kmeans_colour
+from diffseg.measure.evaluate.columns import Column
+from diffseg.measure.evaluate.methods import kmeans_colour, methods_of
 from diffseg.measure.evaluate.results import Record, Store
 from diffseg.measure.overlap import Overlap, covering
 from diffseg.methods.merge import merge_attention
@@ -32,7 +32,7 @@ class Calls:
 @pytest.fixture
 def calls(monkeypatch):
     counter = Calls()
-    monkeypatch.setattr(run_module, "kmeans_colour", counter)
+    monkeypatch.setattr(predictions, "kmeans_colour", counter)
     return counter
 
 
@@ -49,9 +49,10 @@ def by_attention(folder, labelled, segmenter, protocol=Protocol.FULL, **options)
 @pytest.mark.parametrize("protocol", Protocol)
 def test_all_methods(labelled, segmenter, tmp_path, protocol):
     datasets = [dataset.limited(1) for dataset in open_datasets([labelled])]
-    run = Evaluation(datasets, tuple(Method), segmenter, protocol, tmp_path / "out", thresholds=(0.3,), workers=2)
+    methods = methods_of(features=False)
+    run = Evaluation(datasets, methods, segmenter, protocol, tmp_path / "out", thresholds=(0.3,), workers=2)
     assert [(o.sample.name, o.error) for o in run] == [("photo0", None)]
-    pixels = 512 * 512 if protocol is Protocol.PAPER else 96 * 64
+    pixels = {Protocol.PAPER: 512 * 512, Protocol.DIFFCUT: 128 * 128, Protocol.FULL: 96 * 64}[protocol]
     for column in run.columns:
         records = run.records(run.datasets[0], column)
         assert [record.image for record in records] == ["photo0"]

@@ -1,0 +1,95 @@
+"""Miniatures of labelled data sets in the layouts of their official downloads."""
+
+import numpy as np
+from diffseg.measure.evaluate import coco_stuff
+from PIL import Image
+
+from tests.labelled import draw_sample
+
+IMAGES = 2
+COCO_VALUES = (105, 123, 2)
+"""Values of sky, grass and car in the label maps of COCO-Stuff."""
+
+
+def drawn(values, void=255):
+    """Yield small images, and label maps with these three values and some void."""
+    for number in range(IMAGES):
+        picture, truth = draw_sample(number)
+        lookup = np.full(256, void, np.int64)
+        lookup[:3] = values
+        yield picture, lookup[truth]
+
+
+def save(path, array):
+    """Save an image or a label map, and create its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.asarray(array, np.uint8)).save(path)
+
+
+def make_coco(folder, labels="stuffthingmaps/val2017"):
+    """COCO val2017 with the label maps of COCO-Stuff, and the curated list."""
+    names = []
+    for number, (picture, truth) in enumerate(drawn(COCO_VALUES)):
+        names.append(f"{number:012d}")
+        save(folder / "val2017" / f"{names[-1]}.jpg", picture)
+        save(folder / labels / f"{names[-1]}.png", truth)
+    (folder / coco_stuff.LIST).write_text("\n".join(names))
+    return folder
+
+
+def make_cityscapes(folder):
+    """Cityscapes val: road, sky, car."""
+    for number, (picture, truth) in enumerate(drawn((23, 7, 26), void=0)):
+        stem = f"lindau_{number:06d}_000019"
+        save(folder / "leftImg8bit" / "val" / "lindau" / f"{stem}_leftImg8bit.png", picture)
+        save(folder / "gtFine" / "val" / "lindau" / f"{stem}_gtFine_labelIds.png", truth)
+    return folder
+
+
+def make_voc(folder):
+    """Pascal VOC 2012: aeroplane, background and car; borders are void."""
+    names = []
+    for number, (picture, truth) in enumerate(drawn((1, 0, 7))):
+        names.append(f"2007_{number:06d}")
+        save(folder / "JPEGImages" / f"{names[-1]}.jpg", picture)
+        save(folder / "SegmentationClass" / f"{names[-1]}.png", truth)
+    save(folder / "JPEGImages" / "2007_999999.jpg", picture)  # not in the list
+    (folder / "ImageSets" / "Segmentation").mkdir(parents=True)
+    (folder / "ImageSets" / "Segmentation" / "val.txt").write_text("\n".join(names) + "\n")
+    return folder
+
+
+def make_context(folder, form="original"):
+    """Pascal Context in one of its forms: sky, grass, car, and background."""
+    names = []
+    values = {"original": (360, 187, 59), "mmsegmentation": (47, 29, 14), "diffcut": (49, 35, 6)}[form]
+    for number, (picture, truth) in enumerate(drawn(values, void=255 if form == "diffcut" else 0)):
+        names.append(f"2008_{number:06d}")
+        if form == "diffcut":
+            save(folder / "images" / "validation" / f"{names[-1]}.jpg", picture)
+            save(folder / "annotations_ctx59" / "validation" / f"{names[-1]}.png", truth)
+            continue
+        save(folder / "JPEGImages" / f"{names[-1]}.jpg", picture)
+        if form == "original":
+            from scipy.io import savemat
+
+            (folder / "trainval").mkdir(exist_ok=True)
+            savemat(folder / "trainval" / f"{names[-1]}.mat", {"LabelMap": truth.astype(np.uint16)})
+        else:
+            save(folder / "SegmentationClassContext" / f"{names[-1]}.png", truth)
+    if form != "diffcut":
+        part = folder / "ImageSets" / ("Main" if form == "original" else "SegmentationContext")
+        part.mkdir(parents=True)
+        (part / "val.txt").write_text("\n".join(names) + "\n")
+    return folder
+
+
+def make_ade20k(folder, named=True):
+    """ADE20K's SceneParse150: sky, grass, car; 0 is void."""
+    for number, (picture, truth) in enumerate(drawn((3, 10, 21), void=0)):
+        save(folder / "images" / "validation" / f"ADE_val_{number:08d}.jpg", picture)
+        save(folder / "annotations" / "validation" / f"ADE_val_{number:08d}.png", truth)
+    if named:
+        rows = [f"{i}\t0.1\t1\t1\tname {i}, other name" for i in range(1, 151)]
+        (folder / "objectInfo150.txt").write_text("\n".join(["Idx\tRatio\tTrain\tVal\tName", *rows]) + "\n")
+    return folder
