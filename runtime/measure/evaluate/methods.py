@@ -33,7 +33,7 @@ LIGHTNESS, COLOUR, TEXTURE, AREA_EXPONENT = 0.5, 1.3, 1.0, 0.75
 """Weights of L, of a and b, and of the texture features; exponent of the area term in Ward's cost."""
 
 MAX_THRESHOLDS = 100
-FORMAT = 1
+FORMAT = 2
 """Version of the stored results. Increase it if the same settings give other records, so that old ones are not used."""
 
 
