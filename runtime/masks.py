@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from diffseg.arrays import Array, to_host
@@ -132,8 +132,8 @@ def finished_masks(
 
 
 def _whole(
-    label: Callable[[NDArray[np.generic], Points, Points, NDArray[np.uint16]], None],
-    grid: NDArray[np.generic],
+    label: Callable[[NDArray[Any], Points, Points, NDArray[np.uint16]], None],
+    grid: NDArray[Any],
     placement: Placement,
 ) -> NDArray[np.uint16]:
     """Label what the network sees of an image, at the size of the result."""
