@@ -21,7 +21,7 @@ from diffseg.engines.providers.select import load_network
 from diffseg.features import EncoderFeatures
 from diffseg.image import Fit, ImageSource, fit_image, read_image
 from diffseg.lifetime import Lifetime, portable_model
-from diffseg.masks import guide_size
+from diffseg.masks import fit_guide
 from diffseg.methods.aggregate import aggregate_and_count
 from diffseg.origin import Origin
 from diffseg.pixels import ChannelOrder
@@ -54,7 +54,7 @@ class Segmenter(Lifetime):
         self.batch = batch
         self._batch_limit = batch  # reduced when the device runs out of memory
         self.settings = manifest.defaults
-        self._bundle_sha256 = sha256(bundle.folder / MANIFEST)
+        self.bundle_sha256 = sha256(bundle.folder / MANIFEST)
 
     @classmethod
     def load(
@@ -83,13 +83,8 @@ class Segmenter(Lifetime):
         """
         bundle = open_bundle(model)
         segmenter = cls(bundle, load_network(bundle, provider, threads=threads, devices=devices), batch=batch)
-        segmenter._loaded_with = {
-            "model": portable_model(model, bundle.folder),
-            "provider": provider,
-            "batch": batch,
-            "threads": threads,
-            "devices": devices,
-        }
+        segmenter._loaded_with = {"model": portable_model(model, bundle.folder), "provider": provider, "batch": batch}
+        segmenter._loaded_with |= {"threads": threads, "devices": devices}
         return segmenter
 
     @property
@@ -227,10 +222,9 @@ class Segmenter(Lifetime):
         with stage(timings, "resize"):
             pixels, placement = fit_image(picture, self.bundle.manifest.image_size, fit)
             wanted = settings or self.settings
-            finer = guide_size(placement) if keep_attention or wanted.refine == "colour" else None
-            guide = None if finer is None else fit_image(picture, finer, fit)[0]
+            guide = fit_guide(picture, placement, fit) if keep_attention or wanted.refine == "colour" else None
         name = self.bundle.manifest.name
-        origin = Origin(source_name(source), name, self._bundle_sha256, self.provider, fit)
+        origin = Origin(source_name(source), name, self.bundle_sha256, self.provider, fit)
         return Prepared(picture, pixels, placement, timings, wanted, keep_attention, origin, guide)
 
     def finish(self, images: Sequence[Prepared]) -> list[Segmentation]:
