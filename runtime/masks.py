@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from diffseg.arrays import Array, to_host
+from diffseg.image import Fit, fit_image
 from diffseg.labels import Masks, finish_labels
 from diffseg.methods.colour import colour_refine_reduced
 from diffseg.methods.colour_fine import FULL_SIDE, colour_refine_fine
@@ -17,6 +18,7 @@ from diffseg.methods.reduction import enlarged, reduced_image, reduction_factor
 from diffseg.methods.tiles import SPREAD, Points, label_by_labels, label_by_maps
 from diffseg.placement import Placement, is_plain
 from diffseg.stages import stage
+from PIL import Image
 
 if TYPE_CHECKING:
     from diffseg.engines.bundle.settings import Refine
@@ -59,6 +61,12 @@ def guide_size(placement: Placement) -> tuple[int, int] | None:
     ratio = max(placement.height / placement.size[0], placement.width / placement.size[1])
     factor = min(FULL_SIDE // max(placement.size), round(ratio))
     return (placement.size[0] * factor, placement.size[1] * factor) if factor > 1 else None
+
+
+def fit_guide(image: Image.Image, placement: Placement, fit: Fit) -> NDArray[np.uint8] | None:
+    """Resize an image (RGB) to its `guide_size`, as it was fitted to the network's input; None if that is None."""
+    size = guide_size(placement)
+    return None if size is None else fit_image(image, size, fit)[0]
 
 
 def plain_masks(view: View, timings: dict[str, float], name: str) -> Masks | None:
@@ -132,8 +140,8 @@ def finished_masks(
 
 
 def _whole(
-    label: Callable[[NDArray[np.generic], Points, Points, NDArray[np.uint16]], None],
-    grid: NDArray[np.generic],
+    label: Callable[[NDArray[Any], Points, Points, NDArray[np.uint16]], None],
+    grid: NDArray[Any],
     placement: Placement,
 ) -> NDArray[np.uint16]:
     """Label what the network sees of an image, at the size of the result."""

@@ -48,7 +48,7 @@ class Placement:
         """Whether the pixels of the results are those of the network's input."""
         return self.target == self.picture == self.size and not (self.top or self.left or self.hides)
 
-    def _taken(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def taken(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return the rows and columns of the image that the results show."""
         rows, columns = (
             np.floor((np.arange(shown) + 0.5) * (whole / shown)).astype(np.int64)
@@ -58,7 +58,7 @@ class Placement:
 
     def indices(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return, for each row and each column of the results, the nearest row or column of the network's input."""
-        taken_rows, taken_columns = self._taken()
+        taken_rows, taken_columns = self.taken()
         rows = np.floor((taken_rows + 0.5 - self.top) * (self.size[0] / self.height))
         columns = np.floor((taken_columns + 0.5 - self.left) * (self.size[1] / self.width))
         return (
@@ -71,12 +71,12 @@ class Placement:
         rows, columns = _within(self.picture[0], self.top, self.height), _within(self.picture[1], self.left, self.width)
         if self.shown is None:
             return rows, columns
-        taken_rows, taken_columns = self._taken()
+        taken_rows, taken_columns = self.taken()
         return _taken_within(taken_rows, rows), _taken_within(taken_columns, columns)
 
     def points(self) -> tuple[Points, Points]:
         """Return the centres of the rows and columns that `seen` returns, within the box."""
-        (taken_rows, taken_columns), (rows, columns) = self._taken(), self.seen()
+        (taken_rows, taken_columns), (rows, columns) = self.taken(), self.seen()
         return (
             Points(taken_rows[rows] + 0.5 - self.top, self.height),
             Points(taken_columns[columns] + 0.5 - self.left, self.width),

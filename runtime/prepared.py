@@ -10,8 +10,6 @@ from diffseg.attention import AggregatedAttention
 from diffseg.cancellation import Check, StoppedError, stoppable
 from diffseg.engines.bundle.settings import MergeSettings
 from diffseg.features import EncoderFeatures
-from diffseg.image import Fit, fit_image
-from diffseg.masks import guide_size
 from diffseg.origin import Origin
 from diffseg.placement import Placement
 from diffseg.segmentation import Segmentation
@@ -51,23 +49,3 @@ class Prepared:
                 )
         except StoppedError as error:
             return error
-
-
-def fit_with_guide(
-    image: Image.Image, size: tuple[int, int], fit: Fit, *, guided: bool
-) -> tuple[NDArray[np.uint8], Placement, NDArray[np.uint8] | None]:
-    """Bring an image to the network's input size, and to the higher resolution at which masks can be refined.
-
-    Args:
-        image: RGB image.
-        size: height and width of the network's input.
-        fit: how to bring it there.
-        guided: whether the image at the higher resolution is needed.
-
-    Returns:
-        The input (h, w, 3) uint8, its placement in the image, and the guide (H, W, 3) uint8; None if it is not needed,
-        or if the image is not larger than the input. See `View`.
-    """
-    pixels, placement = fit_image(image, size, fit)
-    finer = guide_size(placement) if guided else None
-    return pixels, placement, None if finer is None else fit_image(image, finer, fit)[0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -219,7 +219,13 @@ class Segmentation:
         } | ({} if self.void is None else {"void": self.void})
 
     def save(
-        self, folder: str | Path, name: str, formats: Iterable[Format] = DEFAULT_FORMATS, *, source: str = ""
+        self,
+        folder: str | Path,
+        name: str,
+        formats: Iterable[Format] = DEFAULT_FORMATS,
+        *,
+        source: str = "",
+        facts: Mapping[str, Any] | None = None,
     ) -> list[Path]:
         """Write files named `<name>.labels.png` and so on, by default the labels, the overlay and the JSON.
 
@@ -230,6 +236,7 @@ class Segmentation:
             name: of the files, without their endings.
             formats: any of `labels`, `overlay`, `json`, `coco`, `polygons`, `labelme`, `svg`, `cutouts` and `palette`.
             source: name of the image's file, for the formats that refer to it.
+            facts: further fields of the `json` format.
 
         Returns:
             The files that were written.
@@ -239,7 +246,7 @@ class Segmentation:
             OSError: a file cannot be written.
         """
         with stage(None, "write"):
-            return save(self, Path(folder), name, parse_formats(",".join(formats)), source)
+            return save(self, Path(folder), name, parse_formats(",".join(formats)), source, facts)
 
     def __eq__(self, other: object) -> bool:
         """Results are equal if their labels are."""

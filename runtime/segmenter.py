@@ -20,13 +20,13 @@ from diffseg.engines.files import sha256
 from diffseg.engines.providers.network import Network
 from diffseg.engines.providers.select import load_network
 from diffseg.features import EncoderFeatures
-from diffseg.image import Fit, ImageSource, read_image
+from diffseg.image import Fit, ImageSource, fit_image, read_image
 from diffseg.lifetime import Lifetime, portable_model
-from diffseg.masks import PIXEL_REFINEMENTS
+from diffseg.masks import PIXEL_REFINEMENTS, fit_guide
 from diffseg.methods.aggregate import aggregate_and_count
 from diffseg.origin import Origin
 from diffseg.pixels import ChannelOrder
-from diffseg.prepared import Prepared, fit_with_guide
+from diffseg.prepared import Prepared
 from diffseg.segmentation import Segmentation
 from diffseg.sources import source_name
 from diffseg.stages import stage
@@ -86,8 +86,8 @@ class Segmenter(Lifetime):
         """
         bundle = open_bundle(model)
         segmenter = cls(bundle, load_network(bundle, provider, threads=threads, devices=devices), batch=batch)
-        rest = {"provider": provider, "batch": batch, "threads": threads, "devices": devices}
-        segmenter._loaded_with = {"model": portable_model(model, bundle.folder)} | rest
+        segmenter._loaded_with = {"model": portable_model(model, bundle.folder), "provider": provider, "batch": batch}
+        segmenter._loaded_with |= {"threads": threads, "devices": devices}
         return segmenter
 
     @property
@@ -223,9 +223,9 @@ class Segmenter(Lifetime):
         with stage(timings, "decode"):
             picture = read_image(source, channel_order)
         with stage(timings, "resize"):
+            pixels, placement = fit_image(picture, self.bundle.manifest.image_size, fit)
             wanted = settings or self.settings
-            guided = keep_attention or wanted.refine == "colour"
-            pixels, placement, guide = fit_with_guide(picture, self.bundle.manifest.image_size, fit, guided=guided)
+            guide = fit_guide(picture, placement, fit) if keep_attention or wanted.refine == "colour" else None
         name = self.bundle.manifest.name
         origin = Origin(source_name(source), name, self.bundle_sha256, self.provider, fit)
         return Prepared(picture, pixels, placement, timings, wanted, keep_attention, origin, guide)

@@ -5,19 +5,21 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from diffseg.cli.earlier import Earlier, made_with
 from diffseg.cli.limits import MAX_THREADS
 from diffseg.cli.outputs import Outputs
 from diffseg.cli.report import Report
-from diffseg.cli.sources import Source, result_path, sources
+from diffseg.cli.sources import Source, sources
 from diffseg.cli.terminal import FAILED, fail, log_to_stderr, track
 from diffseg.engines.bundle.settings import MAX_TAU, Method, Refine
 from diffseg.engines.errors import DiffsegError, ImageError
 from diffseg.engines.providers.select import Provider
 from diffseg.formats.names import DEFAULT_FORMATS, FORMATS, Format, parse_formats
+from diffseg.formats.naming import source_record
 from diffseg.image import Fit
 
 if TYPE_CHECKING:
@@ -69,6 +71,21 @@ def segment(
     device: Annotated[
         int | None, typer.Option(min=0, help="Index of the NVIDIA GPU, in CUDA's order; default: the first.")
     ] = None,
+    recursive: Annotated[
+        bool,
+        typer.Option("--recursive", "-r", help="Take the images in folders within folders; results keep the tree."),
+    ] = False,
+    overwrite: Annotated[
+        bool,
+        typer.Option(
+            "--overwrite/--skip-existing",
+            help="Replace the results of earlier runs, or pass over images that have all of them.",
+        ),
+    ] = True,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Pass over images that were done with the same bundle and settings."),
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace files that diffseg did not write.")] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Also print the JSON of each image on standard output, one per line.")
@@ -78,16 +95,13 @@ def segment(
         bool, typer.Option("--verbose", "-v", help="Say why a provider was chosen, and how long each stage took.")
     ] = False,
 ) -> None:
-    """Segment images. For each one, write NAME.labels.png, NAME.overlay.png and NAME.json, or what --format names."""
+    """Segment images. For a.jpg, write a.jpg.labels.png, a.jpg.overlay.png and a.jpg.json, or what --format names."""
     from diffseg.segmenter import Segmenter
 
     wanted = _formats(formats)
-    paths = sources(images)
-    if not paths:
-        raise typer.BadParameter(f"no images in {', '.join(images)}", param_hint="IMAGE")
-    problem = folder_problem(output)
-    if problem is not None:  # check before the work, which can take minutes
-        fail(f"cannot write to {output}: {problem}; choose another folder with -o")
+    if resume:
+        _check_resume(wanted, overwrite=overwrite)
+    paths = _checked(images, output, recursive=recursive)
     if verbose:
         log_to_stderr()
     try:
@@ -98,15 +112,18 @@ def segment(
             threads=threads,
             devices=None if device is None else (device,),
         )
-        segmenter.settings.updated(threshold, anchors, refine, method, tau)
+        settings = segmenter.settings.updated(threshold, anchors, refine, method, tau)
     except DiffsegError:
         raise
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
     report = Report(quiet=quiet, verbose=verbose, as_json=as_json)
     report.status(f"model {segmenter.bundle.manifest.name}, provider {segmenter.provider}")
-    outputs = Outputs(output, wanted, [source for source in paths if isinstance(source, Path)], force=force)
+    outputs = Outputs(output, wanted, [source for source, _ in paths if isinstance(source, Path)], force=force)
     todo = list(_allowed(paths, outputs, report))
+    if resume or not overwrite:
+        earlier = Earlier(output, wanted, made_with(segmenter.bundle_sha256, settings, fit) if resume else None)
+        todo = _left(todo, earlier, report)
     results = segmenter.stream(
         [source for source, _ in todo], threshold, anchors=anchors, fit=fit, refine=refine, method=method, tau=tau
     )
@@ -125,14 +142,43 @@ def segment(
         raise typer.Exit(FAILED)
 
 
-def _allowed(paths: Sequence[Source], outputs: Outputs, report: Report) -> Iterator[tuple[Source, str]]:
+def _checked(images: list[str], output: Path, *, recursive: bool) -> list[tuple[Source, str]]:
+    """Return the images and the names of their results, checked before the work, which can take minutes."""
+    paths = sources(images, recursive=recursive)
+    if not paths:
+        raise typer.BadParameter(f"no images in {', '.join(images)}", param_hint="IMAGE")
+    problem = folder_problem(output)
+    if problem is not None:
+        fail(f"cannot write to {output}: {problem}; choose another folder with -o")
+    return paths
+
+
+def _allowed(paths: Sequence[tuple[Source, str]], outputs: Outputs, report: Report) -> Iterator[tuple[Source, str]]:
     """Yield the images whose results may be written, with the names of those; report why the others may not."""
-    names = output_names([result_path(source) for source in paths])
-    for source, name in zip(paths, names, strict=True):
-        if problem := outputs.problem(name):
+    taken: dict[str, Source] = {}
+    for source, name in paths:
+        first = taken.setdefault(os.path.normcase(name), source)
+        if first is not source:
+            hint = "segment it with another -o, or name a folder of both with --recursive"
+            report.failed(source, f"{source}: its results have the names of those of {first}; {hint}")
+        elif problem := outputs.problem(name):
             report.failed(source, f"{source}: {problem}")
         else:
             yield source, name
+
+
+def _left(todo: list[tuple[Source, str]], earlier: Earlier, report: Report) -> list[tuple[Source, str]]:
+    """Return the images that were not done before, and say how many were."""
+    left = [(source, name) for source, name in todo if not earlier.has(source, name)]
+    report.status(f"{len(todo) - len(left)} of {len(todo)} images were done before")
+    return left
+
+
+def _check_resume(formats: Sequence[Format], *, overwrite: bool) -> None:
+    if "json" not in formats:
+        raise typer.BadParameter("needs json among the formats: it says how a result was made", param_hint="--resume")
+    if not overwrite:
+        raise typer.BadParameter("goes without --skip-existing, which takes any result", param_hint="--resume")
 
 
 def _save(source: object, result: Segmentation, outputs: Outputs, name: str) -> list[Path]:
@@ -144,7 +190,8 @@ def _save(source: object, result: Segmentation, outputs: Outputs, name: str) -> 
     if problem := outputs.problem(name, len(result.segments)):
         raise DiffsegError(f"{source}: {problem}")
     try:
-        return result.save(outputs.folder, name, outputs.formats, source=result_path(source).name)
+        facts = source_record(source, name) if isinstance(source, Path) and "json" in outputs.formats else None
+        return result.save(outputs.folder, name, outputs.formats, source=PurePosixPath(name).name, facts=facts)
     except OSError as error:
         raise DiffsegError(f"{source}: cannot write to {outputs.folder} ({error.strerror})") from None
 
@@ -169,19 +216,3 @@ def folder_problem(folder: Path) -> str | None:
     if not os.access(place, os.W_OK | os.X_OK):
         return f"{place} is not writable"
     return None
-
-
-def output_names(paths: list[Path]) -> list[str]:
-    """Name each output after its image's stem. If two names are equal, add the suffix, then a number."""
-    names: list[str] = []
-    taken: set[str] = set()
-    stems = [path.stem.lower() for path in paths]
-    for path in paths:
-        wanted = path.stem if stems.count(path.stem.lower()) == 1 else path.name.replace(".", "_")
-        name, number = wanted, 1
-        while name.lower() in taken:
-            number += 1
-            name = f"{wanted}_{number}"
-        taken.add(name.lower())
-        names.append(name)
-    return names

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 import re
 import sys
 from collections.abc import Iterable
@@ -14,6 +15,7 @@ from urllib.parse import unquote, urlsplit
 import typer
 from diffseg.engines.errors import ImageError
 from diffseg.engines.files import expand_user
+from diffseg.formats.naming import result_name
 
 OUTPUT_ENDINGS = (".labels.png", ".overlay.png")
 SCHEMES = ("http", "https")
@@ -80,39 +82,63 @@ def is_url(text: str) -> bool:
     return "://" in text
 
 
-def sources(images: Iterable[str]) -> list[Source]:
+def sources(images: Iterable[str], *, recursive: bool = False) -> list[tuple[Source, str]]:
     """Read the arguments: standard input, URLs, and everything that `expand` knows.
+
+    Args:
+        images: the arguments.
+        recursive: also take the images in folders within folders. Their results keep the path below the folder.
+
+    Returns:
+        Each image once, with the name of its results.
 
     Raises:
         typer.BadParameter: standard input is named twice, or a URL is neither http nor https.
     """
-    found: dict[str, Source] = {}
+    found: dict[str, tuple[Source, str]] = {}
     for item in images:
         if item == "-":
             if item in found:
                 raise typer.BadParameter("standard input (-) can be read only once", param_hint="IMAGE")
-            found[item] = StandardInput()
+            found[item] = StandardInput(), StandardInput.file_name
         elif is_url(item):
             if item.partition("://")[0].lower() not in SCHEMES:
                 raise typer.BadParameter(f"URLs must be http or https, found {item}", param_hint="IMAGE")
-            found[item] = Download(item)
+            download = Download(item)
+            found[item] = download, download.file_name
         else:
-            found |= {str(path): path for path in expand([item]) if str(path) not in found}
+            folder = expand_user(item) if recursive and is_folder(item) else None
+            paths = expand([item]) if folder is None else images_below(folder)
+            found |= {str(path): (path, result_name(path, folder)) for path in paths if str(path) not in found}
     return list(found.values())
 
 
-def result_path(source: object) -> Path:
-    """Return the path after which the results of an image are named."""
-    return Path(source.file_name) if isinstance(source, Download | StandardInput) else Path(str(source))
+def is_folder(argument: str) -> bool:
+    """Whether an argument names a folder."""
+    try:
+        return expand_user(argument).is_dir()
+    except OSError:
+        return False
+
+
+def images_below(folder: Path) -> list[Path]:
+    """Return the images in a folder and all folders in it, in order. Links to folders are not followed."""
+    from diffseg.image import SUFFIXES
+
+    paths = (Path(place, name) for place, _, names in os.walk(folder) for name in names)
+    return sorted(path for path in paths if path.suffix.lower() in SUFFIXES and _is_input(path))
+
+
+def _is_input(path: Path) -> bool:
+    """Whether a path is a file that diffseg did not write."""
+    from diffseg.formats.marks import is_marked
+
+    return path.is_file() and not path.name.endswith(OUTPUT_ENDINGS) and not is_marked(path)
 
 
 def expand(images: Iterable[str]) -> list[Path]:
     """Replace folders by the images in them and glob patterns by their matches; list each path once."""
-    from diffseg.formats.marks import is_marked
     from diffseg.image import SUFFIXES
-
-    def wanted(path: Path) -> bool:
-        return path.is_file() and not path.name.endswith(OUTPUT_ENDINGS) and not is_marked(path)
 
     paths: dict[Path, None] = {}
     for item in images:
@@ -120,8 +146,8 @@ def expand(images: Iterable[str]) -> list[Path]:
         found = [path]
         with suppress(OSError):  # reading the image will say what is wrong with its path
             if path.is_dir():
-                found = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and wanted(p))
+                found = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and _is_input(p))
             elif glob.has_magic(item) and not path.exists():
-                found = sorted(p for p in map(Path, glob.glob(str(path), recursive=True)) if wanted(p))  # noqa: PTH207 - absolute and ** patterns
+                found = sorted(p for p in map(Path, glob.glob(str(path), recursive=True)) if _is_input(p))  # noqa: PTH207 - absolute and ** patterns
         paths.update(dict.fromkeys(found))
     return list(paths)

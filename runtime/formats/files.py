@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,17 +23,25 @@ FAST = 1
 """PNG compression level of overlays: a quarter of the time of the default, and files a tenth larger."""
 
 
-def save(result: Segmentation, folder: Path, name: str, formats: Iterable[Format], source: str = "") -> list[Path]:
+def save(
+    result: Segmentation,
+    folder: Path,
+    name: str,
+    formats: Iterable[Format],
+    source: str = "",
+    facts: Mapping[str, Any] | None = None,
+) -> list[Path]:
     """Write a result in each of `formats`, as `<name>.<ending>`. Each file is written atomically.
 
-    Each says that diffseg wrote it; see `marks`.
+    Each says that diffseg wrote it; see `marks`. The JSON is written last: where it exists, the other files do, too.
 
     Args:
         result: the result.
         folder: folder of the files, created if it does not exist.
-        name: name of the files, without their endings.
+        name: name of the files, without their endings; it may have folders of its own.
         formats: the formats to write.
         source: file name of the image, for the formats that refer to it.
+        facts: further fields of the JSON.
 
     Returns:
         The files that were written, in the order of `formats`.
@@ -41,20 +49,30 @@ def save(result: Segmentation, folder: Path, name: str, formats: Iterable[Format
     Raises:
         OSError: a file cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    paths: list[Path] = []
-    for item in formats:
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    formats = list(formats)
+    written: dict[Format, list[Path]] = {}
+    for item in sorted(formats, key=lambda item: item == "json"):
         if item == "cutouts":
-            names = output_paths(folder, name, ["cutouts"], len(result.segments))
-            for segment, cutout in zip(result.segments, result.cutouts(), strict=True):
-                paths.append(names[segment.label])
-                with atomic_file(paths[-1]) as temporary:
-                    cutout.save(temporary, "PNG", pnginfo=png_mark())
+            written[item] = _save_cutouts(result, folder, name)
             continue
         ending, write = WRITERS[item]
-        paths.append(folder / f"{name}{ending}")
-        with atomic_file(paths[-1]) as temporary:
-            write(result, temporary, source)
+        path = folder / f"{name}{ending}"
+        with atomic_file(path) as temporary:
+            if item == "json":
+                _json(result, temporary, source, facts)
+            else:
+                write(result, temporary, source)
+        written[item] = [path]
+    return [path for item in formats for path in written[item]]
+
+
+def _save_cutouts(result: Segmentation, folder: Path, name: str) -> list[Path]:
+    names = output_paths(folder, name, ["cutouts"], len(result.segments))
+    paths = [names[segment.label] for segment in result.segments]
+    for path, cutout in zip(paths, result.cutouts(), strict=True):
+        with atomic_file(path) as temporary:
+            cutout.save(temporary, "PNG", pnginfo=png_mark())
     return paths
 
 
@@ -105,8 +123,8 @@ def _overlay(result: Segmentation, path: Path, _: str) -> None:
     result.overlay().save(path, "PNG", compress_level=FAST, pnginfo=png_mark())
 
 
-def _json(result: Segmentation, path: Path, _: str) -> None:
-    _dump(result.to_dict(), path)
+def _json(result: Segmentation, path: Path, _: str, facts: Mapping[str, Any] | None = None) -> None:
+    _dump({**result.to_dict(), **(facts or {})}, path)
 
 
 def _coco(result: Segmentation, path: Path, source: str) -> None:

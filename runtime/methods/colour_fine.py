@@ -43,7 +43,7 @@ def colour_refine_fine(
         return labels
     reach = REACH * scale // 2
     y, x = np.divmod(band, width)
-    colours = pixels.reshape(-1, 3)[band].T / np.float32(255)  # (3, n)
+    colours = pixels.reshape(-1, 3)[band].T.astype(np.float32) / np.float32(255)  # (3, n)
     cells = y * coarse.shape[0] // height, x * coarse.shape[1] // width
     models = _Models(coarse, image)
     pairs = [

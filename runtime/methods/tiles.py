@@ -33,11 +33,11 @@ class Points(NamedTuple):
     """The centres of pixels along one axis of the area that the grid covers.
 
     Attributes:
-        places: (N,) float64, distances from the start of the area, rising.
+        places: (N,) float, distances from the start of the area, rising.
         length: of the area, in the same unit.
     """
 
-    places: NDArray[np.float64]
+    places: NDArray[np.floating]
     length: float
 
     @classmethod

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from diffseg.engines.bundle.settings import MergeSettings, Refine
     from diffseg.engines.bundle.settings import Method as SegmentMethod
 
-FORMAT = 1
+FORMAT = 2
 """Version of the stored results. Increase it if the same settings give other records, so that old ones are not used."""
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from diffseg.arrays import resize_last, to_host
 from diffseg.formats.rle import Counts
-from diffseg.labels import place_labels
+from diffseg.labels import finish_labels
 from diffseg.placement import Placement
 from diffseg.segmentation import Segmentation
 from diffseg.serving.http.errors import HTTPRequestError
@@ -92,21 +92,12 @@ def png(image: Image.Image) -> bytes:
 
 
 def shrunk(placement: Placement, side: int | None) -> Placement:
-    """Return the placement for the same image, scaled so that its longest side is at most `side` pixels."""
+    """Return a placement whose results take evenly spaced pixels, at most `side` along the longest side."""
     height, width = placement.picture
     scale = min(1.0, side / max(height, width)) if side else 1.0
     if scale == 1:
         return placement
-    small = max(1, round(height * scale)), max(1, round(width * scale))
-    y, x = small[0] / height, small[1] / width
-    return replace(
-        placement,
-        picture=small,
-        top=placement.top * y,
-        left=placement.left * x,
-        height=placement.height * y,
-        width=placement.width * x,
-    )
+    return replace(placement, shown=(max(1, round(height * scale)), max(1, round(width * scale))))
 
 
 def shrink(result: Segmentation, side: int | None) -> Segmentation:
@@ -119,13 +110,8 @@ def shrink(result: Segmentation, side: int | None) -> Segmentation:
     placement = shrunk(whole, side)
     if placement is whole:
         return result
-    # Go back to the network's size first, so that the pixels equal those of masks made directly at the smaller size.
-    (height, width), (rows, columns) = whole.size, whole.indices()
-    in_rows, in_columns = whole.seen()  # the labels of other pixels say nothing of the network's input
-    rows, columns = rows[in_rows], columns[in_columns]
-    first_rows = np.searchsorted(rows, np.arange(height)).clip(max=len(rows) - 1) + in_rows.start
-    first_columns = np.searchsorted(columns, np.arange(width)).clip(max=len(columns) - 1) + in_columns.start
-    labels, segments = place_labels(result.labels[np.ix_(first_rows, first_columns)], placement)
+    # The same pixels as in masks that are made at the smaller size.
+    labels, segments = finish_labels(result.labels[np.ix_(*placement.taken())], placement)
     void = len(segments) - 1 if placement.hides else None
     return replace(result, labels=labels, segments=segments, void=void)
 

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from diffseg import __version__
 from diffseg.cli.app import app
-from diffseg.cli.segment import output_names
 from diffseg.cli.sources import expand
 from diffseg.cli.tables import machine_tables
 from diffseg.engines.examples import example_images
@@ -41,10 +40,10 @@ def test_segment_writes_three_files_an_image(pictures, tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stderr == "model tiny, provider cpu\n"
     names = {p.name for p in (tmp_path / "out").iterdir()}
-    assert names == {f"photo{i}{ending}" for i in range(2) for ending in (".labels.png", ".overlay.png", ".json")}
+    assert names == {f"photo{i}.jpg{ending}" for i in range(2) for ending in (".labels.png", ".overlay.png", ".json")}
     for i in range(2):
-        record = json.loads((tmp_path / "out" / f"photo{i}.json").read_text())
-        labels = pixels(tmp_path / "out" / f"photo{i}.labels.png")
+        record = json.loads((tmp_path / "out" / f"photo{i}.jpg.json").read_text())
+        labels = pixels(tmp_path / "out" / f"photo{i}.jpg.labels.png")
         assert labels.shape == (record["height"], record["width"])
         assert {s["label"] for s in record["segments"]} == set(np.unique(labels).tolist())
         assert f"{len(record['segments'])} segment" in done.stdout.splitlines()[i]
@@ -54,8 +53,8 @@ def test_segment_writes_the_formats_that_were_asked_for(pictures, tmp_path):
     done = diffseg("segment", pictures / "photo0.jpg", "-o", tmp_path / "out", "--format", "coco,labelme,svg")
     assert done.returncode == 0, done.stderr
     names = {p.name for p in (tmp_path / "out").iterdir()}
-    assert names == {"photo0.coco.json", "photo0.labelme.json", "photo0.svg"}
-    assert json.loads((tmp_path / "out" / "photo0.coco.json").read_text())["images"][0]["file_name"] == "photo0.jpg"
+    assert names == {"photo0.jpg.coco.json", "photo0.jpg.labelme.json", "photo0.jpg.svg"}
+    assert json.loads((tmp_path / "out" / "photo0.jpg.coco.json").read_text())["images"][0]["file_name"] == "photo0.jpg"
 
 
 def test_segment_cuts(pictures, tmp_path):
@@ -63,7 +62,7 @@ def test_segment_cuts(pictures, tmp_path):
         "segment", pictures / "photo0.jpg", "-o", tmp_path, "--method", "cut", "--tau", "0.6", "--format", "json"
     )
     assert done.returncode == 0, done.stderr
-    settings = json.loads((tmp_path / "photo0.json").read_text())["settings"]
+    settings = json.loads((tmp_path / "photo0.jpg.json").read_text())["settings"]
     assert (settings["method"], settings["tau"]) == ("cut", 0.6)
 
 
@@ -296,9 +295,3 @@ def test_folders_globs_and_files_expand_once_and_without_our_own_output(tmp_path
     (tmp_path / "odd[1].png").touch()
     assert [p.name for p in expand([str(tmp_path / "odd[1].png")])] == ["odd[1].png"]
     assert expand(["nope.jpg"]) == [Path("nope.jpg")]
-
-
-def test_images_of_one_stem_do_not_overwrite_each_other():
-    names = output_names([Path(p) for p in ("a/x.jpg", "a/x.png", "b/x.jpg", "y.jpg", "X.webp")])
-    assert names == ["x_jpg", "x_png", "x_jpg_2", "y", "X_webp"]
-    assert len({name.lower() for name in names}) == 5

@@ -46,21 +46,21 @@ def test_files_of_others_are_not_marked(photo, tmp_path):
 
 
 def test_a_foreign_file_is_replaced_with_force_alone(photo_file, tmp_path):
-    (tmp_path / "photo.json").write_text(FOREIGN)
+    (tmp_path / "photo.jpg.json").write_text(FOREIGN)
     done = diffseg("segment", photo_file, "-o", tmp_path)
     assert done.returncode == 1
-    assert f"{photo_file}: {tmp_path / 'photo.json'} exists, and was not written by diffseg; choose" in done.stderr
+    assert f"{photo_file}: {tmp_path / 'photo.jpg.json'} exists, and was not written by diffseg; choose" in done.stderr
     assert "1 of 1 images failed" in done.stderr
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["photo.jpg", "photo.json"]
-    assert (tmp_path / "photo.json").read_text() == FOREIGN
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["photo.jpg", "photo.jpg.json"]
+    assert (tmp_path / "photo.jpg.json").read_text() == FOREIGN
     for words in (["--force"], []):  # afterwards it is ours
         done = diffseg("segment", photo_file, "-o", tmp_path, *words)
         assert (done.returncode, done.stderr) == (0, "model tiny, provider cpu\n")
-        assert "segments" in json.loads((tmp_path / "photo.json").read_text())
+        assert "segments" in json.loads((tmp_path / "photo.jpg.json").read_text())
 
 
 def test_an_input_is_not_replaced_even_with_force(photo_file, tmp_path):
-    second = tmp_path / "photo.labels.png"
+    second = tmp_path / "photo.jpg.labels.png"
     shutil.copy(example_images()[1], second)
     before = second.read_bytes()
     done = diffseg("segment", photo_file, second, "-o", tmp_path, "--force")
@@ -68,7 +68,7 @@ def test_an_input_is_not_replaced_even_with_force(photo_file, tmp_path):
     assert f"{photo_file}: {second} is an image to segment, and this result would replace it" in done.stderr
     assert "1 of 2 images failed" in done.stderr
     assert second.read_bytes() == before
-    assert (tmp_path / "photo.labels.labels.png").exists()
+    assert (tmp_path / "photo.jpg.labels.png.labels.png").exists()
 
 
 def test_what_a_result_would_replace(tmp_path):

@@ -17,8 +17,7 @@ import typer
 from diffseg.cli import download as download_module
 from diffseg.cli.app import app
 from diffseg.cli.download import download, read_bounded
-from diffseg.cli.segment import output_names
-from diffseg.cli.sources import Download, StandardInput, result_path, sources
+from diffseg.cli.sources import Download, StandardInput, sources
 from diffseg.engines.errors import ImageError
 from diffseg.image import read_image
 from diffseg.segmenter import Segmenter
@@ -137,8 +136,8 @@ def test_downloads_are_bounded(web, monkeypatch):
 def test_arguments_are_files_the_web_and_standard_input(tmp_path):
     (tmp_path / "a.png").touch()
     found = sources(["-", "HTTPS://example.org/b.jpg", str(tmp_path), str(tmp_path / "a.png"), "https://example.org/"])
-    assert [type(source) for source in found] == [StandardInput, Download, type(tmp_path), Download]
-    assert output_names([result_path(source) for source in found]) == ["stdin", "b", "a", "example"]
+    assert [type(source) for source, _ in found] == [StandardInput, Download, type(tmp_path), Download]
+    assert [name for _, name in found] == ["stdin", "b.jpg", "a.png", "example.org"]
     with pytest.raises(typer.BadParameter, match="http or https, found ftp://a"):
         sources(["ftp://a/b.png"])
 
@@ -166,8 +165,8 @@ def test_results_go_to_standard_output_and_the_rest_to_standard_error(fake, web,
         "error: none.png: no such file",
         "1 of 4 images failed",
     ]
-    assert {p.name for p in (tmp_path / "out").glob("*.json")} == {"stdin.json", "photo.json", "a.json"}
-    written = json.loads((tmp_path / "out" / "photo.json").read_text())
+    assert {p.name for p in (tmp_path / "out").glob("*.json")} == {"stdin.json", "photo.png.json", "a.png.json"}
+    written = json.loads((tmp_path / "out" / "photo.png.json").read_text())
     assert written["origin"]["source"] == f"{web}/photo.png"
 
     done = CliRunner().invoke(app, [*arguments, "--json", "--quiet"], input=png(photo))

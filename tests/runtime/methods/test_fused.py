@@ -111,10 +111,10 @@ SIZE = (64, 64)
 SETTINGS = MergeSettings((0.6, 0.6, 0.6), 8, "none")
 
 
-def segment(maps, settings=SETTINGS):
+def segment(maps, settings=SETTINGS, picture=SIZE):
     """The way of an image behind the network, from its maps to labels."""
     values, mended = aggregate_and_count(maps, out=maps[0])
-    placement = Placement(SIZE, SIZE, 0, 0, *SIZE)
+    placement = Placement(picture, SIZE, 0, 0, *picture)
     pixels = np.random.default_rng(0).integers(0, 256, (*SIZE, 3), np.uint8)  # one colour would be one segment
     aggregated = AggregatedAttention(values, pixels, placement, mended)
     labels, _ = aggregated.masks(settings, {})
@@ -142,6 +142,22 @@ def test_an_image_waits_once_and_copies_no_index_again(gpu, monkeypatch, refine)
         assert counts["waits"] == 1, names
         assert i == 0 or counts["copies"] == 0, names
         assert counts["calls"] == 22, names
+
+
+@pytest.mark.parametrize(("refine", "waits"), [("none", 3), ("colour", 1)])
+def test_an_image_of_another_size_brings_its_few_proposals_to_the_host(gpu, monkeypatch, refine, waits):
+    """Their number, the proposals and the number of mended rows, or the labels that are to be refined."""
+    settings = MergeSettings((0.6, 0.6, 0.6), 8, refine)
+    maps = maps_of(10, (16, 8, 4, 2))
+    expected, _ = segment([m.copy() for m in maps], settings, (150, 231))
+    device = [placed(m) for m in maps]
+    gpu.take()
+    with gpu.counting(monkeypatch):
+        labels, mended = segment(device, settings, (150, 231))
+        names = dict(gpu.names)
+    np.testing.assert_array_equal(labels, expected)
+    assert mended == 0
+    assert gpu.take()["waits"] == waits, names
 
 
 def test_without_the_kernels_no_index_is_copied_again_either(gpu, monkeypatch):

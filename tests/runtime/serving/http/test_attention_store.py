@@ -7,7 +7,8 @@ from diffseg.serving.http.attention_store import AttentionStore
 
 from tests.runtime.doubles import LendingNetwork
 
-BYTES = 8**4 * 4 + 8**2 * 4**2 * 4  # attention, and the distances of 4 × 4 anchors
+BYTES = 8**4 * 4 + 8**2 * 4**2 * 4 + 3 * (3 * 64) ** 2
+"""Attention, the distances of 4 × 4 anchors, and the image at three times the network's input size."""
 
 
 @pytest.fixture

@@ -1,0 +1,51 @@
+"""Which images `segment` passes over because an earlier run has done them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from diffseg.engines.bundle.settings import MergeSettings
+from diffseg.formats.files import output_paths
+from diffseg.formats.marks import is_marked
+from diffseg.formats.names import Format
+from diffseg.formats.naming import read_record, same_work, source_record
+from msgspec import structs
+
+
+class Earlier:
+    """The results of earlier runs.
+
+    Args:
+        folder: of the results.
+        formats: what is written for each image.
+        made: what the JSON of a result must say if it was made as results are made now; None: it need only exist.
+    """
+
+    def __init__(self, folder: Path, formats: Sequence[Format], made: Mapping[str, Any] | None) -> None:
+        self.folder = folder
+        self.formats = formats
+        self.made = made
+
+    def has(self, source: object, name: str) -> bool:
+        """Whether all results of an image exist. Those of downloads and standard input are never the same again."""
+        record = read_record(self.folder / f"{name}.json") if "json" in self.formats or self.made else None
+        masks = len(record["segments"]) if record and isinstance(record.get("segments"), list) else None
+        if not all(is_marked(path) for path in output_paths(self.folder, name, self.formats, masks)):
+            return False
+        if self.made is None:
+            return "cutouts" not in self.formats or masks is not None
+        if record is None or not isinstance(source, Path):
+            return False
+        try:
+            return same_work(record, {**self.made, **source_record(source, name)})
+        except OSError:
+            return False
+
+
+def made_with(bundle_sha256: str, settings: MergeSettings, fit: str) -> dict[str, Any]:
+    """Return what the JSON of a result says of how it was made."""
+    plain: dict[str, Any] = json.loads(json.dumps(structs.asdict(settings)))  # tuples become lists
+    return {"origin": {"bundle_sha256": bundle_sha256, "fit": fit}, "settings": plain}
