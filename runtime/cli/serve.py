@@ -42,7 +42,7 @@ def serve(
     ] = 50,
     keep: Annotated[
         int, typer.Option(min=0, help="Megabytes of attention to keep for new masks; about 70 per image at 512 px.")
-    ] = 1024,
+    ] = 512,
     keep_seconds: Annotated[
         float, typer.Option(min=1, max=MAX_SECONDS, help="Seconds after which unused attention is dropped.")
     ] = 600,
@@ -72,6 +72,7 @@ def serve(
     from diffseg.serving.http.access import is_loopback
     from diffseg.serving.http.limits import Limits
     from diffseg.serving.http.logs import configure_logging
+    from diffseg.serving.http.memory import set_allocator
     from diffseg.serving.http.server import bind_problem, open_sockets, run_server
     from diffseg.serving.http.service import Service
 
@@ -86,6 +87,7 @@ def serve(
         sockets = open_sockets(host, port)
     except OSError as error:
         fail(str(error), WRONG_USAGE)
+    set_allocator()
     with ExitStack() as stack:
         for item in sockets:
             stack.enter_context(item)
@@ -103,7 +105,7 @@ def serve(
         except ValueError as error:
             raise typer.BadParameter(str(error)) from None
         body = round(max_body * MEGA)
-        limits = Limits(body=body, bodies=16 * body, pixels=round(max_pixels * MEGA), deadline=deadline, queue=queue)
+        limits = Limits(body=body, bodies=8 * body, pixels=round(max_pixels * MEGA), deadline=deadline, queue=queue)
         configure_logging(log_format)
         service = Service(segmenter, limits, token=token, keep=keep * MEGA, keep_seconds=keep_seconds)
         try:
