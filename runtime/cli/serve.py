@@ -43,7 +43,7 @@ def serve(
     ] = 50,
     keep: Annotated[
         int, typer.Option(min=0, help="Megabytes of attention to keep for new masks; about 70 per image at 512 px.")
-    ] = 1024,
+    ] = 512,
     keep_seconds: Annotated[
         float, typer.Option(min=1, max=MAX_SECONDS, help="Seconds after which unused attention is dropped.")
     ] = 600,
@@ -82,6 +82,7 @@ def serve(
     from diffseg.serving.http.access import is_loopback
     from diffseg.serving.http.limits import Limits
     from diffseg.serving.http.logs import configure_logging
+    from diffseg.serving.http.memory import set_allocator
     from diffseg.serving.http.server import bind_problem, open_sockets, run_server
     from diffseg.serving.http.service import Service
 
@@ -101,6 +102,7 @@ def serve(
         sockets = open_sockets(host, port)
     except OSError as error:
         fail(str(error), WRONG_USAGE)
+    set_allocator()
     with ExitStack() as stack:
         for item in sockets:
             stack.enter_context(item)
@@ -117,7 +119,7 @@ def serve(
             raise
         except ValueError as error:
             raise typer.BadParameter(str(error)) from None
-        limits = Limits(body=body, bodies=16 * body, pixels=round(max_pixels * MEGA), deadline=deadline, queue=queue)
+        limits = Limits(body=body, bodies=8 * body, pixels=round(max_pixels * MEGA), deadline=deadline, queue=queue)
         configure_logging(log_format)
         service = Service(
             segmenter, limits, token=token, keep=keep * MEGA, keep_seconds=keep_seconds, label_studio=tool

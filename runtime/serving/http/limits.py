@@ -37,14 +37,14 @@ class Limits:
     """
 
     body: int = 32 * MEGA
-    bodies: int = 512 * MEGA
+    bodies: int = 256 * MEGA
     body_seconds: float = 20.0
     header_seconds: float = 10.0
     write_seconds: float = 10.0
     pixels: int = 50 * MEGA
     deadline: float = 30.0
     queue: int = 64
-    decoded: int = 1_200 * MEGA
+    decoded: int = 1_000 * MEGA
 
 
 class Bodies:
@@ -71,22 +71,25 @@ class Bodies:
         announced = request.headers.get("content-length", "")
         if announced.isdecimal() and int(announced) > self.limits.body:
             raise self._too_large(int(announced))
-        data = bytearray()
+        data, size = bytearray(), 0
         try:
             try:
                 async with asyncio.timeout(self.limits.body_seconds):
                     async for chunk in request.stream():
                         self.held += len(chunk)
+                        size += len(chunk)
                         data += chunk
-                        self._check(len(data))
+                        self._check(size)
             except TimeoutError:
                 message = f"the body did not arrive within {self.limits.body_seconds:g} s"
                 raise HTTPRequestError(HTTPStatus.REQUEST_TIMEOUT, "slow", message, {"Connection": "close"}) from None
             except ClientDisconnect:
                 raise client_disconnected() from None
-            yield bytes(data)
+            body = bytes(data)
+            data.clear()
+            yield body
         finally:
-            self.held -= len(data)
+            self.held -= size
 
     def _check(self, size: int) -> None:
         if size > self.limits.body:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
+import gc
 import sys
 import threading
 
@@ -11,6 +13,27 @@ from diffseg.serving.protocol.errors import too_large
 
 LARGE = 64_000_000
 """Bytes. Memory that was charged for more than this is returned to the system when it is released."""
+
+MAPPED = 16 << 20
+"""Bytes. Larger arrays are returned when they are freed. By default, freeing a larger one raises the limit for ever."""
+M_MMAP_THRESHOLD, M_ARENA_MAX = -3, -8  # of malloc.h
+
+
+def set_allocator() -> None:
+    """Make the C library of Linux return large arrays to the system when they are freed. For the whole process."""
+    if sys.platform == "linux":
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # absent from musl
+        if mallopt is not None:
+            mallopt(M_ARENA_MAX, 2)  # by default, each thread keeps what it has freed
+            mallopt(M_MMAP_THRESHOLD, MAPPED)
+
+
+def trim() -> None:
+    """Return what the C library keeps for later to the system."""
+    if sys.platform == "linux":
+        malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if malloc_trim is not None:
+            malloc_trim(0)
 
 
 class Memory:
@@ -43,14 +66,20 @@ class Memory:
         return Charge(self, size)
 
     def give_back(self, size: int) -> None:
-        """Return `size` bytes to the budget, and large amounts also to the system."""
+        """Return `size` bytes to the budget, and large amounts first to the system."""
+        if size > LARGE:
+            gc.collect()  # the finished tasks of a request refer to each other, and to its masks
+            trim()
         with self._lock:
             self.held -= size
-        if size > LARGE and sys.platform == "linux":
-            # The allocator would keep the memory of images for later, per thread that has ever decoded one.
-            trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # absent from musl
-            if trim is not None:
-                trim(0)
+
+
+async def release(charge: Charge) -> None:
+    """Release a charge at the end of a request, without blocking others."""
+    if charge.size > LARGE:
+        await asyncio.to_thread(charge.release)
+    else:
+        charge.release()
 
 
 class Charge:
@@ -74,7 +103,7 @@ class Charge:
             self._users += 1
 
     def release(self) -> None:
-        """Remove a user. The last one returns the bytes."""
+        """Remove a user. The last one returns the bytes, which takes a while if they are many."""
         with self._lock:
             self._users -= 1
             last = self._users == 0

@@ -12,6 +12,7 @@ from http import HTTPStatus
 
 from diffseg.serving.http.access import host_name, is_foreign
 from diffseg.serving.http.errors import CLIENT_DISCONNECTED
+from diffseg.serving.http.memory import release
 from diffseg.serving.http.metrics import Metrics
 from diffseg.serving.protocol.echo import cut
 from starlette.datastructures import Headers, MutableHeaders
@@ -102,7 +103,7 @@ class RequestContext:
                 await _error(answer, HTTPStatus.INTERNAL_SERVER_ERROR, "unexpected error; see the log of the server")
         finally:
             if (charge := state.get("charge")) is not None:
-                charge.release()
+                await release(charge)
             self._note(scope, status or CLIENT_DISCONNECTED, time.monotonic() - start)
 
     def _note(self, scope: Scope, status: int, seconds: float) -> None:
