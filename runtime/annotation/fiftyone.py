@@ -25,8 +25,8 @@ class DiffSegModel(fom.Model):  # type: ignore[misc]  # FiftyOne has no types
 
     Args:
         segmenter: its bundle must have attention, not the features of DiffCut.
-        output: `detections` gives one `Detection` per mask, with its box, mask and score. `segmentation` gives one
-            `Segmentation`, whose values count the masks from 1 on, the largest first.
+        output: `detections` gives one `Detection` per mask, with its box, mask, score and, as `index`, its number.
+            `segmentation` gives one `Segmentation`, whose values count the masks from 1 on, the largest first.
         label: label of all detections, because DiffSeg does not classify masks.
         threshold: merge maps closer than this KL divergence, in nats; None uses the bundle's.
 
@@ -112,11 +112,12 @@ class DiffSegModel(fom.Model):  # type: ignore[misc]  # FiftyOne has no types
     def _detections(self, result: Segmentation) -> fol.Detections:
         height, width = result.labels.shape
         found = []
-        for segment, score in zip(result.segments, mask_scores(result).tolist(), strict=True):
+        scored = zip(result.segments, mask_scores(result).tolist(), strict=True)
+        for number, (segment, score) in enumerate(scored, 1):
             left, top, box_width, box_height = segment.bbox
             mask = result.labels[top : top + box_height, left : left + box_width] == segment.label
             box = [left / width, top / height, box_width / width, box_height / height]
-            found.append(fol.Detection(label=self.label, bounding_box=box, mask=mask, confidence=score))
+            found.append(fol.Detection(label=self.label, bounding_box=box, mask=mask, confidence=score, index=number))
         return fol.Detections(detections=found)
 
 

@@ -77,6 +77,7 @@ def test_detections_hold_every_mask(model, segmenter, images):
     assert isinstance(label, fo.Detections)
     assert np.array_equal(rebuilt(label, result.labels.shape), result.masks())
     assert {detection.label for detection in label.detections} == {"segment"}
+    assert [detection.index for detection in label.detections] == list(range(1, len(result.segments) + 1))
     assert np.allclose([detection.confidence for detection in label.detections], mask_scores(result))
 
 
