@@ -27,6 +27,9 @@ PAGES = {
 }
 CHECKED_ELSEWHERE = {
     "docs/containers.md": "test_containers.py checks its commands, which need an engine of containers",
+    "docs/cvat.md": "integrations/cvat runs its functions in CVAT's agent",
+    "docs/fiftyone.md": "integrations/fiftyone loads its model and its source",
+    "docs/label-studio.md": "integrations/label_studio connects the server to a Label Studio",
     "docs/edge.md": "test_containers.py checks its commands, which need a device",
     "docs/triton.md": "runtime/serving/triton/test_docs.py runs its commands",
 }

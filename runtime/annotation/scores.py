@@ -40,7 +40,8 @@ def mask_scores(result: Segmentation) -> NDArray[np.float32]:
     shares = maps / np.maximum(maps.sum(0), np.finfo(np.float32).tiny)
     by_label = (shares * cover).sum(1) / np.maximum(sizes, 1)
     order = [segment.label for segment in result.segments]
-    return np.clip(by_label[order], 0, 1).astype(np.float32)
+    scores: NDArray[np.float32] = np.clip(by_label[order], 0, 1).astype(np.float32)
+    return scores
 
 
 def _cover(result: Segmentation, grid: tuple[int, int]) -> NDArray[np.float32]:

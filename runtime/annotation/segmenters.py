@@ -9,12 +9,13 @@ from diffseg.engines.errors import BundleError
 from diffseg.segmenter import Segmenter
 
 
-def load_segmenter(model: str | Path, provider: str = "auto", threads: int | None = None) -> Segmenter:
+def load_segmenter(model: str | Path, provider: str = "auto", threads: int | None = None, batch: int = 1) -> Segmenter:
     """Load a bundle that has attention, which scores and clicks are made of.
 
     Raises:
         BundleError: the bundle does not exist, is damaged, or was exported for DiffCut.
         ProviderError: the provider cannot run on this machine.
+        ValueError: the batch is larger than the bundle's.
     """
     manifest = open_bundle(model).manifest
     if manifest.features is not None:
@@ -22,4 +23,4 @@ def load_segmenter(model: str | Path, provider: str = "auto", threads: int | Non
             f"annotation tools need attention, and bundle {manifest.name!r} was exported for "
             f"{', '.join(manifest.methods)}; use a bundle that was exported with --method diffseg"
         )
-    return Segmenter.load(model, provider=provider, threads=threads)
+    return Segmenter.load(model, provider=provider, threads=threads, batch=batch)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from diffseg import Segmenter
+from diffseg.annotation.segmenters import load_segmenter
 from diffseg.engines.bundle import specs
 from diffseg.engines.bundle.manifest import UNET, Manifest
 from diffseg.engines.bundle.settings import MergeSettings
@@ -142,6 +143,8 @@ def test_commands_that_need_attention_refuse_it(bundle, tmp_path):
     segmenter = Segmenter.load(bundle.folder, provider="cpu")
     with pytest.raises(BundleError, match="no attention for diffseg: bundle 'toy' was exported for diffcut"):
         Evaluation([], (Method.DIFFSEG,), segmenter, Protocol.FULL, tmp_path)
+    with pytest.raises(BundleError, match="annotation tools need attention"):
+        load_segmenter(bundle.folder, "cpu")
     done = diffseg("serve", "--model", bundle.folder, "--port", "0")
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1

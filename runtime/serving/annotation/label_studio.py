@@ -38,7 +38,7 @@ class LabelStudio:
         most: largest number of bytes of an image.
 
     Raises:
-        ValueError: the URL is not one of a server.
+        ValueError: the URL is not one of a server, or the token cannot be sent.
     """
 
     def __init__(self, url: str, token: str | None = None, most: int = 32_000_000) -> None:
@@ -49,6 +49,8 @@ class LabelStudio:
             parts = urlsplit("")
         if parts.scheme not in SCHEMES or not parts.hostname or parts.query or parts.fragment or "@" in parts.netloc:
             raise ValueError(f"the URL of Label Studio must be like https://labels.example.org, found {shorten(url)}")
+        if token is not None and not (token.isascii() and token.isprintable() and " " not in token):
+            raise ValueError("the access token of Label Studio must be text without spaces and line breaks")
         self._base = url.rstrip("/") + "/"
         self._prefix = parts.path.rstrip("/")
         self._token = token

@@ -1,8 +1,10 @@
 """The functions in the real agent of `cvat-cli` and the real driver of `cvat_sdk`, with a stand-in for the server."""
 
 import os
+import re
 import subprocess
 import sys
+from inspect import signature
 from pathlib import Path
 
 import cvat_sdk.auto_annotation as cvataa
@@ -116,6 +118,14 @@ def test_an_agent_answers_clicks_and_encodes_the_image_once(cvat, segmenter, tmp
         assert all(mask[y, x] for x, y in pos)
         assert not any(mask[y, x] for x, y in neg)
     assert cvat.asked.count(("GET", f"/api/tasks/{TASK}/data")) == 1
+
+
+def test_the_page_names_what_there_is():
+    page = (Path(__file__).parents[3] / "docs" / "cvat.md").read_text(encoding="utf-8")
+    modules = set(re.findall(r"diffseg\.annotation\.cvat\.(\w+)", page))
+    assert modules == {"detector", "interactor"}
+    parameters = set(re.findall(r"`-p (\w+)=", page))
+    assert parameters == set(signature(detector.create).parameters) > set(signature(interactor.create).parameters)
 
 
 def test_what_the_agent_caches_is_small(segmenter):

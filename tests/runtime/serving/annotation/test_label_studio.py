@@ -134,6 +134,13 @@ def test_a_server_that_is_not_there_is_told(tool):
         LabelStudio(tool.url).fetch(PHOTO)
 
 
+@pytest.mark.parametrize("token", ["a b", "secret\n", "gehéim", "a\r\nX: b"])
+def test_tokens_that_cannot_be_sent_are_refused(token):
+    with pytest.raises(ValueError, match="without spaces and line breaks") as caught:
+        LabelStudio("https://labels.example.org", token)
+    assert token not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     "url", ["labels.example.org", "ftp://a", "http://", "http://a/?b", "http://u:p@a", "http://a/#b", "http://a:b"]
 )

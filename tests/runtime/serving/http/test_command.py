@@ -73,6 +73,7 @@ def _queued(url):
         (["--batch", "99"], None, 2, "batch must be 1 to"),
         (["--provider", "tensorrt"], None, 1, "needs an NVIDIA GPU"),
         (["--port", "70000"], None, 2, "--port"),
+        (["--label-studio", "labels"], None, 2, "like https://labels.example.org, found 'labels'"),
     ],
 )
 def test_what_is_not_served(arguments, token, code, message, tmp_path):
