@@ -167,7 +167,7 @@ class TestCommand:
         assert "encode" in first.stdout
         again = diffseg(*words)
         assert "going on with run-" in again.stderr
-        assert again.stdout.startswith("0 images")
+        assert again.stdout.startswith("nothing is left to do → ")
         other = diffseg(*words[:-1], 5)
         assert "with other settings or another bundle: run-" in other.stderr
         assert "anchors 4, now 5" in other.stderr
