@@ -183,6 +183,7 @@ class TestCommand:
             ((".", "--local"), {"JOB_COMPLETION_INDEX": "0"}, "JOB_COMPLETION_INDEX=0; say how many parts"),
             ((".", "--local", "--address", "auto"), {}, "leave one of them out"),
             ((".", "--local", "--method", "diffcut"), {}, "for which the bundle has no output"),
+            ((".", "--local", "--batch", "99"), {}, "batch must be 1 to "),
         ],
     )
     def test_what_cannot_work_is_said_in_a_line(self, words, environment, message, tmp_path, monkeypatch):
