@@ -143,10 +143,8 @@ def batch(
             ray = stack.enter_context(ray_cluster(address))
             plan = plan_on_ray(ray, work.units, workers, gpus_per_worker, may_grow=autoscaling)
             used = plan.workers
-            say.status(
-                f"{used} worker{'s' * (used != 1)} with {plan.threads} thread{'s' * (plan.threads != 1)} each"
-                + (f" and {plan.gpus:g} GPU{'s' * (plan.gpus != 1)}" if plan.gpus else "")
-            )
+            gpus = f" and {plan.gpus:g} GPU{'s' * (plan.gpus != 1)}" if plan.gpus else ""
+            say.status(f"{_count(used, 'worker')} with {_count(plan.threads, 'thread')}{gpus} each")
             reports = run_on_ray(ray, run, work.units, plan)
             start = time.perf_counter()
         total = _collect(reports, work)
@@ -196,11 +194,11 @@ def _say_what(say: _Lines, run: Run, work: Work) -> None:
     for other in work.others:
         say.status(f"{run.output} also has a run with other settings or another bundle: {other}")
     if work.done:
-        say.status(f"going on with {run.name}: {work.done} files are done, {len(work.units)} are left")
+        say.status(f"going on with {run.name}: files done: {work.done}, left: {len(work.units)}")
     elif work.others:
         say.status(f"a new run: {run.name}")
-    images = "" if work.images is None else f"{work.images} images, "
-    say.status(f"{images}{len(work.units)} files to write in {run.folder}")
+    images = "" if work.images is None else f"{_count(work.images, 'image')}, "
+    say.status(f"{images}{_count(len(work.units), 'file')} to write in {run.folder}")
 
 
 def _collect(reports: Iterable[Report], work: Work) -> Report:
@@ -228,13 +226,19 @@ def _tracked(reports: Iterable[Report], work: Work) -> Iterator[Report]:
 
 
 def _summary(say: _Lines, run: Run, total: Report, seconds: float, workers: int) -> None:
-    pace = total.images / seconds if seconds and total.images else 0.0
+    if not total.images:
+        say.result(f"nothing is left to do → {run.folder}")
+        return
+    pace = total.images / seconds
     say.result(
-        f"{total.images} images, {total.errors} with errors, in {seconds:.1f} s "
-        f"({pace:.2f} images/s with {workers} worker{'s' * (workers != 1)}) → {run.folder}"
+        f"{_count(total.images, 'image')}, {total.errors} with errors, in {seconds:.1f} s "
+        f"({pace:.2f} images/s with {_count(workers, 'worker')}) → {run.folder}"
     )
     stages = {stage: taken for stage, taken in total.seconds.items() if stage != "total"}
-    if stages:
-        rest = total.seconds["total"] - sum(stages.values())
-        parts = [f"{stage} {taken:.1f} s" for stage, taken in stages.items()] + [f"reading and the rest {rest:.1f} s"]
-        say.result("  of the workers' time: " + ", ".join(parts))
+    rest = total.seconds["total"] - sum(stages.values())
+    parts = [f"{stage} {taken:.1f} s" for stage, taken in stages.items()] + [f"reading and the rest {rest:.1f} s"]
+    say.result("  of the workers' time: " + ", ".join(parts))
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"

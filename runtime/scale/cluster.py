@@ -17,8 +17,6 @@ OBJECT_STORE = 256 << 20
 """Bytes of a local Ray's object store. Only lists of images and counts pass through it."""
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",  # no reports to Ray's makers
-    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # a worker without GPUs keeps its view of devices
     "RAY_BACKEND_LOG_LEVEL": "fatal",  # errors reach Python as exceptions
 }
 

@@ -135,7 +135,7 @@ def _table(name: str, column: str | None, per_unit: int, found: Inputs, files: d
         schema = table.schema_arrow
         usual = [item for item in (*BYTES_COLUMNS, *URI_COLUMNS) if item in schema.names]
         chosen = column or (usual[0] if usual else None)
-        if chosen not in schema.names:
+        if chosen is None or chosen not in schema.names:
             raise ClusterError(
                 f"{name}: there is no column {chosen or 'with a usual name'}, found {', '.join(schema.names)}; "
                 "name the one with encoded images, paths or URIs with --column"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tarfile
 from collections.abc import Iterator
 from contextlib import closing
@@ -51,7 +50,7 @@ def _read_tar(name: str) -> Iterator[Item]:
             seen: set[str] = set()
             for member in archive:
                 base, ending = _split(member.name)
-                if not member.isfile() or os.path.splitext(ending)[1].lower() not in SUFFIXES:  # noqa: PTH122
+                if not member.isfile() or ending.lower() not in SUFFIXES:  # `.mask.png` belongs to another image
                     continue
                 key = f"{name}#{member.name if base in seen else base}"
                 seen.add(base)

@@ -73,7 +73,9 @@ class Run:
 
         Raises:
             ClusterError: the output cannot be read or written, or the record is damaged.
+            MissingPackageError: the format needs a package that is missing.
         """
+        open_sink(self.format, open_folder(self.folder))  # raises before anything is written
         try:
             others = [name for name in _runs(self.output) if name != self.name]
             folder = open_folder(self.folder)

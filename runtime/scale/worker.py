@@ -168,7 +168,7 @@ class SegmentWorker:
             timings = dict(result.timings)
             with stage(timings, "write"):
                 rows.append(result_row(key, digest, result, labels=self.labels, overlay=self.overlays))
-            self.seconds.update(timings)  # type: ignore[arg-type]  # a counter of seconds
+            self.seconds.update(timings)
         return rows
 
 

@@ -18,6 +18,10 @@ from tests.engines.toy import make_toy
 from tests.integrations.ray.samples import make_images
 
 
+def pytest_configure(config):
+    config.addinivalue_line("filterwarnings", "ignore")  # Ray and its packages warn of themselves
+
+
 @pytest.fixture(scope="session")
 def bundle(tmp_path_factory):
     return make_toy(tmp_path_factory.mktemp("bundle") / "toy").folder

@@ -40,7 +40,7 @@ def test_rows_equal_the_segmenters_and_a_second_start_does_nothing(start, expect
     check_rows(rows_of(tmp_path / "out"), expected)
     until(lambda: not alive(ray), "the end of Ray")
     before = {path: path.stat().st_mtime_ns for path in parts(tmp_path / "out")}
-    assert f"{len(before)} files are done, 0 are left" in finish(start())
+    assert f"files done: {len(before)}, left: 0" in finish(start())
     assert {path: path.stat().st_mtime_ns for path in parts(tmp_path / "out")} == before
 
 
@@ -64,6 +64,6 @@ def test_a_killed_driver_is_started_again_and_goes_on(start, expected, tmp_path)
     until(lambda: not alive(below), "the end of the processes below the driver")
     done = {path: path.stat().st_mtime_ns for path in parts(tmp_path / "out")}
     printed = finish(start())
-    assert f"{len(done)} files are done" in printed
+    assert f"files done: {len(done)}, " in printed
     check_rows(rows_of(tmp_path / "out"), expected)
     assert {path: path.stat().st_mtime_ns for path in done} == done

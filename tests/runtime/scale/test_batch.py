@@ -167,7 +167,7 @@ class TestCommand:
         assert "encode" in first.stdout
         again = diffseg(*words)
         assert "going on with run-" in again.stderr
-        assert again.stdout.startswith("0 images")
+        assert again.stdout.startswith("nothing is left to do → ")
         other = diffseg(*words[:-1], 5)
         assert "with other settings or another bundle: run-" in other.stderr
         assert "anchors 4, now 5" in other.stderr
@@ -183,6 +183,7 @@ class TestCommand:
             ((".", "--local"), {"JOB_COMPLETION_INDEX": "0"}, "JOB_COMPLETION_INDEX=0; say how many parts"),
             ((".", "--local", "--address", "auto"), {}, "leave one of them out"),
             ((".", "--local", "--method", "diffcut"), {}, "for which the bundle has no output"),
+            ((".", "--local", "--batch", "99"), {}, "batch must be 1 to "),
         ],
     )
     def test_what_cannot_work_is_said_in_a_line(self, words, environment, message, tmp_path, monkeypatch):
