@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from http import HTTPStatus
 from importlib.metadata import version
 
-from diffseg.serving.http import images, inference
+from diffseg.serving.http import images, inference, samples
 from diffseg.serving.http.access import authorised
 from diffseg.serving.http.description import describe
 from diffseg.serving.http.document import page_document
@@ -59,6 +59,7 @@ def make_app(service: Service, hosts: Collection[str] | None = None) -> RequestC
     app.state.service = service
     app.include_router(images.router)
     app.include_router(inference.router)
+    app.include_router(samples.router)
     app.add_exception_handler(RequestError, _refuse)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
