@@ -91,7 +91,7 @@ function asCanvas(pixels) {
 
 // Each mask cut out of the image, within its box; pixels outside the mask are transparent.
 async function cutouts(pixels, labels, { segments }, name) {
-  const files = [];
+  const files = [], digits = String(Math.max(segments.length - 1, 1)).length;
   for (const { label, bbox: [left, top, width, height] } of segments) {
     const part = new ImageData(width, height);
     for (let y = 0; y < height; y++) {
@@ -100,7 +100,7 @@ async function cutouts(pixels, labels, { segments }, name) {
         if (labels[from] === label) part.data.set(pixels.data.subarray(4 * from, 4 * from + 4), 4 * (y * width + x));
       }
     }
-    files.push({ name: `${name}.cutouts/${String(label).padStart(3, "0")}.png`, blob: await asCanvas(part).convertToBlob() });
+    files.push({ name: `${name}.${String(label).padStart(digits, "0")}.png`, blob: await asCanvas(part).convertToBlob() });
   }
   return files;
 }
@@ -170,7 +170,7 @@ async function downloadAll(formats) {
 
 // The name with a number before its ending if it is taken: two images may have the same name.
 function unused(name, used) {
-  const [, start, end] = name.match(/^(.*?)((?:\.[^/]*)?)$/);
+  const [, start, end] = name.match(/^(.*?)((?:\.[^.]*)?)$/);
   let found = name;
   for (let i = 2; used.has(found); i++) found = `${start} (${i})${end}`;
   used.add(found);
