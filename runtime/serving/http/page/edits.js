@@ -8,11 +8,11 @@ class Editing {
   use(x, y, event) {
     if (!this.sheet) return;
     if (state.tool === "look" && !event.shiftKey && !event.altKey) { this.look(x, y); return; }
-    this.attention = null;
     this.edit(this.labelAt(x, y), event);
   }
 
   edit(label, { shiftKey, altKey }) {
+    this.attention = null;
     const tool = altKey ? "split" : shiftKey ? "join" : state.tool;
     if (tool === "split") this.split(label);
     else if (tool === "join") this.join(label);
@@ -85,6 +85,6 @@ class Editing {
     this.set(before.values);
     this.active = before.active;
     this.put(before.sheet);
-    say("undone");
+    say("The last change was undone.");
   }
 }

@@ -38,7 +38,7 @@ function strip() {
 function drop(image) {
   discard(image);
   URL.revokeObjectURL(image.url);
-  state.images = state.images.filter((other) => other !== image);
+  for (const list of ["images", "recent"]) state[list] = state[list].filter((other) => other !== image);
   strip();
 }
 
@@ -68,8 +68,8 @@ async function show(image) {
   try {
     const found = image.shots ? null : await load(image);
     const bitmap = image.bitmap ?? await createImageBitmap(image.file).catch(() => null);
-    if (turn !== state.turn) { bitmap?.close(); return false; }
-    wait?.done();
+    if (turn === state.turn) wait?.done();
+    if (turn !== state.turn || image.discarded) { bitmap?.close(); return false; }
     if (state.image) { state.image.bitmap?.close(); state.image.bitmap = null; }
     image.bitmap = bitmap;
     state.image = image;

@@ -29,7 +29,7 @@ function setTool(tool) {
 }
 
 function undo() {
-  const panel = state.undoable?.history.length ? state.undoable : state.panels.find(({ history }) => history.length);
+  const panel = state.panels.includes(state.undoable) && state.undoable.history.length ? state.undoable : state.panels.find(({ history }) => history.length);
   panel?.undo();
   $("undo").disabled = !state.panels.some(({ history }) => history.length);
 }
@@ -77,6 +77,7 @@ for (const button of document.querySelectorAll("[data-sample]")) {
   button.addEventListener("click", async function open() {
     try { openFiles([new File([await get()], `${sample}.jpg`, { type: "image/jpeg" })]); } catch (error) { fail(error, open); }
   });
+  if (location.hash === `#${sample}`) button.click();
 }
 addEventListener("keydown", (e) => {
   if ((e.ctrlKey || e.metaKey) && !e.shiftKey && e.key.toLowerCase() === "z" && !e.target.matches("[type=password]")) { e.preventDefault(); undo(); }

@@ -192,6 +192,12 @@ def test_a_sample(serve, open_page):
     assert page.complaints == []
 
 
+def test_an_address_with_a_sample(serve, open_page):
+    page = open_page(f"{serve().url}/#robot")
+    page.until(DONE)
+    assert page.run("state.image.name") == "robot.jpg"
+
+
 def test_samples_need_no_token(serve):
     server = serve(token="secret")  # noqa: S106
     for path in example_images():
@@ -238,6 +244,25 @@ def test_a_preview_and_the_progress_while_waiting(serve, open_page, three):
     page.mouse("click", 0.5, 0.5, "#strip button", 1)  # cancelled is not refused
     page.until(f"{CURRENT} === 'second.png'")
     assert page.complaints == []
+
+
+def test_an_image_that_is_removed_while_it_is_sent_is_not_shown(serve, open_page, three):
+    network = HeldNetwork()
+    server = serve(network)
+    page = open_page(server.url)
+    page.choose(three[0])
+    page.until(DONE)
+    network.free.clear()
+    try:
+        page.choose(three[1])
+        page.until("!document.getElementById('waiting').hidden")
+        page.run("remove(state.images[1])")
+    finally:
+        network.free.set()
+    page.until("document.getElementById('waiting').hidden")
+    assert page.run("state.image.name") == "first.png"
+    assert page.run("state.images.map(({ name }) => name)") == ["first.png"]
+    until(lambda: len(server.service.store) == 1, "the goodbye of the image")
 
 
 def test_the_part_that_was_sent(serve, open_page):
