@@ -111,7 +111,7 @@ def test_the_server_and_what_it_is_asked(page, command, place):
     with serving(shlex.split(command)[1:], place) as port:
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
         connection.request("GET", "/")
-        assert b"Choose an image" in connection.getresponse().read()
+        assert b"Choose images" in connection.getresponse().read()
         connection.close()
         for line in asked if shutil.which("curl") else ():
             words = ["curl", "--fail", "--silent", *shlex.split(line.replace(PORT, port))[1:]]

@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from http import HTTPStatus
 from importlib.metadata import version
 
-from diffseg.serving.http import images, inference, label_studio
+from diffseg.serving.http import images, inference, label_studio, samples
 from diffseg.serving.http.access import authorised
 from diffseg.serving.http.description import describe
 from diffseg.serving.http.document import page_document
@@ -60,6 +60,7 @@ def make_app(service: Service, hosts: Collection[str] | None = None) -> RequestC
     app.state.service = service
     app.include_router(images.router)
     app.include_router(inference.router)
+    app.include_router(samples.router)
     if service.label_studio is not None:
         app.include_router(label_studio.router)
     app.add_exception_handler(RequestError, _refuse)

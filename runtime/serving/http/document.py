@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from importlib.resources import files
 
-SCRIPTS = ("colours", "sheets", "server", "downloads", "view", "panel", "main")
+SCRIPTS = (
+    *("colours", "sheets", "server", "waiting", "zip", "downloads"),
+    *("view", "edits", "panel", "images", "main"),
+)
 """Parts of the script, in their order. They share one scope."""
 
 

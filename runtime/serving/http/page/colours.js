@@ -13,13 +13,18 @@ const BAND = 3;  // pixels of the dark band inside the border of a pinned mask
 
 function blend(from, to, share) { return from * (1 - share) + to * share; }
 
-// Draw masks over the pixels of an image. The chosen mask stands out; pinned masks have a dark band inside their border.
+// The opacity of a mask: the chosen one stands out.
+function shareOf(label, chosen, opacity) {
+  return chosen < 0 ? opacity : label === chosen ? Math.min(1, opacity + 0.3) : opacity * 0.35;
+}
+
+// Draw masks over the pixels of an image. Pinned masks have a dark band inside their border.
 function paint(pixels, labels, opacity, chosen = -1, pinned = new Set()) {
   const { width, height, data } = pixels, out = new ImageData(width, height);
   for (let i = 0; i < labels.length; i++) {
     const label = labels[i], colour = PALETTE[label & 255], p = 4 * i, x = i % width;
     const edge = (x && labels[i - 1] !== label) || (i >= width && labels[i - width] !== label);
-    const share = chosen < 0 ? opacity : label === chosen ? Math.min(1, opacity + 0.3) : opacity * 0.35;
+    const share = shareOf(label, chosen, opacity);
     for (let c = 0; c < 3; c++) out.data[p + c] = edge ? 255 : blend(data[p + c], colour[c], share);
     if (!edge && pinned.has(label) && inBand(labels, i, x, width)) for (let c = 0; c < 3; c++) out.data[p + c] *= 0.2;
     out.data[p + 3] = 255;

@@ -69,44 +69,69 @@ async function greyPng(labels, { width, height }) {
   return new Blob([signature, chunk("IHDR", new Uint8Array(head.buffer)), chunk("IDAT", new Uint8Array(data)), chunk("IEND", new Uint8Array())], { type: "image/png" });
 }
 
-const CRC = Uint32Array.from({ length: 256 }, (_, n) => {
-  for (let i = 0; i < 8; i++) n = n & 1 ? 0xedb88320 ^ (n >>> 1) : n >>> 1;
-  return n;
-});
-
-function crc32(bytes) {
-  let crc = -1;
-  for (const byte of bytes) crc = CRC[(crc ^ byte) & 255] ^ (crc >>> 8);
-  return (crc ^ -1) >>> 0;
-}
-
-function stem(image) { return image.name.replace(/\.[^.]*$/, "") || "image"; }
+// The name of the image's file without its ending.
+function stem({ name }) { return name.replace(/\.[^.]*$/, "") || "image"; }
 
 // The masks of an image at its own size: { masks, labels }, from the server, or from the sheet if the user edited them.
 async function finalMasks(image, { values, sheet }) {
   const query = new URLSearchParams(values);
-  if (!sheet?.edited) {
-    const masks = await fullMasks(image, query, "application/json", "json");
-    return { masks, labels: labelMap(masks) };
+  if (sheet?.edited && image.bitmap) {
+    return editedMasks(sheet, { width: image.bitmap.width, height: image.bitmap.height }, { settings: values, edited: true });
   }
-  const facts = { settings: values, edited: true, width: 0, height: 0 };
-  if (image.bitmap) return editedMasks(sheet, { width: image.bitmap.width, height: image.bitmap.height }, facts);
-  const { width, height } = await fullMasks(image, query, "application/json", "json");
-  return editedMasks(sheet, { width, height }, facts);
+  const masks = await fullMasks(image, query, "application/json", "json");
+  if (!sheet?.edited) return { masks, labels: labelMap(masks) };
+  return editedMasks(sheet, { width: masks.width, height: masks.height }, { settings: values, edited: true });
 }
 
-// One file of an image: { name, blob }. What is "overlay", "labels" or "json".
-async function makeFile(image, shot, what) {
-  const name = `${stem(image)}.${what}${what === "json" ? "" : ".png"}`;
-  if (what === "labels" && !shot.sheet?.edited) {
-    return { name, blob: await fullMasks(image, new URLSearchParams(shot.values), "image/png", "blob") };
+function asCanvas(pixels) {
+  const canvas = new OffscreenCanvas(pixels.width, pixels.height);
+  canvas.getContext("2d").putImageData(pixels, 0, 0);
+  return canvas;
+}
+
+// Each mask cut out of the image, within its box; pixels outside the mask are transparent.
+async function cutouts(pixels, labels, { segments }, name) {
+  const files = [], digits = String(Math.max(segments.length - 1, 1)).length;
+  for (const { label, bbox: [left, top, width, height] } of segments) {
+    const part = new ImageData(width, height);
+    for (let y = 0; y < height; y++) {
+      for (let x = 0; x < width; x++) {
+        const from = (top + y) * pixels.width + left + x;
+        if (labels[from] === label) part.data.set(pixels.data.subarray(4 * from, 4 * from + 4), 4 * (y * width + x));
+      }
+    }
+    files.push({ name: `${name}.${String(label).padStart(digits, "0")}.png`, blob: await asCanvas(part).convertToBlob() });
   }
-  const { masks, labels } = await finalMasks(image, shot);
-  if (what === "labels") return { name, blob: await greyPng(labels, masks) };
-  if (what === "json") return { name, blob: new Blob([JSON.stringify(masks, null, 1)], { type: "application/json" }) };
-  const canvas = new OffscreenCanvas(masks.width, masks.height), pixels = pixelsOf(image, masks.width, masks.height);
-  canvas.getContext("2d").putImageData(paint(pixels, labels, +$("opacity").value), 0, 0);
-  return { name, blob: await canvas.convertToBlob({ type: "image/png" }) };
+  return files;
+}
+
+// The files of an image: { files: [{ name, blob }], masks }. Formats: "overlay", "labels", "json" and "cutouts".
+async function outputs(image, shot, formats) {
+  const name = stem(image), decoded = !image.bitmap;
+  image.bitmap ??= await createImageBitmap(image.file).catch(() => null);
+  try {
+    const { masks, labels } = await finalMasks(image, shot), pixels = pixelsOf(image, masks.width, masks.height), files = [];
+    if (formats.includes("overlay")) {
+      const canvas = asCanvas(paint(pixels, labels, +$("opacity").value));
+      files.push({ name: `${name}.overlay.png`, blob: await canvas.convertToBlob({ type: "image/png" }) });
+    }
+    if (formats.includes("labels")) files.push({ name: `${name}.labels.png`, blob: await greyPng(labels, masks) });
+    if (formats.includes("json")) files.push({ name: `${name}.json`, blob: asJson(masks) });
+    if (formats.includes("cutouts")) files.push(...await cutouts(pixels, labels, masks, name));
+    return { files, masks };
+  } finally { if (decoded && image !== state.image) { image.bitmap?.close(); image.bitmap = null; } }
+}
+
+function asJson(value) { return new Blob([JSON.stringify(value, null, 1)], { type: "application/json" }); }
+
+// The masks of several images as one COCO data set: `found` has one { name, masks } per image.
+function coco(found) {
+  return {
+    images: found.map(({ name, masks: { width, height } }, i) => ({ id: i + 1, file_name: name, width, height })),
+    annotations: found.flatMap(({ masks }, i) => masks.segments.map(({ label, area, bbox, segmentation }) => (
+      { id: (i + 1) * 65536 + label, image_id: i + 1, category_id: 1, segmentation, area, bbox, iscrowd: 0 }))),
+    categories: [{ id: 1, name: "segment", supercategory: "" }],
+  };
 }
 
 function download(name, blob) {
@@ -115,4 +140,39 @@ function download(name, blob) {
   link.download = name;
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 60000);
+}
+
+// One ZIP with the files of all images. Images that fail are left out, and named.
+async function downloadAll(formats) {
+  const images = [...state.images], files = [], found = [], problems = [], used = new Set();
+  const wait = waitFor(null, "Making the ZIP");
+  for (const [i, image] of images.entries()) {
+    if (wait.cancelled) break;
+    const name = image.name;
+    wait.part(i / images.length, `image ${i + 1} of ${images.length}: ${name}`);
+    try {
+      const shot = image === state.image ? state.panels[0].shot() : image.shots?.[0] ?? { values: state.panels[0]?.values() ?? {} };
+      const made = await outputs(image, shot, formats);
+      found.push({ name, masks: made.masks });
+      for (const file of made.files) files.push({ ...file, name: unused(file.name, used) });
+    } catch (error) {
+      if (error.lost || error.status === 401) { wait.done(); fail(error, () => downloadAll(formats)); return; }
+      problems.push(`${name}: ${error.message}`);
+    }
+  }
+  wait.done();
+  if (wait.cancelled) { say("Cancelled."); return; }
+  if (formats.includes("coco") && found.length) files.push({ name: unused("coco.json", used), blob: asJson(coco(found)) });
+  if (files.length) download("masks.zip", await zipped(files));
+  const told = files.length ? `masks.zip is ready: ${files.length} ${files.length === 1 ? "file" : "files"} of ${found.length} ${found.length === 1 ? "image" : "images"}` : "No masks were made";
+  say([told, ...problems.map((problem) => `left out ${problem}`)].join("; "), problems.length > 0);
+}
+
+// The name with a number before its ending if it is taken: two images may have the same name.
+function unused(name, used) {
+  const [, start, end] = name.match(/^(.*?)((?:\.[^.]*)?)$/);
+  let found = name;
+  for (let i = 2; used.has(found); i++) found = `${start} (${i})${end}`;
+  used.add(found);
+  return found;
 }

@@ -1,81 +1,45 @@
 
 const $ = (id) => document.getElementById(id);
-// image: the image whose masks are shown. `id` names its attention on the server, null if none is stored there; `fits`:
-// the server has the memory to store it; `discarded`: another image replaced it.
-// waiting: a file to send once the user has signed in. turn: counts the opened files; only the last one is shown.
-// tool: what a click does. undoable: the panel that was changed last.
-const state = { image: null, waiting: null, token: null, panels: [], turn: 0, tool: "pin", undoable: null };
+// images: those of the strip. image: the one whose masks are shown. turn: counts the images that were asked for; only the
+// last one is shown. tool: what a click does. undoable: the panel that was changed last. recent: images by their last
+// use. wait: what is waited for. pace: seconds that the last image took. again: what failed last. watching: a timer,
+// while the server does not answer.
+const state = { images: [], image: null, token: null, panels: [], turn: 0, tool: "pin", undoable: null, recent: [], wait: null, pace: 0, again: null, watching: null };
 
 function say(text, error = false) {
   $("status").textContent = text;
   $("status").classList.toggle("error", error);
+  if (!error) $("again").hidden = true;
 }
 
 function count(segments) { return `${segments.length} ${segments.length === 1 ? "segment" : "segments"}`; }
 
-// Open a file. The page changes only once the masks of the file have arrived.
-async function open(file) {
-  if (!file) return;
-  const turn = ++state.turn, start = performance.now();
-  const image = { file, name: file.name || "image", bitmap: null, id: null, fits: false, discarded: false };
-  const asked = state.image ? state.panels[0].query() : new URLSearchParams({ side: SIDE });
-  const bitmap = createImageBitmap(file).catch(() => null);
-  state.waiting = null;
-  say("Segmenting…");
-  try {
-    const masks = await send(image, asked);
-    image.bitmap = await bitmap;
-    if (turn !== state.turn) { discard(image); return; }
-    if (state.image) discard(state.image);
-    state.image = image;
-    if (!state.panels.length) {
-      const first = new Panel();
-      state.panels.push(first);
-      first.set({ threshold: masks.settings.thresholds[0], anchors: masks.settings.anchors, refine: masks.settings.refine });
-      for (const id of ["panels", "tools"]) $(id).hidden = false;
-      $("drop").hidden = true;
-      $("compare").disabled = false;
-    }
-    zoom(0);
-    for (const panel of state.panels) Object.assign(panel, { sheet: null, cross: null, attention: null, active: -1, history: [], turn: panel.turn + 1, wanted: false });
-    $("undo").disabled = true;
-    const [first, second] = state.panels;
-    first.receive(masks);
-    say(`${count(masks.segments)} in ${((performance.now() - start) / 1000).toFixed(1)} s, by ${masks.model} with provider ${masks.provider}`);
-    if (asked.has("threshold") && `${asked}` !== `${first.query()}`) first.renew();  // the settings changed while the image was being segmented
-    if (second) second.renew();
-    await fitSlider(image);
-  } catch (error) {
-    if (turn !== state.turn) return;
-    if (error.status === 401) state.waiting = file;
-    say(error.message, true);
-  }
-}
-
-async function fitSlider(image) {
-  image.last = await lastThreshold(image, state.panels[0].values()).catch(() => null);
-  if (image.last !== null && image === state.image) for (const panel of state.panels) panel.limit(image.last);
-  image.fitted = true;
-}
+const MOVES = "Image with its masks. Arrow keys move a cross. ";
+const ELSE = " Shift and Enter join, Alt and Enter split, Escape returns to the masks, question mark lists all keys.";
+const CANVAS = {
+  pin: `${MOVES}Enter pins the mask under it.${ELSE}`, join: `${MOVES}Enter joins the mask under it.${ELSE}`,
+  split: `${MOVES}Enter splits the mask under it.${ELSE}`, look: `${MOVES}Enter shows the attention of that point.${ELSE}`,
+};
 
 function setTool(tool) {
   state.tool = tool;
   document.querySelector(`[name=tool][value=${tool}]`).checked = true;
   for (const panel of state.panels) panel.back();
+  for (const { canvas } of state.panels) canvas.setAttribute("aria-label", CANVAS[tool]);
 }
 
 function undo() {
-  const panel = state.undoable?.history.length ? state.undoable : state.panels.find(({ history }) => history.length);
+  const panel = state.panels.includes(state.undoable) && state.undoable.history.length ? state.undoable : state.panels.find(({ history }) => history.length);
   panel?.undo();
   $("undo").disabled = !state.panels.some(({ history }) => history.length);
 }
 
 $("file").addEventListener("change", (e) => {
-  const [file] = e.target.files;
+  const files = [...e.target.files];
   e.target.value = "";  // so that choosing the same file again is a change
-  open(file);
+  openFiles(files);
 });
-$("opacity").addEventListener("input", () => state.panels.forEach((panel) => { panel.draw(); panel.tint(); }));
+$("opacity").addEventListener("input", () => state.panels.forEach((panel) => panel.draw()));
 $("undo").addEventListener("click", undo);
 $("tools").addEventListener("change", (e) => setTool(e.target.value));
 $("tools").addEventListener("click", (e) => { if (e.target.dataset.zoom) zoom(+e.target.dataset.zoom); });
@@ -95,18 +59,36 @@ $("token").addEventListener("submit", (e) => {
   e.preventDefault();
   state.token = e.target.querySelector("input").value;
   $("token").hidden = true;
-  if (state.waiting) open(state.waiting);
-  else state.panels.forEach((panel) => panel.renew());
+  state.again?.();
 });
+$("again").addEventListener("click", () => { $("again").hidden = true; state.again?.(); });
+$("cancel").addEventListener("click", () => state.wait?.cancel());
+$("remove").addEventListener("click", () => remove(state.image));
+$("keys").addEventListener("click", () => $("help").showModal());
+$("all").querySelector("form").addEventListener("submit", (e) => {
+  e.preventDefault();
+  const formats = [...e.target.querySelectorAll(":checked")].map(({ name }) => name);
+  $("all").open = false;
+  if (formats.length) downloadAll(formats); else say("Choose at least one kind of file for the ZIP.", true);
+});
+for (const button of document.querySelectorAll("[data-sample]")) {
+  const { sample } = button.dataset, get = () => ask(`/samples/${sample}.jpg`, "blob");
+  get().then((blob) => { button.querySelector("img").src = URL.createObjectURL(blob); }, () => {});
+  button.addEventListener("click", async function open() {
+    try { openFiles([new File([await get()], `${sample}.jpg`, { type: "image/jpeg" })]); } catch (error) { fail(error, open); }
+  });
+  if (location.hash === `#${sample}`) button.click();
+}
 addEventListener("keydown", (e) => {
   if ((e.ctrlKey || e.metaKey) && !e.shiftKey && e.key.toLowerCase() === "z" && !e.target.matches("[type=password]")) { e.preventDefault(); undo(); }
 });
 addEventListener("dragover", (e) => { e.preventDefault(); document.body.classList.add("over"); });
 addEventListener("dragleave", (e) => { if (!e.relatedTarget) document.body.classList.remove("over"); });
-addEventListener("drop", (e) => { e.preventDefault(); document.body.classList.remove("over"); open(e.dataTransfer.files[0]); });
-addEventListener("paste", (e) => open([...e.clipboardData.files][0]));
+addEventListener("drop", (e) => { e.preventDefault(); document.body.classList.remove("over"); openFiles(e.dataTransfer.files); });
+addEventListener("paste", (e) => openFiles(e.clipboardData.files));
 addEventListener("pagehide", () => {
-  if (!state.image?.id) return;
-  forget(state.image.id);
-  state.image.id = null;  // a page that the browser restores from its cache sends the image again
+  for (const image of state.images) {
+    if (image.id) forget(image.id);
+    image.id = null;  // a page that the browser restores from its cache sends the image again
+  }
 });

@@ -1,11 +1,10 @@
 
 const SIDE = 1024;  // longest side on the screen, in pixels; downloads have the size of the image
-const FINER = 0.8, FINEST = 12;  // a split tries thresholds of FINER to the power of 1 to FINEST times the one before
-const MOST_UNDO = 50;
 
 // One view of the image with settings of its own.
-class Panel {
+class Panel extends Editing {
   constructor(from) {
+    super();
     this.node = $("panel").content.firstElementChild.cloneNode(true);
     this.canvas = this.node.querySelector("canvas");
     this.frame = this.node.querySelector(".frame");
@@ -90,10 +89,22 @@ class Panel {
         if (!this.wanted) say(`${count(this.sheet.segments)}; new masks in ${Math.round(performance.now() - start)} ms`);
       } catch (error) {
         if (turn !== this.turn || this.wanted) continue;
-        say(`${error.message.replace(/\.?$/, ".")} The masks on the screen were made with the settings before this change.`, true);
+        fail(error, () => this.renew(), "The masks on the screen were made with the settings before this change.");
       }
     }
     this.busy = false;
+  }
+
+  // What is needed to show this image again as it is now.
+  shot() { return { sheet: this.sheet, values: this.values(), history: this.history, active: this.active }; }
+
+  // Show an image as it was, or, without a shot, nothing until masks are received.
+  restore(shot = { sheet: null, values: this.values(), history: [], active: -1 }) {
+    this.turn++; this.wanted = false; this.moved = false;
+    this.cross = null; this.attention = null;
+    this.history = shot.history; this.active = shot.active;
+    this.set(shot.values);
+    if (shot.sheet) this.put(shot.sheet); else this.sheet = null;
   }
 
   // Show masks from the server; pinned masks stay.
@@ -133,14 +144,13 @@ class Panel {
     const list = this.node.querySelector(".list"), focused = list.contains(document.activeElement) && document.activeElement.dataset.label;
     list.replaceChildren(...items);
     if (focused) list.querySelector(`button[data-label="${focused}"]`)?.focus();
-    this.tint();
   }
 
   // Give the legend the colours that the masks have on the canvas.
   tint() {
     for (const swatch of this.node.querySelectorAll(".swatch")) {
       const label = +swatch.dataset.label;
-      swatch.style.background = shown(label, this.means.get(label), +$("opacity").value);
+      swatch.style.background = shown(label, this.means.get(label), shareOf(label, this.chosen, +$("opacity").value));
     }
   }
 
@@ -165,6 +175,7 @@ class Panel {
     if (!this.sheet) return;
     this.node.querySelector("[data-do=masks]").hidden = !this.attention;
     const { labels, pinned } = this.sheet;
+    if (!this.attention) this.tint();
     this.context.putImageData(this.attention || paint(this.pixels, labels, +$("opacity").value, this.chosen, pinned), 0, 0);
     if (!this.cross) return;
     const [x, y] = [this.cross[0] * this.canvas.width, this.cross[1] * this.canvas.height], arm = this.canvas.width / 50;
@@ -176,90 +187,6 @@ class Panel {
       this.context.moveTo(x, y - arm); this.context.lineTo(x, y + arm);
       this.context.stroke();
     }
-  }
-
-  // What a click, a tap or Enter does at a place.
-  use(x, y, event) {
-    if (!this.sheet) return;
-    if (state.tool === "look" && !event.shiftKey && !event.altKey) { this.look(x, y); return; }
-    this.attention = null;
-    this.edit(this.labelAt(x, y), event);
-  }
-
-  edit(label, { shiftKey, altKey }) {
-    const tool = altKey ? "split" : shiftKey ? "join" : state.tool;
-    if (tool === "split") this.split(label);
-    else if (tool === "join") this.join(label);
-    else {
-      this.remember();
-      this.put(withPin(this.sheet, label));
-      this.active = this.sheet.pinned.has(label) ? label : -1;
-      this.choose(label);
-      say(this.active < 0 ? `segment ${label} is no longer pinned` : `segment ${label} is pinned: new masks leave it as it is`);
-    }
-  }
-
-  join(label) {
-    const { active } = this;
-    if (active === label) return;
-    this.remember();
-    if (active < 0) {
-      this.put(withPin(this.sheet, label, true));
-      this.active = label;
-      say(`segment ${label} is pinned; click the masks to join to it`);
-    } else {
-      this.put(joined(this.sheet, active, label));
-      this.active = active;
-      say(`segment ${label} was joined to segment ${active}`);
-    }
-    this.choose(this.active);
-  }
-
-  // Split a mask at the largest threshold, below its own, at which the attention tells parts of it apart.
-  async split(label) {
-    const { sheet } = this, { image } = state, { anchors, threshold, refine } = this.values();
-    const from = sheet.thresholds.get(label) ?? threshold;
-    const at = async (step, how) => {
-      const finer = from * FINER ** step;
-      const masks = await masksFor(image, new URLSearchParams({ threshold: finer, anchors, refine: how, side: SIDE }));
-      return divided(sheet, label, labelMap(masks), finer);
-    };
-    say(`Looking for parts of segment ${label}…`);
-    try {
-      let found = null, step = 0;
-      for (let low = 1, high = FINEST; low <= high;) {
-        const middle = Math.floor((low + high) / 2), parts = await at(middle, "none");
-        if (parts) { found = parts; step = middle; high = middle - 1; } else low = middle + 1;
-      }
-      if (found && refine !== "none") found = await at(step, refine) || found;
-      if (this.sheet !== sheet) return;
-      if (!found) { say(`segment ${label} has no parts that the attention tells apart`); return; }
-      this.remember();
-      this.put(found.sheet);
-      this.active = -1;
-      this.choose(label);
-      say(`segment ${label} was split into ${found.parts}`);
-    } catch (error) { if (this.sheet === sheet) say(error.message, true); }
-  }
-
-  // Note the state before a change. A slider that moves is one change.
-  remember(slider = false) {
-    if (slider && this.moved) return;
-    this.moved = slider;
-    this.history.push({ sheet: this.sheet, values: this.last, active: this.active });
-    this.history = this.history.slice(-MOST_UNDO);
-    state.undoable = this;
-    $("undo").disabled = false;
-  }
-
-  undo() {
-    const before = this.history.pop();
-    if (!before) return;
-    this.turn++; this.wanted = false; this.moved = false;
-    this.set(before.values);
-    this.active = before.active;
-    this.put(before.sheet);
-    say("undone");
   }
 
   // Show the attention of a point, as in figure 2 of the DiffSeg paper.
@@ -275,7 +202,7 @@ class Panel {
       this.cross = [x, y];
       this.told.textContent = `attention of the point at ${Math.round(100 * x)} %, ${Math.round(100 * y)} %`;
       this.draw();
-    } catch (error) { if (image === state.image) say(error.message, true); }
+    } catch (error) { if (image === state.image) fail(error, () => this.look(x, y)); }
   }
 
   back() {
@@ -294,7 +221,9 @@ class Panel {
       reveal(...this.cross);
       this.draw();
     } else if (event.key === "Enter" || event.key === " ") this.use(...(this.cross || [0.5, 0.5]), event);
-    else if (event.key === "Escape") this.back();
+    else if (event.key === "Escape") setTool("pin");
+    else if (event.key === "?") $("help").showModal();
+    else if (event.key.toLowerCase() === "a") setTool("look");
     else if (event.key in zooms) zoom(zooms[event.key], ...(this.cross || [0.5, 0.5]));
     else return;
     event.preventDefault();
@@ -303,10 +232,10 @@ class Panel {
   async act(what) {
     if (what === "masks") { setTool("pin"); this.canvas.focus(); return; }
     try {
-      const file = await makeFile(state.image, { values: this.values(), sheet: this.sheet }, what);
+      const { files: [file] } = await outputs(state.image, this.shot(), [what]);
       download(file.name, file.blob);
       say(`${file.name} is ready`);
-    } catch (error) { say(error.message, true); }
+    } catch (error) { fail(error, () => this.act(what)); }
   }
 }
 

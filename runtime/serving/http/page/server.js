@@ -3,25 +3,45 @@ const NO_ANSWER = "The server does not answer. Check that it is running and that
 const UNREADABLE = "The file can no longer be read. Choose the image again.";
 const DROPPED = "The server dropped the attention of this image at once, to make room for other images. Try again later.";
 const NOT_KEPT = "The server has too little memory to keep the attention of this image, so it cannot show the attention of a point.";
+const LOCKED = "This server is locked. Enter its token above, which works like a password; whoever runs the server can tell it to you.";
+const WRONG_TOKEN = "This is not the token of this server. Look for a typing error, or ask whoever runs the server.";
 
-// Send a request and read its response as "json" or "blob". Errors carry a sentence for the user and the HTTP status, if any.
-async function ask(path, read, options = {}) {
+// Send a request and read its response as "json" or "blob". Errors carry a sentence for the user and the HTTP status, if
+// any; `lost` says that the server did not answer, `gone` that the file to send could not be read.
+async function ask(path, read, { sent, ...options } = {}) {
   const { token } = state, headers = { ...options.headers, ...(token ? { Authorization: `Bearer ${token}` } : {}) };
   let answer, told;
   try {
-    answer = await fetch(path, { ...options, headers });
+    answer = await (sent ? upload(path, { ...options, headers }, sent) : fetch(path, { ...options, headers }));
     if (answer.ok) return await answer[read]();
     told = await answer.json().catch(() => ({ error: `The server responded with error ${answer.status}.` }));
   } catch (error) {  // the message of the browser, such as "Failed to fetch", names no cause
     if (error.name === "AbortError") throw error;
-    const readable = !options.body || await options.body.slice(0, 1).arrayBuffer().then(() => true, () => false);
-    throw new Error(readable ? NO_ANSWER : UNREADABLE);
+    const gone = options.body && !await options.body.slice(0, 1).arrayBuffer().then(() => true, () => false);
+    throw Object.assign(new Error(gone ? UNREADABLE : NO_ANSWER), { gone, lost: !gone });
   }
   if (answer.status === 401) {
     $("token").hidden = false;
-    told.error = token ? "The server does not accept this token. Enter another one." : "Sign in with the token of this server.";
+    told.error = token ? WRONG_TOKEN : LOCKED;
   }
   throw Object.assign(new Error(told.error), { status: answer.status });
+}
+
+// The same as `fetch`, but `sent` is called with the part of the body that was sent, from 0 to 1.
+function upload(path, { method, body, headers, signal }, sent) {
+  return new Promise((resolve, reject) => {
+    const request = new XMLHttpRequest(), cancelled = () => reject(new DOMException("cancelled", "AbortError"));
+    request.open(method, path);
+    for (const [name, value] of Object.entries(headers)) request.setRequestHeader(name, value);
+    request.responseType = "blob";
+    request.upload.onprogress = (e) => e.lengthComputable && sent(e.loaded / e.total);
+    request.upload.onload = () => sent(1);
+    request.onload = () => resolve(new Response(request.response, { status: request.status }));
+    request.onerror = () => reject(new TypeError("no answer"));
+    request.onabort = cancelled;
+    signal?.addEventListener("abort", () => request.abort());
+    if (signal?.aborted) cancelled(); else request.send(body);
+  });
 }
 
 function post(path, read, file, options = {}) {
@@ -29,8 +49,8 @@ function post(path, read, file, options = {}) {
 }
 
 // Segment an image and store its attention on the server, if the server has the memory.
-async function send(image, query, signal) {
-  const masks = await post(`/v1/images?${query}`, "json", image.file, { signal });
+async function send(image, query, options) {
+  const masks = await post(`/v1/images?${query}`, "json", image.file, options);
   if (image.id) forget(image.id);  // two responses at once: the last one counts
   image.id = masks.id;
   image.fits = masks.id !== null;

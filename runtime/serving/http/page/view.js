@@ -42,6 +42,7 @@ function watchFrame(frame) {
   };
   let start = null, distance = 0;
   frame.addEventListener("pointerdown", (e) => {
+    if (e.isPrimary) pointers.clear();  // one that was released elsewhere
     pointers.set(e.pointerId, e);
     if (pointers.size === 1) { start = e; view.dragged = false; }
     distance = 0;

@@ -15,7 +15,7 @@ from websockets.sync.client import connect
 PATIENCE = 60
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 KEYS = {"Tab": 9, "Enter": 13, "Escape": 27, "ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40}
-KEYS |= {"0": 48, "+": 187, "-": 189, "?": 191}
+KEYS |= {"0": 48, "+": 187, "-": 189, "?": 191, "A": 65}
 
 
 def find_browser():
@@ -84,10 +84,10 @@ class Page:
         self.call("Page.navigate", url=url)
         self.until("document.readyState === 'complete' && !!document.getElementById('status')")
 
-    def choose(self, path):
+    def choose(self, *paths):
         root = self.call("DOM.getDocument")["root"]["nodeId"]
         node = self.call("DOM.querySelector", nodeId=root, selector="#file")["nodeId"]
-        self.call("DOM.setFileInputFiles", nodeId=node, files=[str(path)])
+        self.call("DOM.setFileInputFiles", nodeId=node, files=[str(path) for path in paths])
 
     def mouse(self, kind, x, y, selector="canvas", nth=0, modifiers=0):
         """Move or click at shares of an element. Modifiers are bits: 1 Alt, 2 Ctrl, 8 Shift."""
