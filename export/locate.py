@@ -15,7 +15,7 @@ PARTS = ("unet", "vae", "text_encoder", "tokenizer")
 SDXL_PARTS = (*PARTS, "text_encoder_2", "tokenizer_2")
 VAES = ("AutoencoderKL", "AutoencoderTiny")
 SMALL_FILES = ["*.json", "*.txt", "README.md"]
-WEIGHTS = (
+WEIGHTS: tuple[tuple[str, list[str]], ...] = (
     ("*.safetensors", ["*.fp16*"]),
     ("*.safetensors", []),
     ("*.bin", []),

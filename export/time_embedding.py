@@ -18,6 +18,7 @@ nothing, so any scale is right, and this one lies within the range.
 """
 
 
+@torch.no_grad()
 def embed_time(unet: UNet2DConditionModel, condition: float, size: tuple[int, int], pooled: Tensor | None) -> Tensor:
     """Return the time embedding (1, width) that each residual block of the UNet reads.
 

@@ -42,13 +42,14 @@ def trace_forms(folder: Path, family: str, size: int, max_batch: int) -> None:
     from diffseg.engines.bundle import specs
     from diffseg.export.graphs import AttentionUNet
     from diffseg.export.recorders import QueriesKeys
+    from diffseg.export.time_embedding import embed_time
     from diffseg.export.trace import trace
     from make_checkpoint import make_unet
 
     torch.manual_seed(0)
     network = make_unet(family, small=False).eval().requires_grad_(requires_grad=False)
-    unet = AttentionUNet(network, torch.randn(1, 77, network.config.cross_attention_dim), 300, (size, size))
-    sides = size, size
+    sides, prompt = (size, size), torch.randn(1, 77, network.config.cross_attention_dim)
+    unet = AttentionUNet(network, prompt, embed_time(network, 300, sides, None), sides)
     folder.mkdir(parents=True, exist_ok=True)
     with torch.no_grad():
         unet(torch.zeros(1, 4, *(n // specs.LATENT_FACTOR for n in sides)))  # its layers are known after a pass

@@ -62,6 +62,7 @@ def attention_times(torch: Any, shape: tuple[int, ...], device: str, dtype: Any,
 def unet_times(torch: Any, device: str, dtype: Any, runs: int, *, small: bool) -> dict[str, Any]:  # noqa: ANN401
     """Milliseconds of a UNet with random weights: whole with SDPA and no maps, and as far as the eager maps need."""
     from diffseg.export.graphs import AttentionUNet
+    from diffseg.export.time_embedding import embed_time
     from make_checkpoint import make_unet
 
     side = 16 if small else 64
@@ -73,7 +74,8 @@ def unet_times(torch: Any, device: str, dtype: Any, runs: int, *, small: bool) -
         unet = unet.to(dtype).eval()
         context = prompt.to(dtype)
         sdpa = _seconds(torch, device, lambda: unet(latent.to(dtype), moment, encoder_hidden_states=context), runs)
-        traced = AttentionUNet(unet.float(), prompt, 300, (8 * side, 8 * side)).to(dtype)
+        size, whole = (8 * side, 8 * side), unet.float()
+        traced = AttentionUNet(whole, prompt, embed_time(whole, 300, size, None), size).to(dtype)
         eager = _seconds(torch, device, lambda: traced(latent), runs)
     peak = {} if device == "cpu" else {"peak_gb": round(torch.cuda.max_memory_allocated() / 1e9, 2)}
     return {"sdpa_no_maps": milliseconds(sdpa), "eager_maps": milliseconds(eager), **peak}
