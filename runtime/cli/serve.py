@@ -81,7 +81,6 @@ def serve(
             f"other machines can reach {host}, and no token is set: set {TOKEN}, pass --token-file, or pass --no-token"
         )
     manifest = open_bundle(model).manifest
-    manifest.need_attention("serve")
     try:
         sockets = open_sockets(host, port)
     except OSError as error:
