@@ -63,7 +63,7 @@ class EncoderFeatures:
         """Return the cosine of the features of one place with those of all places, (rows, columns); at least 0."""
         normed = normalized(self.values)
         cosines = to_host(normed @ normed[row * self.grid[1] + column, :])
-        return np.maximum(cosines, 0).astype(np.float32).reshape(self.grid)
+        return np.asarray(np.maximum(cosines, 0), dtype=np.float32).reshape(self.grid)
 
     def regions(self, tau: float) -> NDArray[np.int64]:
         """Cut the graph of the features → the region of each place, (rows, columns), from 0."""

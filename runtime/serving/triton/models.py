@@ -170,7 +170,8 @@ class MergeModel:
     def _merge(self, request: Request) -> Outputs:
         settings, _ = _settings(self.settings, request.parameters)
         features = self.manifest.features
-        outputs = [request.tensors[output.name] for output in (*self.manifest.attention, *filter(None, [features]))]
+        names = [output.name for output in self.manifest.attention] if features is None else [features.name]
+        outputs = [request.tensors[name] for name in names]
         grids = [output.grid for output in self.manifest.attention]
         results, attentions = [], []
         pixels, placements = to_host(request.tensors[PIXELS]), to_host(request.tensors[PLACEMENT])
