@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from diffseg.arrays import Array, namespace
+import numpy as np
+from diffseg.arrays import Array, namespace, to_host
 from diffseg.labels import Masks
 from diffseg.masks import View, finished_masks, plain_masks
 from diffseg.methods.assign import concept_scores
-from diffseg.methods.cut import CutTree
+from diffseg.methods.cut import CutTree, normalized
 from diffseg.placement import Placement
 from diffseg.stages import stage
 
@@ -58,6 +59,16 @@ class EncoderFeatures:
         """Return a copy whose values the network cannot overwrite. They stay in the same array library and device."""
         values = namespace(self.values).asarray(self.values, copy=True)
         return EncoderFeatures(values, self.grid, self.pixels, self.placement, self.guide, _Memo(self._memo.tree))
+
+    def placed(self, placement: Placement) -> EncoderFeatures:
+        """Return the same features for masks of another size. The arrays are shared, not copied."""
+        return EncoderFeatures(self.values, self.grid, self.pixels, placement, self.guide, self._memo)
+
+    def similarities(self, row: int, column: int) -> NDArray[np.float32]:
+        """Return the cosine of the features of one place with those of all places, (rows, columns); at least 0."""
+        normed = normalized(self.values)
+        cosines = to_host(normed @ normed[row * self.grid[1] + column, :])
+        return np.asarray(np.maximum(cosines, 0), dtype=np.float32).reshape(self.grid)
 
     def regions(self, tau: float) -> NDArray[np.int64]:
         """Cut the graph of the features → the region of each place, (rows, columns), from 0."""

@@ -125,18 +125,6 @@ class Manifest(msgspec.Struct, frozen=True):
         """The largest batch that the graphs were declared for."""
         return self.graphs[ENCODER].tensors.inputs[0].axes[0].max
 
-    def need_attention(self, command: str) -> None:
-        """Refuse a bundle for DiffCut in a command that works on attention alone.
-
-        Raises:
-            BundleError: the bundle has features in place of attention.
-        """
-        if self.features is not None:
-            raise BundleError(
-                f"`diffseg {command}` needs attention, and bundle {self.name!r} was exported for "
-                f"{', '.join(self.methods)}; use a bundle that was exported with --method diffseg, or `diffseg segment`"
-            )
-
     def to_json(self) -> str:
         """Return the manifest as JSON text."""
         return json.dumps(msgspec.to_builtins(self), indent=1, ensure_ascii=False) + "\n"

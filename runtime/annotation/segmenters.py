@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from diffseg.engines.bundle.bundle import open_bundle
+from diffseg.engines.bundle.manifest import Manifest
 from diffseg.engines.errors import BundleError
 from diffseg.segmenter import Segmenter
 
@@ -17,10 +18,18 @@ def load_segmenter(model: str | Path, provider: str = "auto", threads: int | Non
         ProviderError: the provider cannot run on this machine.
         ValueError: the batch is larger than the bundle's.
     """
-    manifest = open_bundle(model).manifest
+    need_attention(open_bundle(model).manifest)
+    return Segmenter.load(model, provider=provider, threads=threads, batch=batch)
+
+
+def need_attention(manifest: Manifest) -> None:
+    """Refuse a bundle for DiffCut.
+
+    Raises:
+        BundleError: the bundle has features in place of attention.
+    """
     if manifest.features is not None:
         raise BundleError(
             f"annotation tools need attention, and bundle {manifest.name!r} was exported for "
             f"{', '.join(manifest.methods)}; use a bundle that was exported with --method diffseg"
         )
-    return Segmenter.load(model, provider=provider, threads=threads, batch=batch)

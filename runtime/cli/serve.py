@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from diffseg.cli.limits import MAX_MEGABYTES, MAX_MEGAPIXELS, MAX_SECONDS, MAX_THREADS
@@ -14,8 +14,16 @@ from diffseg.engines.errors import DiffsegError, MissingPackageError
 from diffseg.engines.packages import install_command
 from diffseg.engines.providers.select import Provider
 
+if TYPE_CHECKING:
+    from diffseg.engines.bundle.manifest import Manifest
+    from diffseg.serving.annotation.label_studio import LabelStudio
+
 TOKEN = "DIFFSEG_TOKEN"  # noqa: S105 - the name of the variable
-LABEL_STUDIO_TOKEN = "DIFFSEG_LABEL_STUDIO_TOKEN"  # noqa: S105
+LABEL_STUDIO_if TYPE_CHECKING:
+    from diffseg.engines.bundle.manifest import Manifest
+    from diffseg.serving.annotation.label_studio import LabelStudio
+
+TOKEN = "DIFFSEG_LABEL_STUDIO_TOKEN"  # noqa: S105
 MEGA = 1_000_000
 
 
@@ -78,7 +86,6 @@ def serve(
         raise MissingPackageError(f"serve needs {error.name}: {install_command('serve')}") from None
     from diffseg.engines.bundle.bundle import open_bundle
     from diffseg.segmenter import Segmenter
-    from diffseg.serving.annotation.label_studio import LabelStudio
     from diffseg.serving.http.access import is_loopback
     from diffseg.serving.http.limits import Limits
     from diffseg.serving.http.logs import configure_logging
@@ -92,12 +99,8 @@ def serve(
             f"other machines can reach {host}, and no token is set: set {TOKEN}, pass --token-file, or pass --no-token"
         )
     body = round(max_body * MEGA)
-    try:
-        tool = LabelStudio(label_studio, os.environ.get(LABEL_STUDIO_TOKEN) or None, body) if label_studio else None
-    except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="--label-studio") from None
     manifest = open_bundle(model).manifest
-    manifest.need_attention("serve")
+    tool = _label_studio(label_studio, body, manifest) if label_studio else None
     try:
         sockets = open_sockets(host, port)
     except OSError as error:
@@ -128,6 +131,18 @@ def serve(
             run_server(service, host, port, sockets)
         except OSError as error:
             fail(bind_problem(error, host, port), WRONG_USAGE)
+
+
+def _label_studio(url: str, body: int, manifest: Manifest) -> LabelStudio:
+    """Return the access to the images of a Label Studio."""
+    from diffseg.annotation.segmenters import need_attention
+    from diffseg.serving.annotation.label_studio import LabelStudio
+
+    need_attention(manifest)
+    try:
+        return LabelStudio(url, os.environ.get(LABEL_STUDIO_TOKEN) or None, body)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--label-studio") from None
 
 
 def read_token(file: Path | None) -> str | None:

@@ -84,15 +84,15 @@ def markdown(rows: Sequence[Row], *, limited: bool) -> str:
             if not found:
                 continue
             lines += [f"### {key.title}", "", found[0].note, "", _line(HEAD), _line(["---"] * len(HEAD))]
-            lines += [_line(_cells(row)) for row in sorted(found, key=lambda row: row.method)]
+            lines += [_line(_cells(row, limited=limited)) for row in sorted(found, key=lambda row: row.method)]
             lines.append("")
     return "\n".join(lines)
 
 
-def _cells(row: Row) -> list[str]:
+def _cells(row: Row, *, limited: bool) -> list[str]:
     accuracy, miou = row.published
     low, high = row.spread
-    difference = "" if miou is None or row.miou is None else f"{100 * row.miou - miou:+.1f}"
+    difference = "" if limited or miou is None or row.miou is None else f"{100 * row.miou - miou:+.1f}"
     images = f"{row.images}" + (f" ({row.failed} failed)" if row.failed else "")
     spread = "" if low is None or high is None else f"{100 * low:.1f} to {100 * high:.1f}"
     return [

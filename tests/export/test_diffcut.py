@@ -120,10 +120,8 @@ def test_the_encoder_alone_is_in_the_graph(case):
     assert figures["place_cosine_distance_p99"] < 1e-3
 
 
-def test_commands_that_need_attention_refuse_it(case):
+def test_a_manifest_that_contradicts_itself_is_refused(case):
     manifest = case[1].manifest
-    with pytest.raises(BundleError, match="`diffseg serve` needs attention"):
-        manifest.need_attention("serve")
     text = manifest.to_json()
     old = '"diffcut"\n ],\n "features"'
     assert old in text

@@ -22,7 +22,6 @@ from diffseg.measure.profile.session import take_profile
 from diffseg.methods.assign import assign_concepts
 from diffseg.methods.cut import recursive_normalized_cut
 from diffseg.placement import Placement
-from diffseg.serving.triton.repository import write_repository
 from msgspec.structs import replace
 
 from tests.commands import diffseg
@@ -135,20 +134,23 @@ def test_tensorrt_rtx_builds_it(bundle):
     assert set(plan.record.files) == {"vae_encoder", "unet"}
 
 
-def test_commands_that_need_attention_refuse_it(bundle, tmp_path):
-    with pytest.raises(BundleError, match="`diffseg profile` needs attention"):
-        take_profile(str(bundle.folder), example_images()[:1], ProfileSettings())
-    with pytest.raises(BundleError, match="`diffseg triton` needs attention"):
-        write_repository(bundle, tmp_path / "models")
+def test_it_is_profiled(bundle):
+    settings = ProfileSettings(runs=2, warmup=1, starts=0, provider="cpu")
+    record, _ = take_profile(str(bundle.folder), example_images()[:1], settings)
+    assert {"encode", "attend", "cut", "suppress"} <= set(record.seconds)
+    assert not {"aggregate", "merge"} & set(record.seconds)
+
+
+def test_an_evaluation_of_attention_refuses_it(bundle, tmp_path):
     segmenter = Segmenter.load(bundle.folder, provider="cpu")
     with pytest.raises(BundleError, match="no attention for diffseg: bundle 'toy' was exported for diffcut"):
         Evaluation([], (Method.DIFFSEG,), segmenter, Protocol.FULL, tmp_path)
     with pytest.raises(BundleError, match="annotation tools need attention"):
         load_segmenter(bundle.folder, "cpu")
-    done = diffseg("serve", "--model", bundle.folder, "--port", "0")
+    done = diffseg("serve", "--model", bundle.folder, "--port", "0", "--label-studio", "http://localhost:8080")
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
-    assert "`diffseg serve` needs attention" in done.stderr
+    assert "annotation tools need attention" in done.stderr
 
 
 @pytest.mark.parametrize(

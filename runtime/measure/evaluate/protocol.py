@@ -120,7 +120,7 @@ def resize_corner(labels: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
     Pixel i of the result is pixel floor(i · H / h) of the labels.
     """
     rows, columns = (np.arange(new) * old // new for old, new in zip(labels.shape, size, strict=True))
-    return labels[rows[:, None], columns[None, :]]
+    return np.asarray(labels[rows[:, None], columns[None, :]])
 
 
 def resize_nearest(labels: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:

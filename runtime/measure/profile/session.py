@@ -52,7 +52,6 @@ def take_profile(
     facts = [_image_facts(path) for path in images]
     # Describe the environment before anything that takes time, because work raises the load average.
     bundle = open_bundle(model)
-    bundle.manifest.need_attention("profile")
     environment = describe_environment(bundle, settings.provider)
     starts = None
     if settings.starts:

@@ -23,6 +23,7 @@ from diffseg.serving.http.responses import (
     shrink,
     shrunk,
 )
+from diffseg.serving.http.responses import kept as attention_of
 from diffseg.serving.http.service import Service
 from diffseg.serving.protocol.settings import MOST_ANCHORS, MOST_ROUNDS, updated_settings
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
@@ -84,10 +85,14 @@ def _settings(
         ),
     ] = None,
     method: Annotated[
-        Method | None, Query(description="diffseg merges attention maps, cut cuts the graph of the attention")
+        Method | None,
+        Query(
+            description="diffseg merges attention maps, cut cuts the graph of the attention, diffcut that of features"
+        ),
     ] = None,
     tau: Annotated[
-        float | None, Query(ge=0, le=MAX_TAU, description="With cut: divide regions whose cut costs less than this")
+        float | None,
+        Query(ge=0, le=MAX_TAU, description="With cut, diffcut: divide regions whose cut costs less than this"),
     ] = None,
 ) -> MergeSettings:
     one = threshold[0] if threshold and len(threshold) == 1 else threshold
@@ -179,7 +184,7 @@ async def masks(
     if kind is Kind.OVERLAY:
         message = "the server does not store the image, so it cannot draw an overlay; request JSON or labels"
         raise HTTPRequestError(HTTPStatus.NOT_ACCEPTABLE, "bad_request", message)
-    whole = kept.kept_attention()
+    whole = attention_of(kept)
     small = replace(kept, attention=whole.placed(shrunk(whole.placement, side)))
     result = await service.resegment(request, small, settings)
     service.store.get(key)  # measures it again: more anchors take more memory
@@ -196,6 +201,8 @@ async def attention(
     side: Side = None,
 ) -> Response:
     """Return the attention map of one point in the image, as an 8-bit greyscale PNG.
+
+    With a bundle for DiffCut, it is the similarity of the point's features to those of all others.
 
     `x` and `y` give the point as fractions of the width and height. The map is scaled so that its largest value is 255.
     """

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from diffseg.arrays import resize_last, to_host
+from diffseg.features import EncoderFeatures
 from diffseg.formats.rle import Counts
 from diffseg.labels import finish_labels
 from diffseg.placement import Placement
@@ -22,6 +23,7 @@ from diffseg.serving.protocol.masks import to_json
 from PIL import Image
 
 if TYPE_CHECKING:
+    from diffseg.attention import AggregatedAttention
     from numpy.typing import NDArray
 
 FAST = 1
@@ -100,13 +102,19 @@ def shrunk(placement: Placement, side: int | None) -> Placement:
     return replace(placement, shown=(max(1, round(height * scale)), max(1, round(width * scale))))
 
 
+def kept(result: Segmentation) -> AggregatedAttention | EncoderFeatures:
+    """Return the attention that a result contains, or with DiffCut the features."""
+    assert result.attention is not None  # noqa: S101 - requested by the caller
+    return result.attention
+
+
 def shrink(result: Segmentation, side: int | None) -> Segmentation:
     """Scale the labels and segments of a result so that their longest side is at most `side` pixels.
 
     The result must contain its attention. A segment that loses all of its pixels disappears, and the labels are
     renumbered without gaps.
     """
-    whole = result.kept_attention().placement
+    whole = kept(result).placement
     placement = shrunk(whole, side)
     if placement is whole:
         return result
@@ -117,28 +125,33 @@ def shrink(result: Segmentation, side: int | None) -> Segmentation:
 
 
 def attention_map(result: Segmentation, x: float, y: float, side: int | None = None) -> NDArray[np.uint8]:
-    """Return the attention map of one point in the image (DiffSeg, figure 2).
+    """Return the attention map of one point in the image (DiffSeg, figure 2), or with DiffCut its similarity to others.
 
     Args:
-        result: must contain its attention.
+        result: must contain its attention or features.
         x: horizontal position of the point, as a fraction of the image's width.
         y: vertical position, as a fraction of the image's height.
         side: longest side of the map in pixels, at most that of the image. None: the image's size.
 
     Returns:
-        uint8 map (H, W), 255 where the attention is largest.
+        uint8 map (H, W), 255 where the attention or similarity is largest.
 
     Raises:
         RequestError: the point is outside the image (400).
     """
     if not (0 <= x < 1 and 0 <= y < 1):
         raise bad_request(f"x and y must be fractions of the image, at least 0 and below 1, found {x:g} and {y:g}")
-    attention = result.kept_attention()
-    values, placement = attention.values, attention.placement
+    attention = kept(result)
+    placement = attention.placement
     rows, columns = placement.indices()
     row, column = rows[int(y * len(rows))], columns[int(x * len(columns))]
-    (height, width), size = values.shape[:2], placement.size
-    one = to_host(values[int(row) * height // size[0], int(column) * width // size[1], ...])
+    size = placement.size
+    (height, width) = attention.grid if isinstance(attention, EncoderFeatures) else attention.values.shape[:2]
+    place = int(row) * height // size[0], int(column) * width // size[1]
+    if isinstance(attention, EncoderFeatures):
+        one = attention.similarities(*place)
+    else:
+        one = to_host(attention.values[*place, ...])
     tall = resize_last(np.ascontiguousarray(one.T), size[0]).T
     full = resize_last(np.ascontiguousarray(tall), size[1])
     rows, columns = shrunk(placement, side).indices()

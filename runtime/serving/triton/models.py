@@ -21,6 +21,7 @@ from diffseg.engines.bundle.manifest import Manifest, read_manifest
 from diffseg.engines.bundle.settings import MergeSettings
 from diffseg.engines.errors import ImageError
 from diffseg.engines.providers.cuda import import_cupy
+from diffseg.features import EncoderFeatures
 from diffseg.image import Fit, ImageSource, fit_image, read_image
 from diffseg.methods.aggregate import aggregate_and_count
 from diffseg.placement import Placement
@@ -150,7 +151,7 @@ class ResizeModel:
 
 
 class MergeModel:
-    """The last model of an ensemble: attention → labels at the image's size, on the device that holds the attention.
+    """The last model of an ensemble: attention or features → labels at the image's size, on the device that holds them.
 
     Raises:
         MissingPackageError: the model is to run on a GPU, and CuPy is not installed.
@@ -169,18 +170,25 @@ class MergeModel:
 
     def _merge(self, request: Request) -> Outputs:
         settings, _ = _settings(self.settings, request.parameters)
-        attention = [request.tensors[output.name] for output in self.manifest.attention]
+        features = self.manifest.features
+        names = [output.name for output in self.manifest.attention] if features is None else [features.name]
+        outputs = [request.tensors[name] for name in names]
         grids = [output.grid for output in self.manifest.attention]
         results, attentions = [], []
         pixels, placements = to_host(request.tensors[PIXELS]), to_host(request.tensors[PLACEMENT])
         for i, (seen, packed) in enumerate(zip(pixels, placements, strict=True)):
             placement, timings = unpack(packed, self.manifest.image_size), dict[str, float]()
-            maps = [output[i, ...] for output in attention]
-            with stage(timings, "aggregate"):
-                # Write into the finest map: the memory belongs to this request, and nothing else reads it.
-                values, mended = aggregate_and_count(maps, grids=grids, out=maps[0])
-            attentions.append(AggregatedAttention(values, seen, placement, mended))
-            results.append(Segmentation.of(attentions[-1], Image.fromarray(seen), settings, timings))
+            maps = [output[i, ...] for output in outputs]
+            found: AggregatedAttention | EncoderFeatures
+            if features is not None:
+                found = EncoderFeatures(maps[0], features.grid, seen, placement)
+            else:
+                with stage(timings, "aggregate"):
+                    # Write into the finest map: the memory belongs to this request, and nothing else reads it.
+                    values, mended = aggregate_and_count(maps, grids=grids, out=maps[0])
+                found = AggregatedAttention(values, seen, placement, mended)
+                attentions.append(found)
+            results.append(Segmentation.of(found, Image.fromarray(seen), settings, timings))
         warn_of_mended_rows(attentions)
         return _masks(results, request.wanted)
 

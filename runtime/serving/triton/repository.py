@@ -71,7 +71,6 @@ def write_repository(
     """
     options = options or Options()
     manifest = bundle.manifest
-    manifest.need_attention("triton")
     if options.batch is not None and options.batch > manifest.max_batch:
         raise ValueError(f"batch must be 1 to {manifest.max_batch} for bundle {manifest.name!r}, found {options.batch}")
     on_cpu = options.platform is Platform.ONNXRUNTIME and not options.on_gpu

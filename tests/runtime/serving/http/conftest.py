@@ -60,6 +60,17 @@ def picture(tmp_path, photo):
     return path
 
 
+def features_server(tmp_path):
+    """A server of a small bundle for DiffCut."""
+    pytest.importorskip("onnx", reason="makes a bundle")
+    from tests.engines.toy import make_features_toy
+
+    segmenter = Segmenter.load(make_features_toy(tmp_path / "toy").folder, provider="cpu")
+    running = Running(Service(segmenter, Limits(), token=None, keep=1 << 24))
+    yield running
+    running.stop()
+
+
 @pytest.fixture
 def png(photo):
     return encoded(np.ascontiguousarray(photo))

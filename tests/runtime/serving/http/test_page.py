@@ -364,3 +364,24 @@ def test_dropping_an_image(serve, open_page, picture):
     )
     page.until(DONE)
     assert page.complaints == []
+
+
+def test_a_bundle_for_diffcut_has_a_slider_for_tau(features_server, open_page, picture):
+    page = open_page(features_server.url)
+    page.choose(picture)
+    page.until(DONE)
+    names = ("threshold", "anchors", "tau")
+    shown = [page.run(f"document.querySelector('[data-name={name}]').offsetParent !== null") for name in names]
+    assert shown == [False, False, True]
+    assert page.run("document.querySelector('[data-name=refine] [value=kmeans]').disabled")
+    with Image.open(picture) as image:
+        expected = features_server.service.segmenter(image, keep_attention=True)
+    counts = {len(expected.resegment(tau=tau).segments) for tau in (0.5, 0.97)}
+    assert len(counts) == 2
+    for tau in (0.97, 0.5):
+        slide(page, "tau", tau)
+        assert page.status.startswith(f"{len(expected.resegment(tau=tau).segments)} segment")
+    page.mouse("click", 0.2, 0.8)
+    page.until("!document.querySelector('[data-do=masks]').hidden")
+    assert "similarity to the point at 20 %, 80 %" in page.run(TOLD.format(0))
+    assert page.complaints == []
