@@ -19,11 +19,7 @@ if TYPE_CHECKING:
     from diffseg.serving.annotation.label_studio import LabelStudio
 
 TOKEN = "DIFFSEG_TOKEN"  # noqa: S105 - the name of the variable
-LABEL_STUDIO_if TYPE_CHECKING:
-    from diffseg.engines.bundle.manifest import Manifest
-    from diffseg.serving.annotation.label_studio import LabelStudio
-
-TOKEN = "DIFFSEG_LABEL_STUDIO_TOKEN"  # noqa: S105
+LABEL_STUDIO_TOKEN = "DIFFSEG_LABEL_STUDIO_TOKEN"  # noqa: S105
 MEGA = 1_000_000
 
 
