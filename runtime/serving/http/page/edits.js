@@ -1,6 +1,6 @@
 
-const FINER = 0.8, FINEST = 12;  // a split tries thresholds of FINER to the power of 1 to FINEST times the one before
-const MOST_UNDO = 50;
+const FINER = 0.8, FINEST = 12;  // a split tries thresholds of FINER to the power of 1 to FINEST times the one before, or FINEST taus
+const MOST_UNDO = 50, MOST_TAU = 2;
 
 // What a panel lets the user do to its masks, and how it is undone.
 class Editing {
@@ -41,13 +41,13 @@ class Editing {
     this.choose(this.active);
   }
 
-  // Split a mask at the largest threshold, below its own, at which the attention tells parts of it apart.
+  // Split a mask at the largest threshold below its own, or the least tau above it, at which parts of it are told apart.
   async split(label) {
-    const { sheet } = this, { image } = state, { anchors, threshold, refine } = this.values();
-    const from = sheet.thresholds.get(label) ?? threshold;
+    const { sheet } = this, { image } = state, { refine, ...rest } = this.values();
+    const name = "threshold" in rest ? "threshold" : "tau", from = sheet.thresholds.get(label) ?? rest[name];
     const at = async (step, how) => {
-      const finer = from * FINER ** step;
-      const masks = await masksFor(image, new URLSearchParams({ threshold: finer, anchors, refine: how, side: SIDE }));
+      const finer = name === "threshold" ? from * FINER ** step : from + (MOST_TAU - from) * step / FINEST;
+      const masks = await masksFor(image, new URLSearchParams({ ...rest, [name]: finer, refine: how, side: SIDE }));
       return divided(sheet, label, labelMap(masks), finer);
     };
     say(`Looking for parts of segment ${label}…`);
@@ -59,7 +59,7 @@ class Editing {
       }
       if (found && refine !== "none") found = await at(step, refine) || found;
       if (this.sheet !== sheet) return;
-      if (!found) { say(`segment ${label} has no parts that the attention tells apart`); return; }
+      if (!found) { say(`segment ${label} has no parts that can be told apart`); return; }
       this.remember();
       this.put(found.sheet);
       this.active = -1;

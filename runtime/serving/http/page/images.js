@@ -91,7 +91,8 @@ function present(image, found, seconds) {
   if (!state.panels.length) {
     const first = new Panel(), { settings } = found.masks;
     state.panels.push(first);
-    first.set({ threshold: settings.thresholds[0], anchors: settings.anchors, refine: settings.refine });
+    const { thresholds: [threshold], anchors, refine, method, tau } = settings;
+    first.set({ threshold, anchors, refine, method, tau });
     cover(false);
     document.body.classList.add("opened");
     $("compare").disabled = false;
@@ -103,7 +104,7 @@ function present(image, found, seconds) {
     first.receive(masks);
     state.pace = seconds;
     say(`${count(masks.segments)} in ${seconds.toFixed(1)} s, by ${masks.model} with provider ${masks.provider}`);
-    if (asked.has("threshold") && `${asked}` !== `${first.query()}`) first.renew();  // the settings changed while the image was being segmented
+    if (asked.has("refine") && `${asked}` !== `${first.query()}`) first.renew();  // the settings changed while the image was being segmented
   } else say(`${image.name}: ${count(first.sheet.segments)}`);
   if (second && !second.sheet) second.renew();
   $("undo").disabled = !state.panels.some(({ history }) => history.length);
@@ -123,7 +124,8 @@ function keepFew(image) {
 
 async function fitSlider(image) {
   const { anchors } = state.panels[0].values();
-  image.last ??= await lastThreshold(image, { anchors }).catch(() => null);
+  // Tau has a range of its own.
+  image.last ??= anchors === undefined ? null : await lastThreshold(image, { anchors }).catch(() => null);
   if (image.last !== null && image === state.image) for (const panel of state.panels) panel.limit(image.last);
   image.fitted = true;
 }

@@ -38,12 +38,20 @@ class Panel extends Editing {
   get labels() { return this.sheet.labels; }
 
   values() {
-    const { threshold, anchors, refine } = this.inputs;
-    return { threshold: +threshold.value, anchors: +anchors.value, refine: refine.value };
+    const { threshold, anchors, refine, tau } = this.inputs, { method } = this;
+    return method === "diffseg" ? { threshold: +threshold.value, anchors: +anchors.value, refine: refine.value }
+      : { method, tau: +tau.value, refine: refine.value };
   }
 
-  set({ threshold, anchors, refine }) {
-    const { inputs } = this;
+  // The settings of the other methods keep their values, but have no control.
+  set({ method = "diffseg", threshold = 1, anchors = 16, refine, tau = 0.5 }) {
+    const { inputs } = this, merging = method === "diffseg", kmeans = inputs.refine.querySelector("[value=kmeans]");
+    this.method = method;
+    for (const [name, shown] of [["threshold", merging], ["anchors", merging], ["tau", !merging]])
+      for (const part of this.node.querySelectorAll(`[data-for=${name}], [data-name=${name}], [data-of=${name}]`)) part.hidden = !shown;
+    kmeans.hidden = kmeans.disabled = method === "diffcut";
+    inputs.tau.max = Math.max(1, Math.ceil(tau));
+    inputs.tau.value = tau;
     inputs.threshold.max = Math.max(+inputs.threshold.max, threshold);
     inputs.threshold.value = threshold;
     inputs.anchors.value = anchors;
@@ -200,7 +208,7 @@ class Panel extends Editing {
       scratch.drawImage(map, 0, 0, width, height);
       this.attention = paintHeat(scratch.getImageData(0, 0, width, height), this.pixels);
       this.cross = [x, y];
-      this.told.textContent = `attention of the point at ${Math.round(100 * x)} %, ${Math.round(100 * y)} %`;
+      this.told.textContent = `${this.method === "diffcut" ? "similarity to" : "attention of"} the point at ${Math.round(100 * x)} %, ${Math.round(100 * y)} %`;
       this.draw();
     } catch (error) { if (image === state.image) fail(error, () => this.look(x, y)); }
   }

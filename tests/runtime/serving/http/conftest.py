@@ -60,6 +60,7 @@ def picture(tmp_path, photo):
     return path
 
 
+@pytest.fixture
 def features_server(tmp_path):
     """A server of a small bundle for DiffCut."""
     pytest.importorskip("onnx", reason="makes a bundle")

@@ -381,6 +381,7 @@ def test_a_bundle_for_diffcut_has_a_slider_for_tau(features_server, open_page, p
     for tau in (0.97, 0.5):
         slide(page, "tau", tau)
         assert page.status.startswith(f"{len(expected.resegment(tau=tau).segments)} segment")
+    tool(page, "look")
     page.mouse("click", 0.2, 0.8)
     page.until("!document.querySelector('[data-do=masks]').hidden")
     assert "similarity to the point at 20 %, 80 %" in page.run(TOLD.format(0))

@@ -121,7 +121,7 @@ def test_a_mask_without_parts_is_left_whole(serve, open_page, tmp_path):
     opened(page, path)
     tool(page, "split")
     page.mouse("click", 0.5, 0.5)
-    page.until(f"{SAYS} === 'segment 0 has no parts that the attention tells apart'")
+    page.until(f"{SAYS} === 'segment 0 has no parts that can be told apart'")
     assert page.run("document.getElementById('undo').disabled")
     assert page.complaints == []
 
