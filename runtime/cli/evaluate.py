@@ -10,7 +10,9 @@ import typer
 from diffseg.cli.limits import MAX_THREADS
 from diffseg.cli.terminal import FAILED, INTERRUPTED, consoles, fail, track
 from diffseg.engines.providers.select import Provider
-from diffseg.measure.evaluate import Layout, Method, Protocol
+from diffseg.measure.evaluate.datasets import Layout
+from diffseg.measure.evaluate.methods import Method
+from diffseg.measure.evaluate.protocol import Protocol
 
 
 def evaluate(
