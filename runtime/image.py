@@ -104,6 +104,7 @@ def _open(source: Path | IO[bytes], formats: tuple[str, ...] | None) -> Image.Im
     """Open an image with the few formats that Pillow always loads; only for others, load its 40 plugins (30 ms)."""
     common = tuple(name for name in COMMON if formats is None or name in formats)
     start = None if isinstance(source, Path) else source.tell()
+    Image.preinit()  # from Pillow 13 on, opening loads only what the suffix asks for, or everything
     try:
         return Image.open(source, formats=common)
     except UnidentifiedImageError:

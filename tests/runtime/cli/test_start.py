@@ -19,7 +19,7 @@ print(json.dumps(sorted(sys.modules)))
 """
 UNUSED = (
     "http.client", "urllib.request", "ssl", "xml.sax", "scipy", "sklearn", "jinja2", "fastapi", "tensorrt", "cupy",
-    "diffseg.measure.evaluate.run", "diffseg.engines.tensorrt.lookup", "diffseg.engines.kernels.launch",
+    "diffseg.measure.evaluate.run", "diffseg.engines.tensorrt.build", "diffseg.engines.kernels.launch",
     "PIL.DdsImagePlugin", "PIL.TiffImagePlugin",
 )  # fmt: skip
 
