@@ -141,7 +141,7 @@ def finished_masks(
 
 def _is_coarse(grid: NDArray[np.uint16], placement: Placement) -> bool:
     """Whether the image has clearly more pixels than the cells that cover it."""
-    return max(placement.height, placement.width) > COARSE * max(grid.shape)
+    return bool(max(placement.height, placement.width) > COARSE * max(grid.shape))
 
 
 def _whole(
