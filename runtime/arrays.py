@@ -14,6 +14,8 @@ import numpy as np
 Array: TypeAlias = Any
 """An array of any array-API library. Results are arrays of the same library as the inputs."""
 
+STANDARD_NUMPY = hasattr(np, "astype") and hasattr(np, "vecdot")
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 BLOCK_BYTES = 8 << 20
@@ -26,7 +28,12 @@ Attention of 64 × 64 is one block.
 
 
 def namespace(*arrays: Array) -> Any:  # noqa: ANN401 - a module, which has no common type
-    """Return the array-API namespace of `arrays`, which has the standard's names on NumPy 1.26 too."""
+    """Return the array-API namespace of `arrays`, which has the standard's names on NumPy 1.26 too.
+
+    From 2.1 on, NumPy has them itself. The compatibility layer would import all of NumPy's parts, which takes 0.2 s.
+    """
+    if STANDARD_NUMPY and all(isinstance(array, np.ndarray) for array in arrays):
+        return np
     return array_api_compat.array_namespace(*arrays)
 
 

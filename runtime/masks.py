@@ -31,9 +31,9 @@ PIXEL_REFINEMENTS: dict[Refine, Callable[[NDArray[np.uint16], NDArray[np.float32
 """Refinements of masks by the image: labels (h, w) and colours (h, w, 3), 0 to 1 → labels (h, w)."""
 
 COARSE = 1.5
-"""Pixels of the image per cell of the refined masks from which on their borders are smoothed.
+"""Pixels of the image per cell of the refined masks from which on they are refined further, or smoothed.
 
-Below it, smoothing would cost details and save no stairs that can be seen.
+Below it, that would cost time or details, and save no stairs that can be seen.
 """
 
 
@@ -133,10 +133,15 @@ def finished_masks(
         if placement.same:
             return finish_labels(enlarged(refined, factor), placement)
         larger = view.pixels if view.guide is None else view.guide
-        if refine == "colour" and max(placement.picture) > max(image.shape[:2]):
+        if refine == "colour" and _is_coarse(refined, placement):
             refined = colour_refine_fine(refined, image, larger)
-        spread = SPREAD if max(placement.height, placement.width) > COARSE * max(refined.shape) else 0
+        spread = SPREAD if _is_coarse(refined, placement) else 0
         return finish_labels(_whole(partial(label_by_labels, spread=spread), refined, placement), placement)
+
+
+def _is_coarse(grid: NDArray[np.uint16], placement: Placement) -> bool:
+    """Whether the image has clearly more pixels than the cells that cover it."""
+    return bool(max(placement.height, placement.width) > COARSE * max(grid.shape))
 
 
 def _whole(

@@ -7,6 +7,7 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from functools import cache, partial
 from pathlib import Path
@@ -60,7 +61,9 @@ class OrtNetwork(Network):
             name: partial(_session, bundle.cpu_path(name), self.tensors[name], threads=threads)
             for name in (ENCODER, UNET)
         }
-        self._pool = self._pool_on({name: load() for name, load in self._load.items()})
+        with ThreadPoolExecutor(len(self._load)) as pool:  # ONNX Runtime optimises a graph on one core
+            graphs = dict(zip(self._load, pool.map(lambda load: load(), self._load.values()), strict=True))
+        self._pool = self._pool_on(graphs)
 
     def session(self) -> AbstractContextManager[OrtSession]:
         """Take a session, which has its own memory for results."""

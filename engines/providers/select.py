@@ -10,14 +10,10 @@ from typing import TYPE_CHECKING
 
 from diffseg.engines.bundle.manifest import ATTENTION, QUERIES_KEYS, UNET, Form
 from diffseg.engines.errors import MissingPackageError, PlanError, ProviderError
-from diffseg.engines.machine import find_gpus
-from diffseg.engines.providers.cuda import import_cupy
+from diffseg.engines.machine import Gpus, find_gpus
 from diffseg.engines.providers.devices import check_devices
-from diffseg.engines.providers.forms import choose_forms
 from diffseg.engines.providers.network import Network
 from diffseg.engines.providers.onnxruntime import OrtNetwork
-from diffseg.engines.tensorrt.build import import_engine
-from diffseg.engines.tensorrt.lookup import Machine, build_command, find_plan
 
 if TYPE_CHECKING:
     from diffseg.engines.bundle.bundle import Bundle
@@ -99,7 +95,16 @@ def _load(bundle: Bundle, provider: Provider, threads: int | None, devices: Sequ
         from diffseg.engines.providers.onnxruntime_gpu import OrtGpuNetwork
 
         return OrtGpuNetwork(bundle, provider.value, devices=chosen)
+    return _load_native(bundle, provider, gpus, chosen)
+
+
+def _load_native(bundle: Bundle, provider: Provider, gpus: Gpus, chosen: tuple[int, ...]) -> Network:
+    # Imported here, because the command line needs none of it to segment on a CPU.
+    from diffseg.engines.providers.cuda import import_cupy
+    from diffseg.engines.providers.forms import choose_forms
+    from diffseg.engines.tensorrt.build import import_engine
     from diffseg.engines.tensorrt.execute import NativeNetwork
+    from diffseg.engines.tensorrt.lookup import Machine, build_command, find_plan
 
     engine: Engine = "tensorrt" if provider is Provider.TENSORRT else "tensorrt-rtx"
     version = str(import_engine(engine).__version__)

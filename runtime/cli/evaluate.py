@@ -14,7 +14,9 @@ from diffseg.cli.terminal import FAILED, INTERRUPTED, consoles, fail, track
 from diffseg.engines.bundle.settings import REFINEMENTS
 from diffseg.engines.errors import DiffsegError
 from diffseg.engines.providers.select import Provider
-from diffseg.measure.evaluate import Layout, Method, Protocol
+from diffseg.measure.evaluate.datasets import Layout
+from diffseg.measure.evaluate.methods import Method
+from diffseg.measure.evaluate.protocol import Protocol
 
 if TYPE_CHECKING:
     from diffseg.measure.evaluate import Evaluation

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from typing import Any
-from xml.sax.saxutils import quoteattr
 
 from diffseg.draw import COLOURS, palette
 from diffseg.formats.marks import SVG_ATTRIBUTE
@@ -25,7 +24,7 @@ def svg(polygons: Iterable[Polygon], size: tuple[int, int]) -> str:
         red, green, blue = colours[polygon.label % COLOURS].tolist()
         outline = "".join(_path(ring) for ring in (polygon.exterior, *polygon.holes))
         paths.append(
-            f'<path id={quoteattr(f"label-{polygon.label}-{len(paths)}")} data-label="{polygon.label}" '
+            f'<path id="label-{polygon.label}-{len(paths)}" data-label="{polygon.label}" '
             f'fill="#{red:02x}{green:02x}{blue:02x}" fill-rule="evenodd" d="{outline}"/>'
         )
     head = (

@@ -96,7 +96,7 @@ def _means(maps: Array, labels: Array, means: Array) -> Array:
         distance = xp.concat(
             [_squared(maps, labels, means, rows) for rows in row_blocks(maps.shape[0], 4 * maps.shape[1], maps)]
         )
-        farthest = to_host(xp.argsort(distance, descending=True, stable=True)[: len(empty)])
+        farthest = to_host(xp.argsort(-distance, stable=True)[: len(empty)])
         for cluster, far in zip(empty, farthest, strict=True):
             member[:, int(far)] = 0
             member[cluster, int(far)] = 1
