@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from diffseg.engines.errors import DatasetError, ImageError
 from diffseg.engines.files import expand_user
-from diffseg.image import SUFFIXES
+from diffseg.image import FORMATS, SUFFIXES, open_lazily
 from diffseg.measure.evaluate import coco_stuff
 from diffseg.measure.overlap import VOID
-from PIL import Image
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -89,7 +88,7 @@ class Dataset:
             ImageError: the label map is missing, damaged, not 8-bit, or has a value that the data set does not define.
         """
         try:
-            with Image.open(sample.label) as image:
+            with open_lazily(sample.label, FORMATS) as image:
                 mode, values = image.mode, np.asarray(image)
         except FileNotFoundError:
             raise ImageError(f"{sample.label}: the label map of {sample.image.name} does not exist") from None
