@@ -115,7 +115,7 @@ def measure(
         "connections": connections,
         "statuses": {str(status): count for status, count in sorted(statuses.items())},
         "peak_mb": round(peak / MEGA),
-        "later_mb": round(server.settled(RESIDUE) / MEGA),
+        "later_mb": round(server.settled(RESIDUE, 120) / MEGA),
         **(client.facts() if client else {}),
     }
 
@@ -133,6 +133,20 @@ def broken(rounds: list[dict[str, object]], p99: float) -> list[str]:
         if "p99_s" in found and found["connections"] == 1 and (late is None or late > SLOWER * p99):  # type: ignore[operator]
             lines.append(f"{what}: p99 of well-behaved requests is {late} s, without attack {p99} s")
     return lines
+
+
+def write(rounds: list[dict[str, object]], quiet: list[float], seed: int, out: Path | None) -> list[str]:
+    """Write the record of the rounds so far, and return the bounds that did not hold."""
+    p99 = round(float(np.quantile(quiet, 0.99)), 3) if quiet else math.inf
+    problems = broken(rounds, p99)
+    machine = {"cores": os.cpu_count(), "python": platform.python_version(), "load": round(os.getloadavg()[0], 1)}
+    record: dict[str, object] = {"seed": seed, "machine": machine}
+    if quiet:
+        record["without_attack"] = {"well_behaved": len(quiet), "p99_s": p99}
+    if out:
+        text = json.dumps(record | {"rounds": rounds, "bounds_that_did_not_hold": problems}, indent=2)
+        out.write_text(text + "\n", encoding="utf-8")
+    return problems
 
 
 def main() -> None:
@@ -155,24 +169,18 @@ def main() -> None:
                     pass
                 quiet += client.latencies
             for name, sent in attacks(seed, options.count) if latency else fillers():
-                for connections in (1, 8) if latency and name in CLASSES else (8 if name in CLASSES else 1,):
+                sizes = (8,) if not latency else (1, 8) if name in CLASSES else (1,)
+                for connections in sizes:
                     rounds.append(measure(server, name, sent, connections, latency=latency))
                     sys.stdout.write(json.dumps(rounds[-1]) + "\n")
                     sys.stdout.flush()
+                    write(rounds, quiet, options.seed, options.out)
                 if time.monotonic() > end:
                     break
             seed += 1
             if time.monotonic() > end:
                 break
-    p99 = round(float(np.quantile(quiet, 0.99)), 3) if quiet else math.inf
-    problems = broken(rounds, p99)
-    machine = {"cores": os.cpu_count(), "python": platform.python_version(), "load": os.getloadavg()[0]}
-    record: dict[str, object] = {"seed": options.seed, "machine": machine}
-    if quiet:
-        record["without_attack"] = {"well_behaved": len(quiet), "p99_s": p99}
-    if options.out:
-        text = json.dumps(record | {"rounds": rounds, "bounds_that_did_not_hold": problems}, indent=2)
-        options.out.write_text(text + "\n", encoding="utf-8")
+    problems = write(rounds, quiet, options.seed, options.out)
     if problems:
         sys.exit("\n".join(problems))
 
