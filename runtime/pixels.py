@@ -15,6 +15,7 @@ ChannelOrder = Literal["rgb", "bgr"]
 CHANNEL_ORDERS: tuple[ChannelOrder, ...] = get_args(ChannelOrder)
 ACCEPTED = "(H, W), (H, W, 1), (H, W, 3) or (H, W, 4) of uint8, uint16 or float (0 to 1)"
 BYTE = 255
+TRANSPARENT_MODES = ("LA", "PA", "La", "RGBA", "RGBa")
 
 
 class ArrayLike(Protocol):
@@ -79,11 +80,16 @@ def image_to_rgb(image: Image.Image) -> Image.Image:
         return upright
     if upright.mode.startswith(("I", "F")):
         return _grey_to_8_bit(upright).convert("RGB")
-    if upright.mode in ("LA", "PA", "La", "RGBA", "RGBa") or "transparency" in upright.info:
+    if is_transparent(upright):
         rgba = upright.convert("RGBA")
         white = Image.new("RGBA", rgba.size, "white")
         return Image.alpha_composite(white, rgba).convert("RGB")
     return upright.convert("RGB")
+
+
+def is_transparent(image: Image.Image) -> bool:
+    """Whether an image has pixels that are not opaque, or may have them."""
+    return image.mode in TRANSPARENT_MODES or "transparency" in image.info
 
 
 def _on_host(source: Any) -> NDArray[Any]:  # noqa: ANN401

@@ -1,115 +1,152 @@
-"""Send the generators of tests/hostile to `diffseg serve` for a while; see scripts/release/soak.
+"""Attack a server for a while, beside well-behaved clients; see scripts/release/soak.
 
-Rounds alternate between mutated images, slow images, inference requests and forms. Well-behaved requests are sent
-beside them. The record holds, per class of attack, the requests by status, the largest memory of the server, and the
-latency of the well-behaved requests.
+Each round sends every class of attack over one connection, beside one well-behaved client, and then the classes that
+fill memory over eight connections at once. The record holds, per class, the responses by status, the largest memory
+beside the model, the memory some seconds later, and the latency of the well-behaved client. It ends with an error at
+the first response that is not allowed, and says which bounds did not hold.
 """
 
 from __future__ import annotations
 
 import argparse
-import http.client
 import json
+import math
 import os
+import platform
 import random
-import socket
-import subprocess
 import sys
 import threading
 import time
-from collections import Counter
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 from hypothesis import HealthCheck, given, settings
 from hypothesis import seed as seeded
-from PIL import Image
 
-from tests.hostile.images import encode, mutated, slow
+from tests.hostile.images import mutated, slow
+from tests.hostile.memory import BOUND, CLASSES, INFER, MEGA, RESIDUE, SEGMENT, SIDE, Sent
 from tests.hostile.requests import forms, messages, queries
+from tests.hostile.serving import GOOD, Served, served
 
-ALLOWED = {200, 400, 404, 406, 413, 415, 503, 504}
-Sent = tuple[str, bytes, dict[str, str]]
-
-
-def free_port() -> int:
-    """Return a port that nothing listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-        return port
+ALLOWED = {0, 200, 201, 400, 404, 406, 408, 413, 415, 503, 504}
+SLOWER = 3
+"""How many times as long well-behaved requests may take during attacks, at the 99th percentile."""
 
 
-def ask(port: int, path: str, body: bytes, headers: dict[str, str]) -> int:
-    """Send a request, and return the status of its response."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
-    try:
-        connection.request("POST", path, body, headers)
-        response = connection.getresponse()
-        response.read()
-        return response.status
-    finally:
-        connection.close()
+def fuzzed(name: str, seed: int, count: int) -> list[Sent]:
+    """Return requests of a fuzzer: `inference` or `forms`."""
+    made: list[Sent] = []
+
+    @seeded(seed)
+    @settings(max_examples=count, database=None, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(body=messages, form=forms, query=queries)
+    def make(body: bytes, form: tuple[bytes, bytes], query: str) -> None:
+        if name == "inference":
+            made.append((INFER, body, {}))
+        else:
+            made.append((f"{SEGMENT}?{query}", form[0], {"Content-Type": form[1].decode("latin-1")}))
+
+    make()
+    return made
 
 
-def memory(process: int) -> int:
-    """Return the resident bytes of a process."""
-    return int(Path(f"/proc/{process}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+def attacks(seed: int, count: int) -> Iterator[tuple[str, list[Sent]]]:
+    """Yield each class of attack with its requests."""
+    yield "mutated images", [(SEGMENT, data, {}) for _, data in mutated(count, seed)]
+    yield "slow images", [(SEGMENT, data, {}) for _, data in slow()]
+    yield "inference", fuzzed("inference", seed, count)
+    yield "forms", fuzzed("forms", seed, count)
+    yield from fillers()
 
 
-def attacks(name: str, seed: int) -> Iterator[Sent]:
-    """Yield the requests of one round."""
-    if name == "mutated images":
-        yield from (("/v1/segment", data, {}) for _, data in mutated(250, seed))
-    elif name == "slow images":
-        yield from (("/v1/segment", data, {}) for _, data in slow())
-    else:
-        made: list[Sent] = []
+def fillers() -> Iterator[tuple[str, list[Sent]]]:
+    """Yield each class of attack that fills memory with its requests."""
+    for name, make in CLASSES.items():
+        yield name, list(make(SIDE))
 
-        @seeded(seed)
-        @settings(max_examples=200, database=None, deadline=None, suppress_health_check=list(HealthCheck))
-        @given(body=messages, form=forms, query=queries)
-        def make(body: bytes, form: tuple[bytes, bytes], query: str) -> None:
-            if name == "inference":
-                made.append(("/v2/models/diffseg/infer", body, {}))
+
+class Client:
+    """A well-behaved client: one small image after the other, while the block runs."""
+
+    def __init__(self, server: Served, seconds: float = 0.0) -> None:
+        self.server = server
+        self.seconds = seconds
+        self.latencies: list[float] = []
+        self.refused = 0
+        self._stop = threading.Event()
+
+    def __enter__(self) -> Self:
+        self._thread = threading.Thread(target=self._ask)
+        self._thread.start()
+        return self
+
+    def _ask(self) -> None:
+        while not self._stop.is_set():
+            start = time.monotonic()
+            if self.server.ask(SEGMENT, GOOD, {}) == 200:
+                self.latencies.append(time.monotonic() - start)
             else:
-                made.append((f"/v1/segment?{query}", form[0], {"Content-Type": form[1].decode()}))
+                self.refused += 1
 
-        make()
-        yield from made
+    def __exit__(self, *_: object) -> None:
+        time.sleep(self.seconds)
+        self._stop.set()
+        self._thread.join()
 
-
-def behave(port: int, stop: threading.Event, latencies: list[float]) -> None:
-    """Send well-behaved requests one after the other, and note how long each takes."""
-    pixels = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
-    image = encode(Image.fromarray(pixels), "PNG")
-    while not stop.is_set():
-        start = time.monotonic()
-        if ask(port, "/v1/segment", image, {}) == http.HTTPStatus.OK:
-            latencies.append(time.monotonic() - start)
+    def facts(self) -> dict[str, object]:
+        """Return the number of requests and the 99th percentile of their seconds."""
+        p99 = round(float(np.quantile(self.latencies, 0.99)), 3) if self.latencies else None
+        return {"well_behaved": len(self.latencies), "refused": self.refused, "p99_s": p99}
 
 
-def measure(port: int, process: int, sent: Iterator[Sent]) -> dict[str, object]:
-    """Send requests, and return what became of them."""
-    stop, latencies, statuses, largest = threading.Event(), list[float](), Counter[int](), 0
-    thread = threading.Thread(target=behave, args=(port, stop, latencies))
-    thread.start()
-    try:
-        for path, body, headers in sent:
-            status = ask(port, path, body, headers)
-            statuses[status] += 1
-            largest = max(largest, memory(process))
-            if status not in ALLOWED:
-                sys.exit(f"{path}: status {status} for {body[:200]!r}, {headers}")
-    finally:
-        stop.set()
-        thread.join()
+def measure(
+    server: Served, name: str, sent: list[Sent], connections: int, *, latency: bool = True
+) -> dict[str, object]:
+    """Send a class of attack beside a well-behaved client, and return what came of it."""
+    with Client(server) if latency else nullcontext() as client:
+        statuses, peak = server.attack(sent, connections)
+    if bad := set(statuses) - ALLOWED:
+        sys.exit(f"{name}: a response with status {min(bad)}")
     return {
-        "statuses": dict(sorted(statuses.items())),
-        "memory_bytes": largest,
-        "well_behaved": len(latencies),
-        "p99_s": round(float(np.quantile(latencies, 0.99)), 3) if latencies else None,
+        "attack": name,
+        "connections": connections,
+        "statuses": {str(status): count for status, count in sorted(statuses.items())},
+        "peak_mb": round(peak / MEGA),
+        "later_mb": round(server.settled(RESIDUE, 120) / MEGA),
+        **(client.facts() if client else {}),
     }
+
+
+def broken(rounds: list[dict[str, object]], p99: float) -> list[str]:
+    """Return the bounds that did not hold, one line each."""
+    lines = []
+    for found in rounds:
+        what = f"{found['attack']}, {found['connections']} connection{'s' * (found['connections'] != 1)}"
+        if found["peak_mb"] > BOUND / MEGA:  # type: ignore[operator]
+            lines.append(f"{what}: {found['peak_mb']} MB beside the model, at most {BOUND // MEGA} are allowed")
+        if found["later_mb"] > RESIDUE / MEGA and found["attack"] != "kept attention":  # type: ignore[operator]
+            lines.append(f"{what}: {found['later_mb']} MB are not given back, at most {RESIDUE // MEGA} are allowed")
+        late = found.get("p99_s")
+        if "p99_s" in found and found["connections"] == 1 and (late is None or late > SLOWER * p99):  # type: ignore[operator]
+            lines.append(f"{what}: p99 of well-behaved requests is {late} s, without attack {p99} s")
+    return lines
+
+
+def write(rounds: list[dict[str, object]], quiet: list[float], seed: int, out: Path | None) -> list[str]:
+    """Write the record of the rounds so far, and return the bounds that did not hold."""
+    p99 = round(float(np.quantile(quiet, 0.99)), 3) if quiet else math.inf
+    problems = broken(rounds, p99)
+    machine = {"cores": os.cpu_count(), "python": platform.python_version(), "load": round(os.getloadavg()[0], 1)}
+    record: dict[str, object] = {"seed": seed, "machine": machine}
+    if quiet:
+        record["without_attack"] = {"well_behaved": len(quiet), "p99_s": p99}
+    if out:
+        text = json.dumps(record | {"rounds": rounds, "bounds_that_did_not_hold": problems}, indent=2)
+        out.write_text(text + "\n", encoding="utf-8")
+    return problems
 
 
 def main() -> None:
@@ -117,37 +154,35 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=3600)
     parser.add_argument("--seed", type=int, default=random.randrange(2**31))  # noqa: S311 - reproducible
+    parser.add_argument("--count", type=int, default=250, help="requests of each fuzzer per round")
+    parser.add_argument("--memory-only", action="store_true", help="no fuzzers and no well-behaved client")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    port = free_port()
-    command = [sys.executable, "-m", "diffseg", "serve", "--provider", "cpu", "--batch", "1", "--port", str(port)]
-    server = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-    try:
-        end = time.monotonic() + 300
-        while time.monotonic() < end:
-            time.sleep(0.5)
-            try:
-                ask(port, "/v1/segment", b"", {})
-                break
-            except OSError:
-                continue
-        good = encode(Image.new("RGB", (64, 48), "teal"), "PNG")
-        record: dict[str, object] = {"seed": options.seed, "rounds": []}
-        rounds: list[dict[str, object]] = []
-        end, seed = time.monotonic() + options.seconds, options.seed
-        while time.monotonic() < end:
-            for name in ("nothing", "mutated images", "slow images", "inference", "forms"):
-                sent = attacks(name, seed) if name != "nothing" else iter([("/v1/segment", good, {})] * 20)
-                rounds.append({"attack": name, **measure(port, server.pid, sent)})
-                sys.stdout.write(json.dumps(rounds[-1]) + "\n")
-                sys.stdout.flush()
+    rounds: list[dict[str, object]] = []
+    quiet: list[float] = []
+    end, seed = time.monotonic() + options.seconds, options.seed
+    with served() as server:
+        while True:
+            latency = not options.memory_only
+            if latency:
+                with Client(server, seconds=min(60.0, options.seconds / 10)) as client:
+                    pass
+                quiet += client.latencies
+            for name, sent in attacks(seed, options.count) if latency else fillers():
+                sizes = (8,) if not latency else (1, 8) if name in CLASSES else (1,)
+                for connections in sizes:
+                    rounds.append(measure(server, name, sent, connections, latency=latency))
+                    sys.stdout.write(json.dumps(rounds[-1]) + "\n")
+                    sys.stdout.flush()
+                    write(rounds, quiet, options.seed, options.out)
+                if time.monotonic() > end:
+                    break
             seed += 1
-        record["rounds"] = rounds
-        if options.out:
-            options.out.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    finally:
-        server.terminate()
-        server.wait()
+            if time.monotonic() > end:
+                break
+    problems = write(rounds, quiet, options.seed, options.out)
+    if problems:
+        sys.exit("\n".join(problems))
 
 
 if __name__ == "__main__":

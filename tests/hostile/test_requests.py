@@ -57,12 +57,16 @@ def test_mutated_images(hostile):
 
 
 def test_the_interface_is_as_described(hostile):
-    """Schemathesis makes requests from /openapi.json, and compares the responses with it."""
+    """Schemathesis makes requests from /openapi.json and checks the responses, with all of its checks but one.
+
+    It cannot know which bytes are an image, nor that a refinement takes fewer anchors. So it may not demand that every
+    request of the right form succeeds.
+    """
     schemathesis = pytest.importorskip("schemathesis", reason="needs schemathesis, from the extra 'dev'")
     server, _ = hostile
     schema = schemathesis.openapi.from_dict(json.loads(server.ask("GET", "/openapi.json").body))
     schema.config.update(base_url=server.url)
-    checks = [schemathesis.checks.not_a_server_error]
+    unfair = [schemathesis.checks.positive_data_acceptance]
 
     for operation in schema.get_all_operations():
         strategy = operation.ok().as_strategy()
@@ -70,6 +74,6 @@ def test_the_interface_is_as_described(hostile):
         @given(case=strategy)
         @settings(FEW, max_examples=15)
         def ask(case):
-            case.call_and_validate(checks=checks)
+            case.call_and_validate(excluded_checks=unfair)
 
         ask()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 from diffseg.engines.errors import DatasetError, ImageError
-from PIL import Image
+from diffseg.image import FORMATS, open_lazily
 
 CLASSES = (
     "electronic-things", "appliance-things", "food-things", "furniture-things", "indoor-things", "kitchen-things",
@@ -44,7 +44,7 @@ def is_curated(label: Path) -> bool:
         ImageError: the label map cannot be read.
     """
     try:
-        with Image.open(label) as image:
+        with open_lazily(label, FORMATS) as image:
             if min(image.size) < LEAST_SIDE:
                 return False
             values = np.asarray(image)

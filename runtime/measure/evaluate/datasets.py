@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from diffseg.engines.errors import DatasetError, ImageError
+from diffseg.image import FORMATS, open_lazily
 from diffseg.measure.evaluate import pascal_context
 from diffseg.measure.overlap import VOID
-from PIL import Image
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -82,7 +82,7 @@ class Dataset:
         if sample.label.suffix == ".mat":
             return pascal_context.read_mat(sample.label)
         try:
-            with Image.open(sample.label) as image:
+            with open_lazily(sample.label, FORMATS) as image:
                 mode, values = image.mode, np.asarray(image)
         except FileNotFoundError:
             raise ImageError(f"{sample.label}: the label map of {sample.image.name} does not exist") from None

@@ -28,7 +28,7 @@ from fastapi.responses import HTMLResponse, JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 
-EXPIRY_SECONDS = 30.0
+EXPIRY_SECONDS = 10.0
 LONGEST_ERROR = 1000  # characters
 
 

@@ -25,7 +25,7 @@ from diffseg.serving.http.responses import (
 )
 from diffseg.serving.http.responses import kept as attention_of
 from diffseg.serving.http.service import Service
-from diffseg.serving.protocol.settings import MOST_ANCHORS, MOST_ROUNDS, updated_settings
+from diffseg.serving.protocol.settings import MOST_ANCHORS, MOST_ROUNDS, MOST_THRESHOLD, updated_settings
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from PIL import Image
 
@@ -71,7 +71,7 @@ AsCounts = Annotated[Counts, Query(description="Run lengths as pycocotools' stri
 def _settings(
     service: Served,
     threshold: Annotated[
-        list[Annotated[float, Query(ge=0, allow_inf_nan=False)]] | None,
+        list[Annotated[float, Query(ge=0, le=MOST_THRESHOLD, allow_inf_nan=False)]] | None,
         Query(
             max_length=MOST_ROUNDS,
             description="Largest KL distance of maps that are merged. Repeat it to set one threshold per round",
@@ -124,7 +124,7 @@ async def segment(
     fit: Fit = "stretch",
     timeout: Timeout = None,  # noqa: ASYNC109 - named as in the request
     counts: AsCounts = "string",
-    accept: Annotated[str, Header()] = "",
+    accept: Annotated[str, Header(include_in_schema=False)] = "",  # OpenAPI does not describe this header
 ) -> Response:
     """Segment an image.
 
@@ -173,7 +173,7 @@ async def masks(
     settings: Settings,
     side: Side = None,
     counts: AsCounts = "string",
-    accept: Annotated[str, Header()] = "",
+    accept: Annotated[str, Header(include_in_schema=False)] = "",  # OpenAPI does not describe this header
 ) -> Response:
     """Make new masks from stored attention, without running the network again.
 

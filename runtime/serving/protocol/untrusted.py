@@ -6,9 +6,10 @@ import io
 
 from diffseg.engines.errors import ImageError
 from diffseg.image import FORMATS, open_lazily, read_image
+from diffseg.pixels import is_transparent
 from diffseg.serving.protocol.errors import too_large
 from diffseg.serving.protocol.headers import check_structure
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 MOST_SIDE = 32_768  # pixels
 STRIP = 4_000_000  # pixels that are converted at once
@@ -18,16 +19,6 @@ MODE_BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16L": 2, "I;16B": 2, "I": 36
 DECODER_BYTES = {"WEBP": 4, "AVIF": 8, "JPEG2000": 12}
 COEFFICIENTS = 6  # bytes per pixel of a progressive JPEG
 ORIENTATION = 0x0112  # EXIF tag
-TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-TRANSPARENT = ("LA", "PA", "La", "RGBA", "RGBa")
 
 
 def open_encoded(data: bytes, pixels: int) -> Image.Image:
@@ -75,7 +66,7 @@ def decode_in_strips(image: Image.Image) -> Image.Image:
     Raises:
         ImageError: the image cannot be decoded.
     """
-    strips = image.mode in TRANSPARENT or image.mode.startswith("I;16") or "transparency" in image.info
+    strips = is_transparent(image) or image.mode.startswith("I;16")
     if not strips or image.width * image.height <= STRIP:
         return read_image(image)
     try:
@@ -88,7 +79,5 @@ def decode_in_strips(image: Image.Image) -> Image.Image:
         strip = image.crop((0, top, image.width, min(top + rows, image.height)))
         strip.info = {key: value for key, value in image.info.items() if key == "transparency"}  # without the EXIF data
         rgb.paste(read_image(strip), (0, top))
-    turned = image.getexif().get(ORIENTATION, 1)
-    if turned in TURNS:
-        return rgb.transpose(TURNS[turned])
-    return rgb
+    rgb.getexif()[ORIENTATION] = image.getexif().get(ORIENTATION, 1)
+    return ImageOps.exif_transpose(rgb)

@@ -81,6 +81,8 @@ def changes(code: str, most: int, seed: int) -> Iterator[dict[str, object]]:
         line, (before, after) = next((i, pair) for i, pair in enumerate(pairs, 1) if pair[0] != pair[1])
         matcher = difflib.SequenceMatcher(None, before, after, autojunk=False)
         column = next(start for tag, start, *_ in matcher.get_opcodes() if tag != "equal")
+        if "*," in before and "*," not in after:  # no operator: it makes the following arguments keywords
+            continue
         try:
             if (line, column) in seen or meaning(changed) == original:
                 continue

@@ -1,6 +1,8 @@
 """Small copies of the official layouts, and the errors if a part is missing."""
 
+import os
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -171,3 +173,16 @@ def test_folders_that_are_no_data_set(tmp_path, labelled):
     shutil.rmtree(labelled / "labels")
     with pytest.raises(DatasetError, match="no labels/"):
         open_datasets([labelled])
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no pipes in folders")
+def test_a_label_map_is_read_like_any_untrusted_image(labelled):
+    data = open_datasets([labelled])[0]
+    sample = data.samples[0]
+    sample.label.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n%%EOF\n")
+    with pytest.raises(ImageError, match="cannot identify"):
+        data.read_label(sample)
+    sample.label.unlink()
+    os.mkfifo(sample.label)
+    with pytest.raises(ImageError, match="not a regular file"):
+        data.read_label(sample)

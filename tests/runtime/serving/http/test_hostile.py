@@ -364,3 +364,42 @@ def test_new_masks_that_take_too_long_are_stopped(serve, png, endless, monkeypat
     assert server.ask("GET", f"/v1/images/{key}/masks?refine=colour").status == 504
     until(lambda: endless.stopped == 2, "the end of the refinement")
     assert server.ask("GET", f"/v1/images/{key}/masks?refine=none").status == 200
+
+
+@pytest.mark.parametrize(
+    ("mode", "kind", "each"),
+    [
+        ("RGB", "PNG", 16),
+        ("L", "PNG", 13),
+        ("1", "PNG", 13),
+        ("P", "PNG", 13),
+        ("LA", "PNG", 16),
+        ("RGBA", "PNG", 16),
+        ("I;16", "PNG", 14),
+        ("F", "TIFF", 48),
+        ("RGB", "JPEG", 16),
+        ("CMYK", "JPEG", 16),
+        ("RGB", "WEBP", 20),
+        ("RGB", "JPEG2000", 28),
+    ],
+)
+def test_the_memory_that_an_image_reserves(mode, kind, each):
+    image = Image.new("L", (20, 10)).convert("I").convert("I;16") if mode == "I;16" else Image.new(mode, (20, 10))
+    file = io.BytesIO()
+    image.save(file, kind)
+    assert memory_of(open_image(file.getvalue(), 10**6)) == 200 * each
+
+
+def test_a_progressive_jpeg_reserves_its_coefficients():
+    file = io.BytesIO()
+    Image.new("RGB", (20, 10)).save(file, "JPEG", progressive=True)
+    assert memory_of(open_image(file.getvalue(), 10**6)) == 200 * 22
+
+
+def test_sides_and_pixels_are_limited_exactly(monkeypatch):
+    monkeypatch.setattr(untrusted, "MOST_SIDE", 50)
+    untrusted.check_pixels(50, 20, 1000)
+    untrusted.check_pixels(20, 50, 1000)
+    for height, width in ((51, 1), (1, 51), (50, 21)):
+        with pytest.raises(RequestError, match=f"found {width} × {height}"):
+            untrusted.check_pixels(height, width, 1000)

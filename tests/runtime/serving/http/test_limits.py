@@ -51,5 +51,6 @@ def test_what_is_announced_as_too_large_is_not_read():
 
 def test_the_default_limits_are_those_that_are_documented():
     limits = Limits()
-    assert (limits.body, limits.bodies, limits.pixels) == (32 * MEGA, 512 * MEGA, 50 * MEGA)
+    assert (limits.body, limits.bodies, limits.pixels) == (32 * MEGA, 256 * MEGA, 50 * MEGA)
+    assert limits.decoded == 1000 * MEGA
     assert (limits.body_seconds, limits.header_seconds, limits.deadline, limits.queue) == (20, 10, 30, 64)
