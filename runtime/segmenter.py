@@ -53,7 +53,7 @@ class Segmenter(Lifetime):
         self.batch = batch
         self._batch_limit = batch  # reduced when the device runs out of memory
         self.settings = manifest.defaults
-        self.bundle_sha256 = sha256(bundle.folder / MANIFEST)
+        self._bundle_sha256 = sha256(bundle.folder / MANIFEST)
 
     @classmethod
     def load(
@@ -226,7 +226,7 @@ class Segmenter(Lifetime):
         with stage(timings, "resize"):
             pixels, placement = fit_image(picture, self.bundle.manifest.image_size, fit)
         name = self.bundle.manifest.name
-        origin = Origin(source_name(source), name, self.bundle_sha256, self.provider, fit)
+        origin = Origin(source_name(source), name, self._bundle_sha256, self.provider, fit)
         return Prepared(picture, pixels, placement, timings, settings or self.settings, keep_attention, origin)
 
     def finish(self, images: Sequence[Prepared]) -> list[Segmentation]:
