@@ -8,13 +8,16 @@ import binascii
 import json
 import logging
 import time
-from functools import partial
+from functools import cache, partial
 from http import HTTPStatus
+from pathlib import Path
 from typing import Annotated, Any
 
 from diffseg.annotation.label_studio import Labelling, prediction, read_labelling
 from diffseg.annotation.scores import mask_scores
+from diffseg.engines.bundle.manifest import MANIFEST
 from diffseg.engines.errors import ImageError
+from diffseg.engines.files import sha256
 from diffseg.segmentation import Segmentation
 from diffseg.serving.annotation.label_studio import LabelStudio
 from diffseg.serving.http.access import bearer, same_token
@@ -176,4 +179,10 @@ def _labelling(message: dict[str, Any], key: str) -> Labelling:
 
 def _version(service: Service) -> str:
     """Return the version of the model: Label Studio asks for new predictions when it changes."""
-    return f"diffseg-{service.facts['model']}-{service.segmenter.bundle_sha256[:8]}"
+    return f"diffseg-{service.facts['model']}-{_digest(service.segmenter.bundle.folder)[:8]}"
+
+
+@cache
+def _digest(folder: Path) -> str:
+    """Return the hash of a bundle's manifest, which holds those of all its files."""
+    return sha256(folder / MANIFEST)
