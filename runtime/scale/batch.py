@@ -64,7 +64,7 @@ def find_work(
         ValueError: a setting is out of range.
     """
     beside = run.output if is_remote(run.output) else str(local_path(run.output))
-    found = find_inputs(inputs, column=column, per_unit=per_file, beside=beside)
+    found = find_inputs(inputs, column=column, beside=beside)
     count, others = run.begin(unit_count(len(found.files), per_file, shards))
     units = file_units(found.files, count)
     units += [container_unit("tar", name) for name in found.tars]

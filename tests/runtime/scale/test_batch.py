@@ -72,6 +72,15 @@ def test_images_that_were_added_are_segmented_alone(model, photos, tmp_path, jpe
     assert go(run, [photos])[0] == 0
 
 
+def test_other_sizes_of_files_and_other_shards_leave_what_is_done(model, photos, tmp_path):
+    run = run_of(model, tmp_path / "out")
+    go(run, [photos], shard=0, shards=2)
+    for per_file in (1, 100):
+        work = find_work(run, [str(photos)], per_file=per_file)
+        list(run_local(run, work.units))
+    assert keys(tmp_path / "out") == paths(photos)
+
+
 def test_shards_do_all_of_the_work_and_two_of_the_same_write_the_same_bytes(model, photos, tmp_path):
     for output in ("out", "twice"):
         run = run_of(model, tmp_path / output)
