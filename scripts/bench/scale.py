@@ -8,6 +8,7 @@ WORK is a folder for images and results. Needs the extras `cpu` and `ray`, Linux
   to the last is counted, because Ray starts for tens of seconds.
 - memory: peak of the resident sets of the driver and of the largest worker for 200 and 2,000 tiny images, with a bundle
   of a small input size (--small), because it is the number of images that counts.
+  The record's `toy` has 64 pixels and a few nodes per graph: `tests.engines.toy.make_toy(folder)` writes it.
 - local: the same peak of `diffseg batch --local`, without Ray, one process per number of images.
 - paper: bytes per image as measured here; from those, what 10, 100 and 1,000 GPUs would read and write, what saturates
   first, and the cost of a million images. Nothing of this was run. `--gpu-pace` and `--gpu-hour` set its assumptions.
