@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from diffseg.engines.errors import ClusterError
-from diffseg.scale.batch import find_work, run_local
+from diffseg.scale.batch import RayUnitWorker, find_work, run_local
 from diffseg.scale.options import Options
 from diffseg.scale.run import Run
 
@@ -161,6 +161,19 @@ def test_a_killed_process_leaves_no_torn_file(model, photos, tmp_path):
     go(run_of(model, out), [photos])
     assert not list(out.glob("run-*/.*"))
     assert keys(out) == paths(photos)
+
+
+def test_what_a_worker_of_ray_raises_is_returned_in_a_line(model, photos, tmp_path):
+    run = run_of(model, tmp_path / "out")
+    (unit, *_) = find_work(run, [str(photos)], per_file=100).units
+    good = RayUnitWorker(run, 1)({"unit": [unit.encode()]})
+    assert (good["images"], good["errors"], good["problem"]) == ([11], [1], [""])
+    (tmp_path / "file").write_bytes(b"")
+    (problem,) = RayUnitWorker(run_of(model, tmp_path / "file"), 1)({"unit": [unit.encode()]})["problem"]
+    assert problem.startswith("cannot write to ")
+    assert "\n" not in problem
+    (problem,) = RayUnitWorker(run_of(str(tmp_path), tmp_path / "out"), 1)({"unit": [unit.encode()]})["problem"]
+    assert "is not a bundle" in problem or "manifest" in problem
 
 
 class TestCommand:
