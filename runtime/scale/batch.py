@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from diffseg.engines.errors import ClusterError
+from diffseg.engines.errors import ClusterError, DiffsegError
 from diffseg.scale.cluster import nodes_of
 from diffseg.scale.dataset import worker_options
 from diffseg.scale.inputs import find_inputs
@@ -64,7 +64,7 @@ def find_work(
         ValueError: a setting is out of range.
     """
     beside = run.output if is_remote(run.output) else str(local_path(run.output))
-    found = find_inputs(inputs, column=column, per_unit=per_file, beside=beside)
+    found = find_inputs(inputs, column=column, beside=beside)
     count, others = run.begin(unit_count(len(found.files), per_file, shards))
     units = file_units(found.files, count)
     units += [container_unit("tar", name) for name in found.tars]
@@ -82,6 +82,42 @@ def run_local(run: Run, units: Sequence[Unit]) -> Iterator[Report]:
     if units:
         worker = UnitWorker(run)
         yield from map(worker.process, units)
+
+
+class RayUnitWorker:
+    """A unit worker in a process of Ray Data. What it raises is returned, because Ray would wrap it in its tracebacks.
+
+    Args:
+        run: what is written where.
+        threads: CPU threads of the network.
+    """
+
+    def __init__(self, run: Run, threads: int) -> None:
+        self._worker: UnitWorker | None = None
+        self._problem = ""
+        try:
+            self._worker = UnitWorker(run, threads)
+        except (DiffsegError, ValueError) as error:
+            self._problem = str(error)
+
+    def __call__(self, batch: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
+        """Process the units of a batch, and return one row with the report, or the problem, of each."""
+        rows = [self._process(Unit.decode(str(text))) for text in batch["unit"]]
+        return {name: [row[name] for row in rows] for name in ("images", "errors", "seconds", "problem")}
+
+    def _process(self, unit: Unit) -> dict[str, Any]:
+        report, problem = Report(), self._problem
+        if self._worker is not None:
+            try:
+                report = self._worker.process(unit)
+            except DiffsegError as error:
+                problem = str(error)
+        return {
+            "images": report.images,
+            "errors": report.errors,
+            "seconds": json.dumps(report.seconds),
+            "problem": problem,
+        }
 
 
 def run_on_ray(ray: Any, run: Run, units: Sequence[Unit], plan: WorkerPlan) -> Iterator[Report]:  # noqa: ANN401
@@ -103,13 +139,15 @@ def run_on_ray(ray: Any, run: Run, units: Sequence[Unit], plan: WorkerPlan) -> I
     items = [{"unit": unit.encode()} for unit in units]
     dataset = ray.data.from_items(items, override_num_blocks=len(items))
     reports = dataset.map_batches(
-        UnitWorker,
+        RayUnitWorker,
         fn_constructor_kwargs={"run": run, "threads": run.options.threads or plan.threads},
         batch_size=1,
         **worker_options(plan),
     )
     try:
         for row in reports.iter_rows():
+            if row["problem"]:
+                raise ClusterError(f"{row['problem']}; what is written is kept, and another start goes on")
             yield Report(row["images"], row["errors"], Counter(json.loads(row["seconds"])))
     except ray.exceptions.RayError as error:
         raise ClusterError(f"the job failed: {_cause(error)}; start it again to go on") from None

@@ -18,6 +18,8 @@ from diffseg.scale.storage import is_remote, local_path, open_remote, read_bytes
 TAR, PARQUET, LIST = ".tar", ".parquet", ".txt"
 URI_COLUMNS = ("uri", "url", "path", "key")
 BYTES_COLUMNS = ("bytes", "image", "image_bytes", "content")
+ROWS_TOGETHER = 100
+"""Rows of Parquet from which on a row group is not read together with the next. Fixed: it decides what a unit holds."""
 
 
 @dataclass(slots=True)
@@ -35,7 +37,9 @@ class Inputs:
     tables: list[tuple[str, tuple[int, ...], str]] = field(default_factory=list)
 
 
-def find_inputs(inputs: Sequence[str], *, column: str | None = None, per_unit: int = 100, beside: str = "") -> Inputs:
+def find_inputs(
+    inputs: Sequence[str], *, column: str | None = None, per_unit: int = ROWS_TOGETHER, beside: str = ""
+) -> Inputs:
     """List the images that arguments name, without reading them.
 
     Args:

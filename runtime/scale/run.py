@@ -141,7 +141,7 @@ class Report:
 
 
 class UnitWorker:
-    """Turns units into files of a run, with one worker. Ray Data creates it in a process of its own.
+    """Turns units into files of a run, with one worker.
 
     Args:
         run: what is written where.
@@ -174,15 +174,6 @@ class UnitWorker:
         report.seconds.update(self.worker.seconds)
         report.seconds["total"] = time.perf_counter() - start  # type: ignore[assignment]  # a counter of seconds
         return report
-
-    def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
-        """Process the units of a batch of Ray Data, and return one row with the report of each."""
-        reports = [self.process(Unit.decode(str(text))) for text in batch["unit"]]
-        return {
-            "images": [report.images for report in reports],
-            "errors": [report.errors for report in reports],
-            "seconds": [json.dumps(report.seconds) for report in reports],
-        }
 
 
 def _counted(rows: Iterator[Row], report: Report) -> Iterator[Row]:

@@ -112,7 +112,7 @@ def make_replica(options: ServeOptions, replica: str) -> Any:  # noqa: ANN401 - 
     from diffseg.serving.http.limits import Limits
     from diffseg.serving.http.service import Service
 
-    token = _token(options)
+    token = _token(options) or None
     if not token and not options.no_token:
         raise ClusterError(f"no token is set: set {TOKEN}, or token_file or no_token in the application's args")
     batch = options.batch or open_bundle(options.model).manifest.max_batch

@@ -1,6 +1,6 @@
-"""Batches on a local Ray: images per second per worker, memory as the input grows, and larger clusters on paper.
+"""Batches: images per second per worker, memory as the input grows, and larger clusters on paper.
 
-    python scripts/bench/scale.py WORK [--only workers,memory,paper] [--small BUNDLE] [--out record.json]
+    python scripts/bench/scale.py WORK [--only workers,memory,local,paper] [--small BUNDLE] [--out record.json]
 
 WORK is a folder for images and results. Needs the extras `cpu` and `ray`, Linux, and an otherwise idle machine.
 
@@ -8,6 +8,8 @@ WORK is a folder for images and results. Needs the extras `cpu` and `ray`, Linux
   to the last is counted, because Ray starts for tens of seconds.
 - memory: peak of the resident sets of the driver and of the largest worker for 200 and 2,000 tiny images, with a bundle
   of a small input size (--small), because it is the number of images that counts.
+  The record's `toy` has 64 pixels and a few nodes per graph: `tests.engines.toy.make_toy(folder)` writes it.
+- local: the same peak of `diffseg batch --local`, without Ray, one process per number of images.
 - paper: bytes per image as measured here; from those, what 10, 100 and 1,000 GPUs would read and write, what saturates
   first, and the cost of a million images. Nothing of this was run. `--gpu-pace` and `--gpu-hour` set its assumptions.
 """
@@ -15,8 +17,10 @@ WORK is a folder for images and results. Needs the extras `cpu` and `ray`, Linux
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import statistics
+import subprocess
 import sys
 import threading
 import time
@@ -35,7 +39,7 @@ from diffseg.scale.plan import plan_workers
 from diffseg.scale.run import Report, Run
 from PIL import Image
 
-PARTS = ("workers", "memory", "paper")
+PARTS = ("workers", "memory", "local", "paper")
 CLUSTERS = (10, 100, 1000)
 MILLION = 1_000_000
 GETS, PUTS = 5500, 3500
@@ -62,13 +66,14 @@ def main() -> None:
     steps: dict[str, Callable[[], dict[str, Any]]] = {
         "workers": lambda: workers(arguments.work, arguments.images, arguments.rounds),
         "memory": lambda: memory(arguments.work, arguments.small),
+        "local": lambda: local(arguments.work, arguments.small),
         "paper": lambda: paper(record.get("workers", {}), arguments.gpu_pace, arguments.gpu_hour),
     }
     for part in arguments.only.split(","):
         record[part] = steps[part]()
         print(part, record[part])
         if arguments.out:
-            write_record(arguments.out, record)
+            write_record(record, arguments.out)
 
 
 def workers(work: Path, count: int, rounds: int) -> dict[str, Any]:
@@ -106,7 +111,7 @@ def workers(work: Path, count: int, rounds: int) -> dict[str, Any]:
 
 def memory(work: Path, model: str) -> dict[str, Any]:
     """Peak memory in bytes for 200 and 2,000 images."""
-    found: dict[str, Any] = {"model": model}
+    found: dict[str, Any] = {"model": Path(model).name}
     for count in (200, 2000):
         photos, results = work / f"small-{count}", work / f"small-masks-{count}"
         _small(photos, count)
@@ -120,6 +125,22 @@ def memory(work: Path, model: str) -> dict[str, Any]:
                 total.add(report)
         assert total.images == count  # noqa: S101 - a measurement of something else otherwise
         found[str(count)] = {"driver_bytes": watch.driver, "largest_worker_bytes": watch.worker, "errors": total.errors}
+    return found
+
+
+def local(work: Path, model: str) -> dict[str, Any]:
+    """Peak memory in bytes of a process without Ray for 200 and 2,000 images."""
+    found: dict[str, Any] = {"model": Path(model).name}
+    for count in (200, 2000):
+        photos, results = work / f"small-{count}", work / f"local-masks-{count}"
+        _small(photos, count)
+        shutil.rmtree(results, ignore_errors=True)
+        words = ["batch", photos, "-o", results, "--model", model, "--provider", "cpu", "--local", "--format", "coco"]
+        process = subprocess.Popen([sys.executable, "-m", "diffseg", *map(str, words), "--threads", "1", "-q"])
+        _, status, usage = os.wait4(process.pid, 0)
+        if status:
+            raise SystemExit("the batch failed")
+        found[str(count)] = {"peak_bytes": usage.ru_maxrss * 1024, "cpu_seconds": round(usage.ru_utime, 1)}
     return found
 
 

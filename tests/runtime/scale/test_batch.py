@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from diffseg.engines.errors import ClusterError
-from diffseg.scale.batch import find_work, run_local
+from diffseg.scale.batch import RayUnitWorker, find_work, run_local
 from diffseg.scale.options import Options
 from diffseg.scale.run import Run
 
@@ -70,6 +70,15 @@ def test_images_that_were_added_are_segmented_alone(model, photos, tmp_path, jpe
     assert keys(tmp_path / "out") == paths(photos)
     (photos / "0.jpg").unlink()
     assert go(run, [photos])[0] == 0
+
+
+def test_other_sizes_of_files_and_other_shards_leave_what_is_done(model, photos, tmp_path):
+    run = run_of(model, tmp_path / "out")
+    go(run, [photos], shard=0, shards=2)
+    for per_file in (1, 100):
+        work = find_work(run, [str(photos)], per_file=per_file)
+        list(run_local(run, work.units))
+    assert keys(tmp_path / "out") == paths(photos)
 
 
 def test_shards_do_all_of_the_work_and_two_of_the_same_write_the_same_bytes(model, photos, tmp_path):
@@ -152,6 +161,19 @@ def test_a_killed_process_leaves_no_torn_file(model, photos, tmp_path):
     go(run_of(model, out), [photos])
     assert not list(out.glob("run-*/.*"))
     assert keys(out) == paths(photos)
+
+
+def test_what_a_worker_of_ray_raises_is_returned_in_a_line(model, photos, tmp_path):
+    run = run_of(model, tmp_path / "out")
+    (unit, *_) = find_work(run, [str(photos)], per_file=100).units
+    good = RayUnitWorker(run, 1)({"unit": [unit.encode()]})
+    assert (good["images"], good["errors"], good["problem"]) == ([11], [1], [""])
+    (tmp_path / "file").write_bytes(b"")
+    (problem,) = RayUnitWorker(run_of(model, tmp_path / "file"), 1)({"unit": [unit.encode()]})["problem"]
+    assert problem.startswith("cannot write to ")
+    assert "\n" not in problem
+    (problem,) = RayUnitWorker(run_of(str(tmp_path), tmp_path / "out"), 1)({"unit": [unit.encode()]})["problem"]
+    assert "is not a bundle" in problem or "manifest" in problem
 
 
 class TestCommand:
