@@ -156,6 +156,14 @@ print(*(file.name for file in files("diffseg.measure.reports").iterdir()))
     assert {"base.html", "evaluation.html", "profile.html"} <= templates <= set(names)
 
 
+def test_the_page_is_in_the_wheel(lean):
+    code = "from diffseg.serving.http.document import page_document; print(page_document())"
+    done = run(lean, "-c", code)
+    assert done.returncode == 0
+    assert done.stdout.rstrip().endswith("</html>")
+    assert "{{" not in done.stdout
+
+
 def test_serve_says_what_to_install(lean):
     done = run(lean, "-m", "diffseg", "serve")
     assert done.returncode == 1

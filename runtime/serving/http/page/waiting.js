@@ -57,6 +57,8 @@ function watchServer() {
     if (!alive || !state.watching) return;
     clearInterval(state.watching);
     state.watching = null;
-    if (!$("again").hidden) $("status").textContent = "The server answers again. Try again.";
+    if ($("again").hidden) return;
+    $("status").textContent = "The server answers again. Try again.";
+    $("status").classList.remove("error");
   }, WATCH_MS);
 }

@@ -114,9 +114,9 @@ class Page:
         self.call("Input.dispatchTouchEvent", type="touchStart", touchPoints=[point])
         self.call("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[])
 
-    def press(self, *keys):
+    def press(self, *keys, modifiers=0):
         for key in keys:
-            code = {"key": key, "code": key, "windowsVirtualKeyCode": KEYS[key]}
+            code = {"key": key, "code": key, "windowsVirtualKeyCode": KEYS[key], "modifiers": modifiers}
             if key == "Enter":
                 code["text"] = "\r"
             for step in ("keyDown", "keyUp"):

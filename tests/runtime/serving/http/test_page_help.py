@@ -5,7 +5,7 @@ import pytest
 pytest.importorskip("websockets", reason="needs websockets, to speak to the browser")
 
 from tests.runtime.serving.http.browser import find_browser
-from tests.runtime.serving.http.page_helpers import DONE, FAILED, RENEWED, opened, tool
+from tests.runtime.serving.http.page_helpers import DONE, FAILED, RENEWED, opened, slide, tool
 
 pytestmark = pytest.mark.skipif(find_browser() is None, reason="no Chromium here: apt install chromium")
 SAYS = "document.getElementById('status').textContent"
@@ -22,6 +22,9 @@ def test_the_help_lists_what_the_keys_do(serve, open_page, picture):
     page.press("Escape")
     page.until("!document.getElementById('help').open")
     assert page.run("document.activeElement.id") == "keys"
+    page.mouse("click", 0.5, 0.5, "#keys")
+    page.mouse("click", 0.5, 0.5, "#help button")
+    page.until("!document.getElementById('help').open")
     page.run("document.querySelector('.panel canvas').focus()")
     page.press("?")
     page.until("document.getElementById('help').open")
@@ -31,6 +34,24 @@ def test_the_help_lists_what_the_keys_do(serve, open_page, picture):
     page.until("!!state.panels[0].attention")
     page.press("Escape")
     page.until("!state.panels[0].attention && state.tool === 'pin'")
+    assert page.complaints == []
+
+
+def test_masks_are_edited_by_keyboard(serve, open_page, picture):
+    page = open_page(serve().url)
+    opened(page, picture)
+    slide(page, "threshold", 0.05)
+    segments = page.run("state.panels[0].sheet.segments.length")
+    page.run("document.querySelector('.panel canvas').focus()")
+    page.press("Enter")
+    page.until("state.panels[0].sheet.pinned.size === 1")
+    page.press(*["ArrowUp"] * 4, modifiers=8)
+    page.press("Enter", modifiers=8)
+    page.until(f"{SAYS}.includes('was joined to')")
+    assert page.run("state.panels[0].sheet.segments.length") == segments - 1
+    page.press("Enter", modifiers=1)
+    page.until(f"{SAYS}.includes('was split into')")
+    assert page.run("state.panels[0].sheet.segments.length") >= segments
     assert page.complaints == []
 
 
