@@ -29,7 +29,7 @@ PRECISIONS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}
 class OpenVinoNetwork(Network):
     """The two graphs of a bundle in OpenVINO. Threads may share it.
 
-    It computes in the bundle's precision if the device supports it, else in float32.
+    Each graph is computed in its own precision if the device supports it, else in float32.
 
     Args:
         bundle: the bundle to execute.

@@ -209,7 +209,7 @@ def test_tensorrt_rtx_builds_both_precisions(attention_bundle, tmp_path, monkeyp
     assert set(plan.record.layers["unet"].counts["convolution"]) == {"float16"}
 
 
-@pytest.mark.parametrize("family", ["sdxl", "ssd-1b", "playground-v2.5"])
+@pytest.mark.parametrize("family", ["ssd-1b", "playground-v2.5"])
 def test_an_export_for_features(checkpoints, family, tmp_path):
     folder, images = checkpoints(family), sample_images(SIZE, 2)
     bundle = export_bundle(folder, tmp_path / "bundle", ExportSettings(SIZE, timestep=50, max_batch=2, defaults=CUT))

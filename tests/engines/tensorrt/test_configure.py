@@ -90,7 +90,7 @@ def built(fake_bundle, monkeypatch):
 def test_a_plan_with_some_layers_in_another_precision_is_kept_with_a_warning(built, caplog):
     with caplog.at_level(logging.WARNING):
         plan = built({"convolution": {"float16": 9}, "matmul": {"float16": 5, "float32": 1}})
-    assert "1 in float32 of 15 convolutions and matrix products, though the bundle is fp16; the plan was kept" in (
+    assert "1 in float32 of 15 convolutions and matrix products, though the graph is fp16; the plan was kept" in (
         caplog.text
     )
     assert plan.read("unet") == b"plan"
