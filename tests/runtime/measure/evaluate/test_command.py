@@ -50,7 +50,7 @@ def test_ctrl_c_leaves_a_run_that_goes_on(labelled, tmp_path):
     code = "import signal as s; s.signal(s.SIGINT, s.default_int_handler); from diffseg.cli.app import main; main()"
     run = [sys.executable, "-c", code, "evaluate", labelled, "--methods", "superpixels", "-o", out]
     with subprocess.Popen([str(a) for a in run], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        while process.poll() is None and not list((out / "results").glob("*.jsonl")):
+        while process.poll() is None and not any(p.stat().st_size for p in (out / "results").glob("*.jsonl")):
             time.sleep(0.01)
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate()
