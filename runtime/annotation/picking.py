@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 from diffseg.annotation.parts import label_parts
 from diffseg.arrays import resize_last, to_host
-from diffseg.image import ImageSource, Placement
+from diffseg.image import ImageSource
+from diffseg.placement import Placement
 from diffseg.segmenter import Segmenter
 from msgspec import structs
 

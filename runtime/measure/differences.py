@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from diffseg.engines.bundle.bundle import Bundle
     from diffseg.engines.bundle.manifest import Manifest
     from numpy.typing import NDArray
+    from PIL import Image
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,17 +116,17 @@ def compare_bundles(
         image = read_image(path)
         outputs = [_outputs(segmenter, image) for segmenter in segmenters]
         settings = [(segmenters[0] if same_outputs else segmenter).settings for segmenter in segmenters]
-        labels = [
+        ours, theirs = (
             segmenter(image, s.thresholds, s.method, anchors=s.anchors, tau=s.tau, refine=s.refine).labels
             for segmenter, s in zip(segmenters, settings, strict=True)
-        ]
+        )
         results.append(
             ImageDifference(
                 path.name,
                 tuple(_difference(name, outputs[0][name], outputs[1][name]) for name in common),
-                (int(labels[0].max()) + 1, int(labels[1].max()) + 1),
-                mask_iou(*labels),
-                adjusted_rand(Overlap.of(*labels, void=None)),
+                (int(ours.max()) + 1, int(theirs.max()) + 1),
+                mask_iou(ours, theirs),
+                adjusted_rand(Overlap.of(ours, theirs, void=None)),
             )
         )
     names = first.manifest.name, second.manifest.name
@@ -147,7 +148,7 @@ def _needs_features(manifest: Manifest) -> bool:
     return manifest.defaults.method in FEATURE_METHODS
 
 
-def _outputs(segmenter: Segmenter, image: NDArray[np.uint8]) -> Mapping[str, NDArray[np.float32]]:
+def _outputs(segmenter: Segmenter, image: Image.Image) -> Mapping[str, NDArray[np.float32]]:
     """Return copies of the network's outputs for one image, by name."""
     manifest = segmenter.bundle.manifest
     pixels = fit_image(image, manifest.image_size, "stretch")[0][None]
