@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from diffseg.engines.bundle.bundle import Bundle
     from diffseg.engines.bundle.manifest import Manifest
     from numpy.typing import NDArray
+    from PIL.Image import Image
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +126,7 @@ def compare_bundles(
                 tuple(_difference(name, outputs[0][name], outputs[1][name]) for name in common),
                 (int(labels[0].max()) + 1, int(labels[1].max()) + 1),
                 mask_iou(*labels),
-                adjusted_rand(Overlap.of(*labels, void=None)),
+                adjusted_rand(Overlap.of(labels[0], labels[1], void=None)),
             )
         )
     names = first.manifest.name, second.manifest.name
@@ -147,7 +148,7 @@ def _needs_features(manifest: Manifest) -> bool:
     return manifest.defaults.method in FEATURE_METHODS
 
 
-def _outputs(segmenter: Segmenter, image: NDArray[np.uint8]) -> Mapping[str, NDArray[np.float32]]:
+def _outputs(segmenter: Segmenter, image: Image) -> Mapping[str, NDArray[np.float32]]:
     """Return copies of the network's outputs for one image, by name."""
     manifest = segmenter.bundle.manifest
     pixels = fit_image(image, manifest.image_size, "stretch")[0][None]
