@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from http import HTTPStatus
 
 from diffseg.cancellation import StoppedError
 from diffseg.prepared import Prepared
@@ -99,7 +100,7 @@ class Job:
 def too_slow(seconds: float) -> HTTPRequestError:
     """Return the error for settings whose masks take too long."""
     return HTTPRequestError(
-        400,
+        HTTPStatus.BAD_REQUEST,
         "costly",
         f"the masks of this image take more than {seconds:.1f} s with these settings; "
         "use fewer anchors, larger thresholds, a smaller tau or no refinement",

@@ -1,7 +1,9 @@
 """Settings that the caller leaves out, and fingerprints, to the last digit."""
 
 import pytest
-from diffseg.engines.bundle.manifest import File, MergeSettings
+from diffseg.engines.bundle.manifest import ENCODER, QUERIES_KEYS, UNET, File, MergeSettings
+from diffseg.engines.errors import BundleError
+from msgspec import structs
 
 
 @pytest.mark.parametrize("rounds", [1, 2, 3, 5])
@@ -19,3 +21,25 @@ def test_every_digit_of_a_hash_counts(position):
     assert File(digits, 1).digest_problem(digits) is None
     changed = digits[:position] + other + digits[position + 1 :]
     assert File(digits, 1).digest_problem(changed).startswith("sha256 ")
+
+
+@pytest.mark.parametrize("anchors", [2.5, "3", True, None])
+def test_anchors_are_whole_numbers(anchors):
+    with pytest.raises(ValueError, match="whole number"):
+        MergeSettings(anchors=anchors)
+    with pytest.raises(ValueError, match="at least 1 per side"):
+        MergeSettings(anchors=0)
+
+
+def test_a_form_concerns_the_unet_alone(formed_bundle):
+    graphs = formed_bundle.graphs(QUERIES_KEYS)
+    assert graphs[ENCODER].file == "vae_encoder.onnx"
+    assert graphs[UNET].file == "unet.queries_keys.onnx"
+
+
+def test_commands_that_need_attention_refuse_features_alone(fake_bundle):
+    manifest = fake_bundle.manifest
+    manifest.need_attention("serve")
+    features = structs.replace(manifest, features=manifest.attention[0])
+    with pytest.raises(BundleError, match="`diffseg serve` needs attention"):
+        features.need_attention("serve")

@@ -403,3 +403,16 @@ def test_sides_and_pixels_are_limited_exactly(monkeypatch):
     for height, width in ((51, 1), (1, 51), (50, 21)):
         with pytest.raises(RequestError, match=f"found {width} × {height}"):
             untrusted.check_pixels(height, width, 1000)
+
+
+@pytest.mark.parametrize(("mode", "parts"), [("RGB", 1), ("L", 1), ("RGBA", 6), ("LA", 6)])
+def test_only_large_images_that_need_more_memory_are_decoded_in_strips(mode, parts, monkeypatch):
+    seen = []
+    monkeypatch.setattr(untrusted, "read_image", lambda image: seen.append(image.size) or read_image(image))
+    file = io.BytesIO()
+    Image.new(mode, (20, 30)).save(file, "PNG")
+    for strip, expected in ((100, parts), (600, 1), (599, 2 if parts > 1 else 1)):
+        monkeypatch.setattr(untrusted, "STRIP", strip)
+        seen.clear()
+        assert decode_in_strips(open_image(file.getvalue(), 10**6)).size == (20, 30)
+        assert len(seen) == expected
