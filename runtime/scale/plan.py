@@ -1,8 +1,8 @@
 """How many workers a batch gets, and what each may use, so that no worker waits for ever.
 
 Ray starts a task only where the CPUs that it asks for are free. On a machine with 2 CPUs, two workers of one CPU each
-leave nothing for the tasks that read and write, so the job hangs without a word. Workers therefore ask for shares that
-leave one CPU free.
+leave nothing for the tasks that read and write, so the job hangs without a word. So do two on two machines of one CPU.
+Workers therefore ask for shares that leave one CPU free.
 """
 
 from __future__ import annotations
@@ -86,9 +86,13 @@ def plan_workers(
 
 
 def _share(nodes: Sequence[Node], workers: int, gpus: float) -> float:
-    """Return the CPUs per worker with which all fit, and the largest machine has one CPU left for other tasks."""
-    largest = max(range(len(nodes)), key=lambda i: nodes[i].cpus)
-    free = [Node(max(0.0, node.cpus - (i == largest)), node.gpus) for i, node in enumerate(nodes)]
+    """Return the CPUs per worker with which all fit, and some machine has one CPU left for other tasks.
+
+    Ray may place workers on any machines. One CPU of each is set aside: if all workers together ask for no more than
+    the rest, at least one machine keeps its CPU, wherever they are placed. With machines of one CPU, nothing is left,
+    and workers ask for none.
+    """
+    free = [Node(max(0.0, node.cpus - 1), node.gpus) for node in nodes]
     share = sum(node.cpus for node in free) / workers
     share = min(share, CPUS_PER_GPU) if gpus else share
     share = math.floor(share / STEP) * STEP

@@ -19,7 +19,8 @@ def test_two_workers_on_two_cpus_leave_one_for_reading():
         ([Node(16, 2)], None, None, WorkerPlan(2, 4, 1.0, 8)),
         ([Node(16, 2)], 4, 0.5, WorkerPlan(4, 3.75, 0.5, 4)),
         ([Node(8, 1)] * 10, None, None, WorkerPlan(10, 4, 1.0, 8)),
-        ([Node(4, 0), Node(4, 1)], 1, 1, WorkerPlan(1, 4, 1, 8)),
+        ([Node(4, 0), Node(4, 1)], 1, 1, WorkerPlan(1, 2.91, 1, 8)),
+        ([Node(1)] * 2, 2, None, WorkerPlan(2, 0.0, 0.0, 1)),  # wherever they are, a CPU is free
     ],
 )
 def test_plans(nodes, workers, gpus, plan):
@@ -49,7 +50,7 @@ def test_every_plan_fits_and_leaves_a_cpu(nodes, workers, gpus):
     ]
     assert sum(room) >= workers
     total = sum(node.cpus for node in nodes)
-    assert plan.cpus * workers <= max(0, total - 1) + 1e-6
+    assert plan.cpus * workers <= sum(node.cpus - 1 for node in nodes) + 1e-6
     assert plan.threads * workers <= max(total, workers)
 
 
