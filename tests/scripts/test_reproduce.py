@@ -7,10 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from diffseg.engines.errors import BundleError
 from diffseg.measure.evaluate import Evaluation
 
 sys.path.append(str(Path(__file__).parents[2] / "scripts"))
 
+from reproduce.bundles import find_or_export
 from reproduce.command import main, parse
 from reproduce.plan import BUNDLES, DATASETS, OPTIONS, make_plan
 from reproduce.published import DIFFCUT, DIFFSEG
@@ -176,6 +178,18 @@ def test_published_rows_are_those_of_the_plan():
     assert [run.bundle for run in runs] == sorted((run.bundle for run in runs), key=list(BUNDLES).index)
     assert {run.threshold for run in runs if run.dataset == "cityscapes"} == {0.9}
     assert {run.threshold for run in runs if run.dataset != "cityscapes"} == {1.1}
+
+
+@pytest.mark.parametrize("key", BUNDLES)
+def test_the_export_knows_its_options(tmp_path, capfd, key):
+    """The command gets as far as the checkpoint, which does not exist."""
+    with pytest.raises(BundleError, match=f"could not be exported to .*{key}"):
+        find_or_export(key, {}, str(tmp_path / "none"), tmp_path, "fp32")
+    error = capfd.readouterr().err
+    assert error.count("\n") == 1
+    assert str(tmp_path / "none") in error
+    assert "--help" not in error
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.fixture(scope="module")
