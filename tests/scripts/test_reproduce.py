@@ -1,16 +1,17 @@
 """The tables of the papers, from miniatures of all data sets and bundles that are not Stable Diffusion."""
 
 import json
-import os
-import subprocess
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
+from diffseg.engines.errors import BundleError
 from diffseg.measure.evaluate import Evaluation
 
 sys.path.append(str(Path(__file__).parents[2] / "scripts"))
 
+from reproduce.bundles import check_source, find_or_export
 from reproduce.command import main, parse
 from reproduce.plan import BUNDLES, DATASETS, OPTIONS, make_plan
 from reproduce.published import DIFFCUT, DIFFSEG
@@ -18,7 +19,6 @@ from reproduce.published import DIFFCUT, DIFFSEG
 from tests.engines.toy import make_features_toy, make_toy
 from tests.layouts import make_ade20k, make_cityscapes, make_coco, make_context, make_voc
 
-SCRIPTS = Path(__file__).parents[2] / "scripts"
 DIFFSEG_ROWS = ["DiffSeg-320", "DiffSeg-512", "K-Means-C", "K-Means-S"]
 DIFFCUT_ROWS = ["DiffCut", "DiffCut + PAMR", "DiffSeg-512", "DiffSeg-512 + PAMR"]
 
@@ -178,31 +178,28 @@ def test_published_rows_are_those_of_the_plan():
     assert {run.threshold for run in runs if run.dataset != "cityscapes"} == {1.1}
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    """A small random checkpoint of Stable Diffusion 1.5."""
-    pytest.importorskip("diffusers", reason="needs the extra 'export'")
-    folder = tmp_path_factory.mktemp("checkpoint") / "sd15"
-    subprocess.run([sys.executable, SCRIPTS / "make_checkpoint.py", "sd15", folder, "--small"], check=True)
-    return folder
+@pytest.mark.parametrize("key", BUNDLES)
+def test_the_export_knows_its_options(tmp_path, capfd, key):
+    """The command gets as far as the checkpoint, which does not exist."""
+    with pytest.raises(BundleError, match=f"could not be exported to .*{key}"):
+        find_or_export(key, {}, str(tmp_path / "none"), tmp_path, "fp32")
+    error = capfd.readouterr().err
+    assert error.count("\n") == 1
+    assert str(tmp_path / "none") in error
+    assert "--help" not in error
+    assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.integration
-def test_bundles_are_exported_once(place, checkpoint, tmp_path, capfd):
-    words = [*sets(place, "cityscapes"), *bundles(place), "--tables", "diffseg", "--limit", "1", "-o", str(tmp_path)]
-    place_320 = words.index(f"diffseg-320={place / 'attention'}")
-    words[place_320 - 1 : place_320 + 1] = []
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, SCRIPTS / "reproduce", *words]
-    done = subprocess.run(
-        [*command[:2], checkpoint, *words], capture_output=True, text=True, env=environment, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert f"diffseg export {checkpoint}" in done.stdout
-    manifest = json.loads((tmp_path / "bundles" / "diffseg-320" / "manifest.json").read_text(encoding="utf-8"))
-    assert manifest["image_size"] == [320, 320]
-    capfd.readouterr()
-    assert main([str(checkpoint), *words]) == 0
-    assert "diffseg export" not in capfd.readouterr().out
-    assert main(["other", *words]) == 1
-    assert "its bundles are from" in capfd.readouterr().err
+def test_a_bundle_that_is_there_is_not_exported_again(place, tmp_path, capsys):
+    folder = tmp_path / "bundles"
+    shutil.copytree(place / "attention", folder / "diffseg-320")
+    assert find_or_export("diffseg-320", {}, "sd14", folder, "fp32").folder == folder / "diffseg-320"
+    check_source(folder, "sd14", "fp32")
+    check_source(folder, "sd14", "fp32")
+    assert "export" not in capsys.readouterr().out
+    words = ["--voc", str(place / "voc"), "-o", str(tmp_path)]
+    for changed in (["other", *words], ["sd14", *words, "--precision", "fp16"]):
+        assert main(changed) == 1
+        error = capsys.readouterr().err
+        assert "its bundles are from sd14, fp32, not" in error
+        assert error.count("\n") == 1
