@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import random
 import re
 from typing import Any
@@ -34,8 +35,11 @@ def replica_of(path: str) -> str | None:
 
 
 def _path(request: PendingRequest | None) -> str:
-    """Return the path of an HTTP request, which Ray's public interface does not give; else an empty string."""
+    """Return the path of an HTTP request, else an empty string. Ray's public interface does not give it."""
     if request is None or not request.args:
         return ""
-    scope: Any = getattr(request.args[0], "_asgi_scope", None)
+    sent: Any = request.args[0]
+    if isinstance(sent, bytes):  # as Ray Serve's proxy sends it to the replica
+        sent = pickle.loads(sent)  # noqa: S301 - the proxy of this process pickled it
+    scope = getattr(sent, "asgi_scope", None)
     return str(scope.get("path", "")) if isinstance(scope, dict) else ""

@@ -1,6 +1,7 @@
 """Which replica a request goes to, without a cluster."""
 
 import asyncio
+import pickle
 from types import SimpleNamespace
 
 import pytest
@@ -10,7 +11,8 @@ REPLICAS = [SimpleNamespace(replica_id=SimpleNamespace(unique_id=name)) for name
 
 
 def chosen(path):
-    request = SimpleNamespace(args=[SimpleNamespace(_asgi_scope={"path": path})]) if path is not None else None
+    sent = pickle.dumps(SimpleNamespace(asgi_scope={"path": path}))  # as Ray Serve's proxy does
+    request = SimpleNamespace(args=[sent]) if path is not None else None
     router = object.__new__(KeptAttentionRouter)
     (found,) = asyncio.run(router.choose_replicas(REPLICAS, request))
     return [replica.replica_id.unique_id for replica in found]
