@@ -21,7 +21,7 @@ class Placement:
     `top + (i + 1)·height/size[0]`. Columns correspond likewise, with `left`, `width` and `size[1]`.
 
     Attributes:
-        picture: height and width of the image.
+        image_size: height and width of the image.
         size: height and width of the network's input.
         top: first row of the box, in image rows.
         left: first column of the box.
@@ -30,7 +30,7 @@ class Placement:
         shown: height and width of the results, which take the pixels of the image at even distances; None for all.
     """
 
-    picture: tuple[int, int]
+    image_size: tuple[int, int]
     size: tuple[int, int]
     top: float
     left: float
@@ -41,18 +41,18 @@ class Placement:
     @property
     def target(self) -> tuple[int, int]:
         """Height and width of the results."""
-        return self.shown or self.picture
+        return self.shown or self.image_size
 
     @property
     def same(self) -> bool:
         """Whether the pixels of the results are those of the network's input."""
-        return self.target == self.picture == self.size and not (self.top or self.left or self.hides)
+        return self.target == self.image_size == self.size and not (self.top or self.left or self.hides)
 
     def taken(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return the rows and columns of the image that the results show."""
         rows, columns = (
             np.floor((np.arange(shown) + 0.5) * (whole / shown)).astype(np.int64)
-            for shown, whole in zip(self.target, self.picture, strict=True)
+            for shown, whole in zip(self.target, self.image_size, strict=True)
         )
         return rows, columns
 
@@ -68,7 +68,8 @@ class Placement:
 
     def seen(self) -> tuple[slice, slice]:
         """Return the rows and the columns of the results whose centres the network sees, at least one of each."""
-        rows, columns = _within(self.picture[0], self.top, self.height), _within(self.picture[1], self.left, self.width)
+        height, width = self.image_size
+        rows, columns = _within(height, self.top, self.height), _within(width, self.left, self.width)
         if self.shown is None:
             return rows, columns
         taken_rows, taken_columns = self.taken()
@@ -110,7 +111,7 @@ def _taken_within(taken: NDArray[np.int64], seen: slice) -> slice:
 def is_plain(pixels: NDArray[np.uint8], placement: Placement) -> bool:
     """Whether an image has one colour only, judged by the network's input (H, W, 3) without the margins of `pad`."""
     (height, width), (y, x) = (
-        placement.picture,
+        placement.image_size,
         (placement.size[0] / placement.height, placement.size[1] / placement.width),
     )
     rows = _within(placement.size[0], -placement.top * y, height * y)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 class Prepared:
     """An image that is ready for the network, with its settings. `check` can stop the making of its masks."""
 
-    picture: Image.Image
+    image: Image.Image
     pixels: NDArray[np.uint8]
     placement: Placement
     timings: dict[str, float]
@@ -41,7 +41,7 @@ class Prepared:
             with stoppable(self.check):
                 return Segmentation.of(
                     attention,
-                    self.picture,
+                    self.image,
                     self.settings,
                     timings,
                     keep_attention=self.keep_attention,

@@ -221,14 +221,14 @@ class Segmenter(Lifetime):
         """
         timings: dict[str, float] = {}
         with stage(timings, "decode"):
-            picture = read_image(source, channel_order)
+            image = read_image(source, channel_order)
         with stage(timings, "resize"):
-            pixels, placement = fit_image(picture, self.bundle.manifest.image_size, fit)
+            pixels, placement = fit_image(image, self.bundle.manifest.image_size, fit)
             wanted = settings or self.settings
-            guide = fit_guide(picture, placement, fit) if keep_attention or wanted.refine == "colour" else None
+            guide = fit_guide(image, placement, fit) if keep_attention or wanted.refine == "colour" else None
         name = self.bundle.manifest.name
         origin = Origin(source_name(source), name, self.bundle_sha256, self.provider, fit)
-        return Prepared(picture, pixels, placement, timings, wanted, keep_attention, origin, guide)
+        return Prepared(image, pixels, placement, timings, wanted, keep_attention, origin, guide)
 
     def finish(self, images: Sequence[Prepared]) -> list[Segmentation]:
         """Segment prepared images in one batch, each with its own settings.

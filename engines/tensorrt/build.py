@@ -93,7 +93,7 @@ def build_graph(
     network = builder.create_network(1 << int(module.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = module.OnnxParser(network, log)
     if not parser.parse_from_file(str(path)):
-        raise PlanError(f"{spec.engine} {spec.version} cannot read {path}: {log.telling_error()}")
+        raise PlanError(f"{spec.engine} {spec.version} cannot read {path}: {log.specific_error()}")
     inputs = [network.get_input(i).name for i in range(network.num_inputs)]
     outputs = [network.get_output(i).name for i in range(network.num_outputs)]
     declared = [t.name for t in (*graph.tensors.inputs, *graph.tensors.outputs)]
@@ -109,7 +109,7 @@ def build_graph(
     cache = _TimingCache(config, spec) if spec.engine == "tensorrt" else None
     plan = _interruptible(lambda: builder.build_serialized_network(network, config), monitor.cancel)
     if plan is None:
-        raise PlanError(f"{spec.engine} {spec.version} cannot build {name}: {log.telling_error()}")
+        raise PlanError(f"{spec.engine} {spec.version} cannot build {name}: {log.specific_error()}")
     if cache is not None:
         cache.keep()
     return memoryview(plan)
@@ -190,7 +190,7 @@ _SPECIFIC = re.compile(
 )
 
 
-def telling_error(errors: list[str]) -> str:
+def specific_error(errors: list[str]) -> str:
     """The error that names a cause: TensorRT reports tactics that it skips before it, and its consequences after it."""
     if not errors:
         return "it gave no reason"
@@ -221,8 +221,8 @@ def make_logger(module: Any) -> Any:  # noqa: ANN401 - a class of the module's o
                 self.errors.append(" ".join(message.split()))
             logger.debug("%s", message)
 
-        def telling_error(self) -> str:
-            return telling_error(self.errors)
+        def specific_error(self) -> str:
+            return specific_error(self.errors)
 
     log = Log()
     _loggers.append(log)
@@ -274,6 +274,6 @@ def read_layers(module: Any, spec: PlanSpec, path: Path) -> EngineLayers | None:
     runtime = make_runtime(module, log, spec)
     engine = runtime.deserialize_cuda_engine(path.read_bytes())
     if engine is None:
-        raise PlanError(f"tensorrt {spec.version} cannot load what it built: {log.telling_error()}")
+        raise PlanError(f"tensorrt {spec.version} cannot load what it built: {log.specific_error()}")
     text = engine.create_engine_inspector().get_engine_information(module.LayerInformationFormat.JSON)
     return read_inspector(text, engine.device_memory_size_v2)

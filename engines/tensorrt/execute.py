@@ -97,7 +97,7 @@ class NativeNetwork(Network):
         self._check_validity(data, path)
         engine = self._runtime.deserialize_cuda_engine(data)
         if engine is None:
-            raise PlanError(f"{self.provider} refuses {path}: {self.log.telling_error()}; build it again")
+            raise PlanError(f"{self.provider} refuses {path}: {self.log.specific_error()}; build it again")
         if self.plan.record.spec.options.strip_weights:
             refitter = self.module.Refitter(engine, self.log)
             parser = self.module.OnnxParserRefitter(refitter, self.log)
@@ -105,7 +105,7 @@ class NativeNetwork(Network):
                 not parser.refit_from_file(str(bundle.folder / self.graphs[graph].file))
                 or not refitter.refit_cuda_engine()
             ):
-                raise PlanError(f"{self.provider} cannot put the weights into {graph}: {self.log.telling_error()}")
+                raise PlanError(f"{self.provider} cannot put the weights into {graph}: {self.log.specific_error()}")
         found = {engine.get_tensor_name(i) for i in range(engine.num_io_tensors)}
         declared = self.tensors[graph]
         expected = {tensor.name for tensor in (*declared.inputs, *declared.outputs)}

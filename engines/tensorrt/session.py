@@ -176,12 +176,12 @@ class NativeSession:
                 whole_graph=network.whole_graph,
             )
             if ready is None:
-                raise ProviderError(f"{network.provider} cannot execute {graph}: {network.log.telling_error()}")
+                raise ProviderError(f"{network.provider} cannot execute {graph}: {network.log.specific_error()}")
             self._ready[key] = ready
-            self._lend_scratch(ready)
+            self._share_scratch(ready)
         return self._ready[key]
 
-    def _lend_scratch(self, new: ReadyContext) -> None:
+    def _share_scratch(self, new: ReadyContext) -> None:
         """Give every context the same scratch memory; where it has to grow, captured graphs point into the old one."""
         memory, needed = self._memory, new.scratch_bytes
         if memory.scratch is None or memory.scratch.nbytes < needed:
@@ -197,7 +197,7 @@ class NativeSession:
         """Launch a graph, and the averaged attention behind the UNet if its form needs that."""
         if not ready.context.execute_async_v3(self.stream.ptr):
             network = self.network
-            raise ProviderError(f"{network.provider} failed in {graph}: {network.log.telling_error()}")
+            raise ProviderError(f"{network.provider} failed in {graph}: {network.log.specific_error()}")
         averaging = self.network.averaging
         if graph == UNET and averaging is not None:
             with self.stream:

@@ -52,7 +52,7 @@ def _cover(result: Segmentation, grid: tuple[int, int]) -> NDArray[np.float32]:
     x = ((np.arange(width) + 0.5) * (placement.width / width) + placement.left).astype(np.int64)
     # With `pad`, the input extends beyond the image; its margins belong to no mask.
     rows, columns = (
-        np.flatnonzero((at >= 0) & (at < n)) for at, n in ((y, placement.picture[0]), (x, placement.picture[1]))
+        np.flatnonzero((at >= 0) & (at < n)) for at, n in ((y, placement.image_size[0]), (x, placement.image_size[1]))
     )
     labels = result.labels[np.ix_(y[rows], x[columns])].astype(np.int64)
     places = (rows * grid[0] // height)[:, None] * grid[1] + (columns * grid[1] // width)[None, :]

@@ -97,8 +97,8 @@ def compare_providers(bundle: Bundle, provider: str, images: Sequence[Path]) -> 
         DiffsegError: one of the providers can't run here, an image can't be read, or scipy is not installed.
     """
     expected, found = load_network(bundle, "cpu"), load_network(bundle, provider)
-    pictures = [read_image(path) for path in images]
-    pixels = [fit_image(picture, bundle.manifest.image_size, "stretch")[0][None] for picture in pictures]
+    decoded = [read_image(path) for path in images]
+    pixels = [fit_image(image, bundle.manifest.image_size, "stretch")[0][None] for image in decoded]
     names = [LATENT, *(output.name for output in bundle.manifest.graphs[UNET].tensors.outputs)]
     rows: dict[str, list[Agreement]] = {name: [] for name in names}
     for image in pixels:
@@ -106,8 +106,8 @@ def compare_providers(bundle: Bundle, provider: str, images: Sequence[Path]) -> 
             rows[name].append(_agreement(name, truth, value, bundle.manifest.precision))
     ious = {}
     segmenters = Segmenter(bundle, expected), Segmenter(bundle, found)
-    for path, picture in zip(images, pictures, strict=True):
-        ious[path.name] = mask_iou(*(segmenter(picture).labels for segmenter in segmenters))
+    for path, image in zip(images, decoded, strict=True):
+        ious[path.name] = mask_iou(*(segmenter(image).labels for segmenter in segmenters))
     worst = tuple(_worst(rows[name]) for name in names)
     return Comparison(provider, bundle.manifest.precision, worst, ious, found.placement)
 

@@ -66,9 +66,9 @@ def newest_plan(bundle: Path) -> dict[str, Any]:
 
 def segment(bundle: Path, *options: str, images: int = 1) -> dict[str, Any]:
     """Run `diffseg segment` on the CPU in a separate process, and time the stages of the first image."""
-    pictures, masks = example_images()[:images], bundle.parent / "masks"
-    found = run(*DIFFSEG, "segment", *pictures, "-o", masks, "--model", bundle, "--provider", "cpu", *options)
-    timings = json.loads((masks / f"{pictures[0].stem}.json").read_text())["timings"]
+    paths, masks = example_images()[:images], bundle.parent / "masks"
+    found = run(*DIFFSEG, "segment", *paths, "-o", masks, "--model", bundle, "--provider", "cpu", *options)
+    timings = json.loads((masks / f"{paths[0].stem}.json").read_text())["timings"]
     return found | {"stages": {stage: round(seconds, 3) for stage, seconds in timings.items()}}
 
 

@@ -1,7 +1,7 @@
 """Region hierarchies of an image, from which the embedded model learns which places belong together.
 
 No labels and no network: superpixels are merged by Ward's cost between what they look like (means of
-colour and texture, histograms of colour and of textons, height in the picture), dearer across a contour
+colour and texture, histograms of colour and of textons, height in the image), dearer across a contour
 and for regions that don't touch. The dearest merge that is needed to join two places tells how far
 apart they are, and several recipes are averaged. Needs scikit-image and scipy.
 """

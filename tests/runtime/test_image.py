@@ -191,7 +191,7 @@ def seen_pixels(placement):
     """Whether the centre of each pixel is within the box; the middle one where the box has no centre."""
     inside = []
     spans = (placement.top, placement.height), (placement.left, placement.width)
-    for count, (start, length) in zip(placement.picture, spans, strict=True):
+    for count, (start, length) in zip(placement.image_size, spans, strict=True):
         centres = np.arange(count) + 0.5
         within = (centres >= start) & (centres < start + length)
         if not within.any():

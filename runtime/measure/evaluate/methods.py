@@ -170,12 +170,12 @@ def kmeans_attention(attention: NDArray[np.float32], clusters: int) -> NDArray[n
     return np.asarray(labels, dtype=np.int32).reshape(height, width)
 
 
-def kmeans_colour(picture: Image.Image, clusters: int = CONSTANT_CLUSTERS) -> NDArray[np.int32]:
+def kmeans_colour(image: Image.Image, clusters: int = CONSTANT_CLUSTERS) -> NDArray[np.int32]:
     """Cluster pixels by Lab colour and position → labels (H, W)."""
     from skimage.color import rgb2lab
     from sklearn.cluster import KMeans
 
-    lab = rgb2lab(np.asarray(picture)).astype(np.float32)
+    lab = rgb2lab(np.asarray(image)).astype(np.float32)
     height, width = lab.shape[:2]
     place = np.mgrid[:height, :width].astype(np.float32) * (POSITION / max(height, width))
     features = np.concatenate([lab, np.moveaxis(place, 0, -1)], axis=-1).reshape(height * width, 5)
@@ -185,7 +185,7 @@ def kmeans_colour(picture: Image.Image, clusters: int = CONSTANT_CLUSTERS) -> ND
     return np.asarray(labels, dtype=np.int32).reshape(height, width)
 
 
-def merge_superpixels(picture: Image.Image, regions: int = REGIONS) -> NDArray[np.int32]:
+def merge_superpixels(image: Image.Image, regions: int = REGIONS) -> NDArray[np.int32]:
     """Divide an image into SLIC superpixels and merge neighbours by Ward's cost on colour and texture → labels (H, W).
 
     `_ward` is used because superpixels differ in area, and scikit-learn's clustering does not support weights.
@@ -194,7 +194,7 @@ def merge_superpixels(picture: Image.Image, regions: int = REGIONS) -> NDArray[n
     from skimage.color import rgb2lab
     from skimage.segmentation import slic
 
-    pixels = np.asarray(picture)
+    pixels = np.asarray(image)
     parts = slic(pixels, SUPERPIXELS, compactness=15, max_num_iter=5, start_label=0)
     lab = rgb2lab(pixels).astype(np.float32)
     light = lab[..., 0]

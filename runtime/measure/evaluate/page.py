@@ -142,7 +142,7 @@ def _examples(
 def _drawings(example: Example) -> list[dict[str, Any]]:
     """Draw an image, its labels and its masks."""
     size = (example.truth.shape[1], example.truth.shape[0])
-    image = example.picture.resize(size) if example.picture.size != size else example.picture
+    image = example.image.resize(size) if example.image.size != size else example.image
     truth = draw.overlay(image, example.truth.astype(np.uint16), 0.6)
     truth.paste((0, 0, 0), mask=Image.fromarray((example.truth == VOID).astype(np.uint8) * np.uint8(255)))
     found = draw.overlay(image, _by_area(example.labels), 0.6)

@@ -48,12 +48,12 @@ class Predictor:
     protocol: Protocol
 
     def __call__(
-        self, picture: Image.Image, truth: NDArray[np.uint8], columns: list[Column], background: int | None = None
+        self, image: Image.Image, truth: NDArray[np.uint8], columns: list[Column], background: int | None = None
     ) -> Iterator[tuple[Column, NDArray[np.integer], float]]:
         """Yield each column with its masks (H, W), of the size of `truth`, and the seconds that making them took.
 
         Args:
-            picture: the image, prepared by the protocol.
+            image: the image, prepared by the protocol.
             truth: its classes (H, W).
             columns: what to yield.
             background: class of the background, for a protocol that matches it to many masks; None if there is none.
@@ -61,25 +61,25 @@ class Predictor:
         result: Segmentation | None = None
         if self.segmenter is not None and any(column.method.needs_network for column in columns):
             # Only the attention or the features are used. With these settings their first masks take the least time.
-            result = self.segmenter(picture, threshold=float("inf"), tau=0.0, refine="none", keep_attention=True)
+            result = self.segmenter(image, threshold=float("inf"), tau=0.0, refine="none", keep_attention=True)
         classes = len(np.unique(truth[truth != VOID]))
         for column in columns:
             start = time.perf_counter()
-            labels = resize_nearest(self._masks(column, picture, result, classes), truth.shape)
+            labels = resize_nearest(self._masks(column, image, result, classes), truth.shape)
             if self.protocol is Protocol.DIFFCUT:
                 if background is not None:
                     labels = merge_background(labels, truth, background)
                 if column.settings is not None and column.settings.refine == "pamr":
-                    labels = refine_small(labels, picture)
+                    labels = refine_small(labels, image)
             yield column, labels, round(time.perf_counter() - start, 4)
 
     def _masks(
-        self, column: Column, picture: Image.Image, result: Segmentation | None, classes: int
+        self, column: Column, image: Image.Image, result: Segmentation | None, classes: int
     ) -> NDArray[np.integer]:
         if column.method is Method.COLOUR:
-            return kmeans_colour(picture)
+            return kmeans_colour(image)
         if column.method is Method.SUPERPIXELS:
-            return merge_superpixels(picture)
+            return merge_superpixels(image)
         assert result is not None  # noqa: S101 - Evaluation checked it
         if column.settings is not None:
             return self._segmented(column.settings, result)
@@ -107,7 +107,7 @@ class Predictor:
         return np.asarray(to_host(non_max_suppression(proposals, size)))
 
 
-def refine_small(labels: NDArray[np.integer], picture: Image.Image) -> NDArray[np.integer]:
+def refine_small(labels: NDArray[np.integer], image: Image.Image) -> NDArray[np.integer]:
     """Refine small masks with PAMR as DiffCut's evaluation does (its `Benchmark_Segmentation.pamr`).
 
     The image is resized bilinearly, without antialiasing, to the size of the masks. PAMR takes 10 iterations and
@@ -115,8 +115,8 @@ def refine_small(labels: NDArray[np.integer], picture: Image.Image) -> NDArray[n
 
     Args:
         labels: (H, W) masks.
-        picture: the image at the network's input size.
+        image: the image at the network's input size.
     """
     members = np.unique(labels, return_inverse=True)[1].reshape(labels.shape).astype(np.uint16)
-    image = resize_channels(np.asarray(picture), labels.shape) / np.float32(255)
-    return np.asarray(median_filter(pamr_refine(members, image)))
+    small = resize_channels(np.asarray(image), labels.shape) / np.float32(255)
+    return np.asarray(median_filter(pamr_refine(members, small)))

@@ -50,7 +50,7 @@ class Protocol(StrEnum):
 
 
 def prepare(
-    picture: Image.Image, truth: NDArray[np.uint8], protocol: Protocol, image_size: tuple[int, int]
+    image: Image.Image, truth: NDArray[np.uint8], protocol: Protocol, image_size: tuple[int, int]
 ) -> tuple[Image.Image, NDArray[np.uint8]]:
     """Crop and resize an image and its classes as the protocol requires.
 
@@ -69,17 +69,17 @@ def prepare(
     `full` changes nothing.
 
     Args:
-        picture: RGB image.
+        image: RGB image.
         truth: classes (H, W), of the size of the image.
         protocol: the protocol.
         image_size: height and width of the network's input.
     """
     if protocol is Protocol.FULL:
-        return picture, truth
+        return image, truth
     if protocol is Protocol.DIFFCUT:
-        pixels, labels = centre_crop(np.asarray(picture)), resize_nearest(centre_crop(truth), image_size)
+        pixels, labels = centre_crop(np.asarray(image)), resize_nearest(centre_crop(truth), image_size)
         return Image.fromarray(resize_bilinear(pixels, image_size)), resize_corner(labels, (DIFFCUT_SIZE, DIFFCUT_SIZE))
-    pixels = resize_bilinear(centre_square(np.asarray(picture)), image_size)
+    pixels = resize_bilinear(centre_square(np.asarray(image)), image_size)
     return Image.fromarray(pixels), resize_nearest(centre_square(truth), (PAPER_SIZE, PAPER_SIZE))
 
 

@@ -46,7 +46,7 @@ class Outcome:
 class Example:
     """An image, its classes and the masks of one column, cropped and resized by the protocol."""
 
-    picture: Image.Image
+    image: Image.Image
     truth: NDArray[np.uint8]
     labels: NDArray[np.integer]
 
@@ -121,9 +121,9 @@ class Evaluation:
         Raises:
             ImageError: the image or its label has become unreadable.
         """
-        picture, truth = self._open(dataset, sample)
-        masks = self._predict(picture, truth, [column], dataset.background)
-        return next(Example(picture, truth, labels) for _, labels, _ in masks)
+        image, truth = self._open(dataset, sample)
+        masks = self._predict(image, truth, [column], dataset.background)
+        return next(Example(image, truth, labels) for _, labels, _ in masks)
 
     def _evaluate(self, job: tuple[Dataset, Sample]) -> Outcome:
         dataset, sample = job
@@ -131,9 +131,9 @@ class Evaluation:
             content = _content(dataset, sample)
             missing = [column for column in self.columns if self._stores[column.name].get(content) is None]
             if missing:
-                picture, truth = self._open(dataset, sample)
+                image, truth = self._open(dataset, sample)
                 boundary = Boundary(truth)
-                for column, labels, seconds in self._predict(picture, truth, missing, dataset.background):
+                for column, labels, seconds in self._predict(image, truth, missing, dataset.background):
                     record = Record(sample.name, Overlap.of(truth, labels), boundary.counts(labels), seconds)
                     self._stores[column.name].add(content, record)
         except DiffsegError as error:
@@ -142,19 +142,19 @@ class Evaluation:
         return Outcome(dataset.name, sample, None, kept=not missing)
 
     def _open(self, dataset: Dataset, sample: Sample) -> tuple[Image.Image, NDArray[np.uint8]]:
-        picture, truth = read_image(sample.image), dataset.read_label(sample)
-        if truth.shape != (picture.height, picture.width):
+        image, truth = read_image(sample.image), dataset.read_label(sample)
+        if truth.shape != (image.height, image.width):
             raise ImageError(
                 f"{sample.label}: {truth.shape[1]} × {truth.shape[0]} pixels, but {sample.image.name} has "
-                f"{picture.width} × {picture.height}"
+                f"{image.width} × {image.height}"
             )
         size = self.protocol.input_size if self.segmenter is None else self.segmenter.bundle.manifest.image_size
-        picture, truth = prepare(picture, truth, self.protocol, size)
+        image, truth = prepare(image, truth, self.protocol, size)
         if self.protocol is Protocol.DIFFCUT and dataset.background is not None:
             truth[truth == VOID] = dataset.background
         if bool((truth == VOID).all()):
             raise ImageError(f"{sample.label}: every pixel that would be compared is void")
-        return picture, truth
+        return image, truth
 
 
 def need_packages() -> None:

@@ -95,7 +95,7 @@ def png(image: Image.Image) -> bytes:
 
 def shrunk(placement: Placement, side: int | None) -> Placement:
     """Return a placement whose results take evenly spaced pixels, at most `side` along the longest side."""
-    height, width = placement.picture
+    height, width = placement.image_size
     scale = min(1.0, side / max(height, width)) if side else 1.0
     if scale == 1:
         return placement

@@ -23,7 +23,7 @@ NETWORK = {graph: f"{MODEL}_{graph}" for graph in (ENCODER, UNET)}
 PIXELS, PLACEMENT = "pixels", "placement"
 PLACEMENT_VALUES = 6
 KIND = "model"
-"""Parameter of a Python model: its name in `diffseg.serving.triton.models`."""
+"""Parameter of a Python model: its name in `diffseg.serving.triton.backend_models`."""
 PROVIDER = "provider"
 ENVIRONMENT = "EXECUTION_ENV_PATH"
 WARMUP = "warmup"

@@ -16,7 +16,7 @@ import triton_python_backend_utils as pb_utils
 try:
     from diffseg.engines.providers.cuda import import_cupy
     from diffseg.serving.protocol.echo import shorten
-    from diffseg.serving.triton.models import Refused, Request, load_model
+    from diffseg.serving.triton.backend_models import Refused, Request, load_model
 except ImportError as error:
     raise ImportError(
         f"{error}; the Python environment of Triton needs diffseg: install it with the extra 'cpu' in the server's "
@@ -24,7 +24,7 @@ except ImportError as error:
     ) from None
 
 if TYPE_CHECKING:
-    from diffseg.serving.triton.models import Result
+    from diffseg.serving.triton.backend_models import Result
 
 
 class TritonPythonModel:

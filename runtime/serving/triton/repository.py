@@ -18,6 +18,7 @@ from diffseg.engines.tensorrt.plan import RECORD, Engine, Plan
 from diffseg.engines.text import printable
 from diffseg.placement import Placement
 from diffseg.serving.protocol.tensors import MODEL
+from diffseg.serving.triton.backend_models import BUNDLE, pack
 from diffseg.serving.triton.config import (
     KIND,
     MERGE,
@@ -28,7 +29,6 @@ from diffseg.serving.triton.config import (
     Options,
     model_configs,
 )
-from diffseg.serving.triton.models import BUNDLE, pack
 from diffseg.serving.triton.pbtxt import to_text
 from diffseg.serving.triton.platforms import Platform
 

@@ -9,7 +9,7 @@ import pytest
 from diffseg.engines.errors import PlanError
 from diffseg.engines.machine import Gpu, Gpus
 from diffseg.engines.tensorrt import build, pipeline
-from diffseg.engines.tensorrt.build import read_layers, telling_error
+from diffseg.engines.tensorrt.build import read_layers, specific_error
 from diffseg.engines.tensorrt.pipeline import build_plan
 from diffseg.engines.tensorrt.plan import BuildOptions, PlanSpec, Target
 from diffseg.engines.tensorrt.precision import EngineLayers
@@ -128,4 +128,4 @@ def test_the_error_that_names_a_cause_is_reported(cause):
     more = len(errors) - 1
     if more > 0:
         expected += f" (and {more} more error{'s' if more > 1 else ''})"
-    assert telling_error(errors) == expected
+    assert specific_error(errors) == expected

@@ -128,7 +128,7 @@ def test_masks_of_features(labelled, features, tmp_path):
     (sample,) = run.datasets[0].samples
     for column in run.columns:
         example = run.example(run.datasets[0], sample, column)
-        values = features(example.picture, keep_attention=True).attention.values
+        values = features(example.image, keep_attention=True).attention.values
         regions = recursive_normalized_cut(values, column.settings.tau)
         np.testing.assert_array_equal(example.labels, to_host(assign_concepts(values, regions, (128, 128))))
     few, many = (run.records(run.datasets[0], column)[0].overlap.masks for column in run.columns)

@@ -73,8 +73,8 @@ def test_masks_are_those_of_segment(labelled, segmenter, tmp_path):
 def test_masks_of_the_paper_are_the_bare_proposals(labelled, segmenter, tmp_path):
     run = by_attention(tmp_path, labelled, segmenter, Protocol.PAPER, threshold=0.2)
     example = run.example(run.datasets[0], run.datasets[0].samples[0], run.columns[0])
-    assert example.picture.size == (512, 512)
-    attention = segmenter(example.picture, keep_attention=True).attention.values
+    assert example.image.size == (512, 512)
+    attention = segmenter(example.image, keep_attention=True).attention.values
     proposals = merge_attention(attention, (0.2,) * 3, segmenter.settings.anchors)
     np.testing.assert_array_equal(example.labels, non_max_suppression(proposals, (512, 512)))
 

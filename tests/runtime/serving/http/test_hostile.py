@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from diffseg import attention
+from diffseg import masks
 from diffseg.cancellation import StoppedError, checkpoint
 from diffseg.image import read_image
 from diffseg.serving.http import batcher
@@ -308,7 +308,7 @@ def endless(monkeypatch):
             counts.stopped += 1
             raise
 
-    monkeypatch.setitem(attention.PIXEL_REFINEMENTS, "colour", refine)
+    monkeypatch.setitem(masks.PIXEL_REFINEMENTS, "colour", refine)
     return counts
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from diffseg import Segmenter
 from diffseg.engines.bundle.manifest import ENCODER, UNET, read_manifest
+from diffseg.serving.triton.backend_models import MergeModel, Refused, Request, ResizeModel, SegmentModel
 from diffseg.serving.triton.config import Options, model_configs
-from diffseg.serving.triton.models import MergeModel, Refused, Request, ResizeModel, SegmentModel
 from diffseg.serving.triton.platforms import Platform
 from diffseg.serving.triton.repository import write_repository
 

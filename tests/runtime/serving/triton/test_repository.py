@@ -12,8 +12,8 @@ from diffseg.engines.bundle.bundle import Bundle, write_manifest
 from diffseg.engines.bundle.manifest import File
 from diffseg.engines.errors import BundleError, PlanError, ProviderError
 from diffseg.engines.tensorrt.plan import BuildOptions, Target
+from diffseg.serving.triton.backend_models import BUNDLE
 from diffseg.serving.triton.config import NETWORK, Options
-from diffseg.serving.triton.models import BUNDLE
 from diffseg.serving.triton.platforms import Device, Platform
 from diffseg.serving.triton.repository import write_repository
 from msgspec.structs import replace

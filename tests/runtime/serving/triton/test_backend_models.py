@@ -14,8 +14,8 @@ from diffseg.placement import Placement
 from diffseg.serving.http.kserve import Inference, write_inference
 from diffseg.serving.protocol.masks import to_json
 from diffseg.serving.protocol.tensors import MODEL, OUTPUTS
-from diffseg.serving.triton import models
-from diffseg.serving.triton.models import (
+from diffseg.serving.triton import backend_models as models
+from diffseg.serving.triton.backend_models import (
     MergeModel,
     Refused,
     Request,

@@ -195,7 +195,8 @@ class MergeModel:
 
 def pack(placement: Placement) -> NDArray[np.float64]:
     """Return a placement as a float64 array (6,). The network's size is left out: both sides know it."""
-    return np.array([*placement.picture, placement.top, placement.left, placement.height, placement.width], np.float64)
+    box = placement.top, placement.left, placement.height, placement.width
+    return np.array([*placement.image_size, *box], np.float64)
 
 
 def unpack(packed: NDArray[np.float64], size: tuple[int, int]) -> Placement:
