@@ -106,8 +106,8 @@ def compare_providers(bundle: Bundle, provider: str, images: Sequence[Path]) -> 
             rows[name].append(_agreement(name, truth, value, bundle.manifest.precision))
     ious = {}
     segmenters = Segmenter(bundle, expected), Segmenter(bundle, found)
-    for path, image in zip(images, decoded, strict=True):
-        ious[path.name] = mask_iou(*(segmenter(image).labels for segmenter in segmenters))
+    for path, original in zip(images, decoded, strict=True):
+        ious[path.name] = mask_iou(*(segmenter(original).labels for segmenter in segmenters))
     worst = tuple(_worst(rows[name]) for name in names)
     return Comparison(provider, bundle.manifest.precision, worst, ious, found.placement)
 
