@@ -169,7 +169,7 @@ def test_a_missing_builder_names_its_extra(toy, monkeypatch):
 @pytest.mark.parametrize(("precision", "dtype"), [("fp16", "float32"), ("fp32", "float16"), ("bf16", "float16")])
 def test_an_engine_of_another_precision_is_refused(tmp_path, precision, dtype):
     bundle = make_toy(tmp_path / "wrong", precision, dtype)
-    with pytest.raises(PlanError, match=f"vae_encoder with 1 in {dtype} of 1 convolutions.* the bundle is {precision}"):
+    with pytest.raises(PlanError, match=f"vae_encoder with 1 in {dtype} of 1 convolutions.* the graph is {precision}"):
         build_plan(bundle, "tensorrt-rtx", compute_capabilities=["8.9"], gpus=NO_GPU)
     assert not [p for p in (bundle.folder / "plans").iterdir() if not p.name.endswith(".lock")]
 
