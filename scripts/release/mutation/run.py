@@ -20,6 +20,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+sys.path.append(str(Path(__file__).parents[3]))  # for the modules that scripts share
+
 from scripts.release.mutation.reasons import REASONS
 from scripts.release.mutation.targets import TARGETS
 

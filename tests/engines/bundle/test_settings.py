@@ -2,8 +2,6 @@
 
 import pytest
 from diffseg.engines.bundle.manifest import ENCODER, QUERIES_KEYS, UNET, File, MergeSettings
-from diffseg.engines.errors import BundleError
-from msgspec import structs
 
 
 @pytest.mark.parametrize("rounds", [1, 2, 3, 5])
@@ -35,11 +33,3 @@ def test_a_form_concerns_the_unet_alone(formed_bundle):
     graphs = formed_bundle.graphs(QUERIES_KEYS)
     assert graphs[ENCODER].file == "vae_encoder.onnx"
     assert graphs[UNET].file == "unet.queries_keys.onnx"
-
-
-def test_commands_that_need_attention_refuse_features_alone(fake_bundle):
-    manifest = fake_bundle.manifest
-    manifest.need_attention("serve")
-    features = structs.replace(manifest, features=manifest.attention[0])
-    with pytest.raises(BundleError, match="`diffseg serve` needs attention"):
-        features.need_attention("serve")
