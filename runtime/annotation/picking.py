@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias
@@ -35,7 +36,7 @@ class PickableMasks:
     receive comes from each of the finely merged maps. It is 0 for two places of the same object and at most 2.
 
     Attributes:
-        labels: (h, w) uint16, the masks at the network's input size.
+        labels: (h, w) uint16, the masks at the size of the image, or at the network's input size if that is smaller.
         shares: (n, n, k) float32, the share of each of the k finely merged maps at each place; they sum to 1.
         placement: which part of the image the masks show.
     """
@@ -58,13 +59,17 @@ class PickableMasks:
             ValueError: the bundle was exported for DiffCut.
         """
         prepared = segmenter.prepare(image, settings, keep_attention=True)
-        size = prepared.placement.size
-        own_size = replace(prepared, placement=Placement(size, size, 0, 0, *size))
-        (result,) = segmenter.finish([own_size])
+        placement = prepared.placement
+        size = min(placement.image_size, placement.size, key=math.prod)
+        if size == placement.image_size:
+            placement = Placement(size, size, 0, 0, *size)  # the labels have the pixels of the image
+        else:
+            prepared = replace(prepared, placement=Placement(size, size, 0, 0, *size))
+        (result,) = segmenter.finish([prepared])
         finer = structs.replace(settings, method="diffseg", thresholds=tuple(FINER * t for t in settings.thresholds))
         maps = to_host(result.kept_attention().proposals(finer))
         shares = maps / np.maximum(maps.sum(0), np.finfo(np.float32).tiny)
-        return cls(result.labels, np.ascontiguousarray(shares.transpose(1, 2, 0)), prepared.placement)
+        return cls(result.labels, np.ascontiguousarray(shares.transpose(1, 2, 0)), placement)
 
     @property
     def nbytes(self) -> int:
@@ -133,7 +138,7 @@ class PickableMasks:
         return resize_last(np.ascontiguousarray(resize_last(least, width).T), height).T  # type: ignore[no-any-return]
 
     def _pixels(self, points: Sequence[Point]) -> list[tuple[int, int]]:
-        """Return the row and column, at the network's input size, of each point."""
+        """Return the row and column, in the labels, of each point."""
         rows, columns = self.placement.indices()
         return [(int(rows[_within(y, len(rows))]), int(columns[_within(x, len(columns))])) for x, y in points]
 
