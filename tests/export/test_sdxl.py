@@ -178,6 +178,7 @@ def attention_bundle(checkpoints, tmp_path_factory):
     return export_bundle(folder, tmp_path_factory.mktemp("attention") / "bundle", settings)
 
 
+@pytest.mark.integration
 def test_an_export_for_attention(checkpoints, attention_bundle, photo):
     images = sample_images(SIZE, 2)
     latent, maps, _ = stock(checkpoints("vega"), images, 300)
@@ -189,6 +190,7 @@ def test_an_export_for_attention(checkpoints, attention_bundle, photo):
     assert result.labels.shape == photo.shape[:2]
 
 
+@pytest.mark.integration
 def test_the_vae_of_sdxl_stays_in_float32(attention_bundle):
     manifest = attention_bundle.manifest
     encoder, unet = manifest.graphs["vae_encoder"], manifest.graphs["unet"]
@@ -201,6 +203,7 @@ def test_the_vae_of_sdxl_stays_in_float32(attention_bundle):
     assert all(problem is None for _, problem in attention_bundle.verify())
 
 
+@pytest.mark.integration
 def test_tensorrt_rtx_builds_both_precisions(attention_bundle, tmp_path, monkeypatch):
     pytest.importorskip("tensorrt_rtx", reason="needs the extra 'rtx-build'")
     monkeypatch.setenv("DIFFSEG_CACHE", str(tmp_path))
@@ -209,6 +212,7 @@ def test_tensorrt_rtx_builds_both_precisions(attention_bundle, tmp_path, monkeyp
     assert set(plan.record.layers["unet"].counts["convolution"]) == {"float16"}
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("family", ["ssd-1b", "playground-v2.5"])
 def test_an_export_for_features(checkpoints, family, tmp_path):
     folder, images = checkpoints(family), sample_images(SIZE, 2)

@@ -20,7 +20,7 @@ from tests.commands import diffseg
 from tests.runtime.measure.evaluate.conftest import labelled
 
 __all__ = ["labelled"]
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="sends SIGKILL")
+pytestmark = [pytest.mark.integration, pytest.mark.skipif(sys.platform == "win32", reason="sends SIGKILL")]
 ROUNDS = int(os.environ.get("HOSTILE_ROUNDS", "1"))
 LONG = pytest.mark.skipif(ROUNDS < 5, reason="takes minutes: set HOSTILE_ROUNDS=5")
 DELAYS = (0.0, 0.0, 0.001, 0.02, 0.1)  # seconds

@@ -8,7 +8,7 @@ from diffseg.engines.examples import example_images
 from tests.hostile.memory import BOUND, CLASSES, RESIDUE
 from tests.hostile.serving import served
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+pytestmark = [pytest.mark.integration, pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")]
 SIDE = 3000  # pixels
 QUICK = ("transparent images", "16-bit images", "long strips", "formats", "JSON", "bodies", "arrays")
 """The others need many passes through the network; scripts/release/soak sends all."""

@@ -18,7 +18,10 @@ from tests.runtime.serving.http.browser import find_browser
 from tests.runtime.serving.http.page_helpers import DONE, FAILED, RENEWED, TOLD, colours, opened, slide, tool
 from tests.runtime.serving.http.running import until
 
-pytestmark = pytest.mark.skipif(find_browser() is None, reason="no Chromium here: apt install chromium")
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.skipif(find_browser() is None, reason="no Chromium here: apt install chromium"),
+]
 
 
 def test_an_image_from_choice_to_download(serve, open_page, picture, tmp_path):

@@ -16,7 +16,10 @@ from tests.runtime.serving.http.page_helpers import TOLD, colours, labels, opene
 from tests.runtime.serving.http.running import until
 from tests.runtime.serving.samples import encoded
 
-pytestmark = pytest.mark.skipif(find_browser() is None, reason="no Chromium here: apt install chromium")
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.skipif(find_browser() is None, reason="no Chromium here: apt install chromium"),
+]
 ALT, SHIFT = 1, 8
 SKY, GRASS, BLOCK = (0.1, 0.1), (0.1, 0.9), (0.5, 0.55)  # places in the fixture `photo`
 SAYS = "document.getElementById('status').textContent"

@@ -20,7 +20,10 @@ from tests.runtime.serving.http.page_helpers import DONE, FAILED, TOLD, colours,
 from tests.runtime.serving.http.running import until
 from tests.runtime.serving.samples import encoded
 
-pytestmark = pytest.mark.skipif(find_browser() is None, reason="no Chromium here: apt install chromium")
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.skipif(find_browser() is None, reason="no Chromium here: apt install chromium"),
+]
 NAMES = "[...document.querySelectorAll('#strip button')].map((b) => b.textContent)"
 CURRENT = "document.querySelector('#strip [aria-current]')?.textContent"
 SAYS = "document.getElementById('status').textContent"

@@ -7,7 +7,10 @@ pytest.importorskip("websockets", reason="needs websockets, to speak to the brow
 from tests.runtime.serving.http.browser import find_browser
 from tests.runtime.serving.http.page_helpers import DONE, FAILED, RENEWED, opened, slide, tool
 
-pytestmark = pytest.mark.skipif(find_browser() is None, reason="no Chromium here: apt install chromium")
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.skipif(find_browser() is None, reason="no Chromium here: apt install chromium"),
+]
 SAYS = "document.getElementById('status').textContent"
 CONTROLS = ("button", "checkbox", "combobox", "radio", "slider", "textbox", "application", "progressbar", "dialog")
 
