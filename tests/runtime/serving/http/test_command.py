@@ -58,9 +58,11 @@ def test_sigterm_finishes_the_request_under_way(tmp_path):
 
 
 def _queued(url):
-    """Whether the server holds the body of a request: that one is under way."""
+    """Whether the server holds the body of a request, or has reserved memory for its image: it is under way."""
     with urllib.request.urlopen(f"{url}/metrics") as answer:  # noqa: S310
-        return float(re.search(rb"^diffseg_bodies_bytes (\S+)", answer.read(), re.MULTILINE)[1]) > 0
+        found = re.findall(rb"^diffseg_(?:bodies|decoded)_bytes (\S+)", answer.read(), re.MULTILINE)
+    assert len(found) == 2
+    return any(float(value) > 0 for value in found)
 
 
 @pytest.mark.parametrize(
