@@ -315,7 +315,7 @@ def endless(monkeypatch):
 def test_masks_that_take_too_long_are_stopped_and_others_of_the_batch_are_made(serve, png, endless, monkeypatch):
     network = Gated()
     server = serve(network, batch=3)
-    monkeypatch.setattr(batcher, "LEAST_MASKING", 0.1)
+    monkeypatch.setattr(batcher, "LEAST_MASKING", 0.5)
     pace = server.service.batcher._pace
     network.gate.clear()
     with ThreadPoolExecutor(4) as pool:
@@ -355,7 +355,7 @@ def test_masks_are_stopped_at_the_deadline_or_when_the_client_leaves(serve, png,
 def test_new_masks_that_take_too_long_are_stopped(serve, png, endless, monkeypatch):
     server = serve()
     key = server.ask("POST", "/v1/images", png).json()["id"]
-    monkeypatch.setattr(batcher, "LEAST_MASKING", 0.1)
+    monkeypatch.setattr(batcher, "LEAST_MASKING", 0.5)
     answer = server.ask("GET", f"/v1/images/{key}/masks?refine=colour")
     assert answer.status == 400
     assert "with these settings; use fewer anchors" in answer.error
