@@ -9,6 +9,8 @@ os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["RAY_BACKEND_LOG_LEVEL"] = "fatal"
 os.environ["DIFFSEG_TOKEN"] = ""
+# On busy cores a proxy takes longer than the 5 seconds after which Ray Serve kills it.
+os.environ["RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S"] = os.environ["RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S"] = "60"
 
 import pytest
 from diffseg import Segmenter
