@@ -95,7 +95,7 @@ def replicas():
 
 
 def test_the_page_and_the_metrics_are_there(served):
-    assert b"Choose an image" in served.ask("GET", "/").body
+    assert b"Choose images" in served.ask("GET", "/").body
     assert b"diffseg_queue_length" in served.ask("GET", "/metrics").body
 
 
