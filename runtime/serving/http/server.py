@@ -9,6 +9,7 @@ import signal
 import socket
 import sys
 from collections.abc import Sequence
+from contextvars import Context
 from types import FrameType
 from typing import NoReturn
 
@@ -46,7 +47,8 @@ class Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Handle a signal to stop: mark the service as draining."""
         if not self.service.draining:
-            logger.info("stopping once the requests in progress are finished")
+            # A signal arrives while some request runs, whose id is not that of this line.
+            Context().run(logger.info, "stopping once the requests in progress are finished")
         self.service.draining = True
         super().handle_exit(sig, frame)
 

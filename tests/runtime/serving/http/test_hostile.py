@@ -312,6 +312,11 @@ def endless(monkeypatch):
     return counts
 
 
+def decoded(waiting):
+    with waiting._changed:
+        return len(waiting._decoded())
+
+
 def test_masks_that_take_too_long_are_stopped_and_others_of_the_batch_are_made(serve, png, endless, monkeypatch):
     network = Gated()
     server = serve(network, batch=3)
@@ -323,7 +328,7 @@ def test_masks_that_take_too_long_are_stopped_and_others_of_the_batch_are_made(s
         until(lambda: server.service.batcher._running == 1, "the first")
         paths = ("/v1/segment", "/v1/segment?refine=colour", "/v1/segment")
         calls = [pool.submit(server.ask, "POST", path, png) for path in paths]
-        until(lambda: server.service.batcher.waiting == 3, "the queue")
+        until(lambda: decoded(server.service.batcher) == 3, "the decoded images")
         network.gate.set()
         answers = [call.result() for call in calls]
     assert blocker.result().status == 200
