@@ -17,6 +17,7 @@ from pathlib import Path
 
 import platformdirs
 from diffseg.engines.errors import BundleError, DiffsegError
+from diffseg.engines.text import system_reason
 
 CACHE_VARIABLE = "DIFFSEG_CACHE"
 """Environment variable that names the cache folder."""
@@ -127,7 +128,7 @@ def atomic_folder(
             raise
         where = None if problem.filename is None else Path(str(problem.filename)).absolute()
         ours = where is None or where == target or any(part.startswith(f".{target.name}.") for part in where.parts)
-        reason = (problem.strerror or str(problem) or type(problem).__name__).splitlines()[0]
+        reason = system_reason(problem)
         raise error(f"cannot write {target}: {reason}{'' if ours else f' ({where})'}; {hint}") from problem
 
 

@@ -10,6 +10,16 @@ JOINERS = "\u200c\u200d"
 """Characters of these categories that words and emoji need."""
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's text, or the name of its type if it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def system_reason(error: BaseException) -> str:
+    """Return what the operating system says of an error, or the first line of its text if it says nothing."""
+    return str(getattr(error, "strerror", None) or first_line(error)).splitlines()[0]
+
+
 def printable(text: str) -> str:
     """Return the text on one line, with characters that a terminal would act on written as escapes."""
     if text.isascii() and text.isprintable():

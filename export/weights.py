@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from diffseg.engines.errors import CheckpointError
+from diffseg.engines.text import first_line
 
 
 def load_model(kind: Any, folder: Path) -> Any:  # noqa: ANN401 - any model class of diffusers or transformers
@@ -26,6 +27,6 @@ def load_model(kind: Any, folder: Path) -> Any:  # noqa: ANN401 - any model clas
     try:
         model = kind.from_pretrained(folder, local_files_only=True, **options)
     except Exception as error:  # each library raises its own exceptions  # noqa: BLE001
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = first_line(error)
         raise CheckpointError(f"cannot load {folder}: {reason}; download the checkpoint again") from None
     return model.float().eval().requires_grad_(requires_grad=False)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeGuard, get_args
 
 import numpy as np
 from diffseg.engines.errors import ImageError
+from diffseg.engines.text import first_line
 from PIL import Image, ImageOps
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ def _on_host(source: Any) -> NDArray[Any]:  # noqa: ANN401
             return np.asarray(source.detach().cpu())
         return np.asarray(source) if hasattr(source, "__array__") else np.from_dlpack(source)
     except Exception as error:  # each library has its own  # noqa: BLE001
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         kind = f"{type(source).__module__}.{type(source).__qualname__}"
         raise ImageError(f"a {kind} could not be made an array of NumPy ({reason}); convert it yourself") from None
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO, cast
 
 from diffseg.engines.errors import ImageError
+from diffseg.engines.text import first_line
 from diffseg.foreign import HEAD, foreign_kind
 from PIL import Image, UnidentifiedImageError
 
@@ -58,5 +59,5 @@ def file_problem(file: Path | IO[bytes] | None, error: Exception, formats: Seque
     if isinstance(error, UnidentifiedImageError):
         formats = "an image that Pillow can read" if isinstance(file, Path) else f"an image ({', '.join(formats)})"
         return f"not {formats}" if head else "an empty file"
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    reason = first_line(error)
     return f"cannot be decoded ({reason})"

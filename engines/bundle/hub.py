@@ -9,6 +9,7 @@ from pathlib import Path
 
 from diffseg.engines.errors import BundleNotFoundError, MissingPackageError
 from diffseg.engines.packages import install_command
+from diffseg.engines.text import first_line
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +69,7 @@ def snapshot(name: str, patterns: list[str], *, required: Sequence[str] = (), ig
         if not complete:
             folder = Path(snapshot_download(**options))
     except Exception as error:  # the hub's client does not wrap the errors of its HTTP library  # noqa: BLE001
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise BundleNotFoundError(
             f"{name!r} is not a local folder, is not in the hub's cache and could not be downloaded ({reason}); "
             "check the name and the network, or pass a folder"

@@ -12,6 +12,7 @@ from diffseg.engines.errors import DeviceMemoryError, ProviderError
 from diffseg.engines.providers.cuda import device_errors, onnxruntime_memory_full
 from diffseg.engines.providers.forms import storage_type
 from diffseg.engines.providers.onnxruntime import import_onnxruntime
+from diffseg.engines.text import first_line
 
 if TYPE_CHECKING:
     from diffseg.engines.providers.onnxruntime_gpu import OrtGpuNetwork
@@ -104,7 +105,7 @@ class OrtGpuSession:
             self.wait()  # ONNX Runtime's stream is not synchronised with CuPy's
             self._execute(graph, padded)
         except Exception as error:  # of onnxruntime and of CuPy  # noqa: BLE001
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            reason = first_line(error)
             full = isinstance(error, MemoryError) or onnxruntime_memory_full(error)  # CuPy's is a MemoryError, too
             kind = DeviceMemoryError if full else ProviderError
             raise kind(f"{self.network.provider} failed in {graph} with a batch of {batch}: {reason}") from None
@@ -132,7 +133,7 @@ class OrtGpuSession:
         except Exception as error:  # onnxruntime has an exception type per status code
             if key in self._done or onnxruntime_memory_full(error):
                 raise
-            reason = str(error).strip().splitlines()[0]
+            reason = first_line(error)
             logger.warning("%s: no CUDA graph could be captured (%s); kernels are launched one by one", graph, reason)
             self.network.capture = False
             session.run_with_iobinding(binding, _run_options(-1))

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from diffseg.engines.errors import DeviceMemoryError, MissingPackageError, ProviderError
+from diffseg.engines.text import first_line
 
 _MEMORY_STATUS = {"CUDARuntimeError": 2, "CUDADriverError": 2, "CUBLASError": 3}
 """Status that means a full device: cudaErrorMemoryAllocation, CUDA_ERROR_OUT_OF_MEMORY, CUBLAS_STATUS_ALLOC_FAILED."""
@@ -23,7 +24,7 @@ def import_cupy() -> Any:  # noqa: ANN401 - untyped upstream
     try:
         import cupy
     except ImportError as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise MissingPackageError(f"cupy cannot be imported ({reason}): pip install 'cupy-cuda13x[ctk]'") from None
     return cupy
 

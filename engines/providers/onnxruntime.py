@@ -19,6 +19,7 @@ from diffseg.engines.errors import BundleError, MissingPackageError, ProviderErr
 from diffseg.engines.packages import install_command
 from diffseg.engines.providers.network import Network, SessionPool
 from diffseg.engines.providers.operators import Operator
+from diffseg.engines.text import first_line
 
 if TYPE_CHECKING:
     from diffseg.engines.bundle.bundle import Bundle
@@ -268,7 +269,7 @@ def _session(path: Path, tensors: GraphTensors, **options: Any) -> Any:  # noqa:
     try:
         session = load_session(path, **options)
     except Exception as error:  # onnxruntime has an exception type per status code  # noqa: BLE001
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise BundleError(f"onnxruntime {version} cannot load {path}: {reason}; run `diffseg verify`") from None
     check_tensors(session, tensors, path)
     return session

@@ -25,6 +25,7 @@ from diffseg.engines.providers.forms import Averaging, choose_forms
 from diffseg.engines.providers.network import Network
 from diffseg.engines.providers.onnxruntime import check_tensors, import_onnxruntime, session_options
 from diffseg.engines.tensorrt.build import engine_version
+from diffseg.engines.text import first_line
 
 if TYPE_CHECKING:
     from diffseg.engines.bundle.bundle import Bundle
@@ -127,7 +128,7 @@ class OrtGpuNetwork(Network):
                 str(path), options, providers=self._providers(bundle, name, device), enable_fallback=False
             )
         except Exception as error:  # onnxruntime has an exception type per status code  # noqa: BLE001
-            reason = str(error).strip().splitlines()[0]
+            reason = first_line(error)
             if self.capture and "graph capture" in reason:
                 logger.warning("%s: %s; kernels are launched one by one", name, reason)
                 self.capture = False

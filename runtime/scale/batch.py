@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from diffseg.engines.errors import ClusterError, DiffsegError
+from diffseg.engines.text import first_line
 from diffseg.scale.cluster import nodes_of
 from diffseg.scale.dataset import worker_options
 from diffseg.scale.inputs import find_inputs
@@ -177,5 +178,4 @@ def _cause(error: BaseException) -> str:
     cause = getattr(error, "cause", None)
     while cause is not None and getattr(cause, "cause", None) is not None:
         cause = cause.cause
-    text = str(cause if cause is not None else error).strip()
-    return (text.splitlines() or [type(error).__name__])[0]
+    return first_line(error if cause is None else cause)

@@ -11,6 +11,7 @@ from typing import Any
 
 from diffseg.engines.errors import ClusterError, MissingPackageError
 from diffseg.engines.packages import install_command
+from diffseg.engines.text import first_line
 from diffseg.scale.plan import Node
 
 OBJECT_STORE = 256 << 20
@@ -75,7 +76,7 @@ def nodes_of(ray: Any) -> list[Node]:  # noqa: ANN401 - the module
 
 
 def _unreachable(address: str | None, error: Exception) -> str:
-    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    first = first_line(error)
     if address is None:
         return f"Ray cannot be started: {first}"
     if type(error).__name__ == "AuthenticationError":

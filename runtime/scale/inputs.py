@@ -12,6 +12,7 @@ from typing import Any
 
 from diffseg.engines.errors import ClusterError, MissingPackageError
 from diffseg.engines.packages import install_command
+from diffseg.engines.text import first_line
 from diffseg.image import SUFFIXES
 from diffseg.scale.storage import is_remote, local_path, open_remote, read_bytes
 
@@ -106,7 +107,7 @@ def _expand_remote(uri: str) -> Iterator[str]:
     try:
         infos = system.get_file_info(FileSelector(path, recursive=True))
     except OSError as error:
-        raise ClusterError(f"{uri}: cannot be listed ({str(error).splitlines()[0]})") from None
+        raise ClusterError(f"{uri}: cannot be listed ({first_line(error)})") from None
     for info in infos:
         name = f"{root}{info.path.removeprefix(path.rstrip('/'))}"
         wanted = _wanted(info.base_name) if pattern is None else fnmatch.fnmatchcase(name, pattern)
@@ -178,4 +179,4 @@ def open_table(name: str) -> Any:  # noqa: ANN401 - pyarrow's ParquetFile
         system, path = open_remote(name)
         return ParquetFile(path, filesystem=system)
     except (OSError, ValueError) as error:
-        raise ClusterError(f"{name}: cannot be read as Parquet ({str(error).splitlines()[0]})") from None
+        raise ClusterError(f"{name}: cannot be read as Parquet ({first_line(error)})") from None

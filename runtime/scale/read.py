@@ -10,6 +10,7 @@ from typing import IO, Any
 
 from diffseg.arrays import prefetched
 from diffseg.engines.errors import ClusterError, ImageError
+from diffseg.engines.text import first_line, system_reason
 from diffseg.image import SUFFIXES
 from diffseg.scale.inputs import URI_COLUMNS, open_table
 from diffseg.scale.storage import MOST_BYTES, is_remote, open_remote, read_bytes
@@ -60,9 +61,9 @@ def _read_tar(name: str) -> Iterator[Item]:
                 content = archive.extractfile(member)
                 yield key, content.read() if content is not None else ImageError("cannot be read")
     except (tarfile.TarError, EOFError) as error:  # its rest is lost, and stays so
-        yield name, ImageError(f"the tar file is damaged ({str(error).splitlines()[0]})")
+        yield name, ImageError(f"the tar file is damaged ({first_line(error)})")
     except OSError as error:
-        raise ClusterError(f"{name}: cannot be read ({error.strerror or str(error).splitlines()[0]})") from None
+        raise ClusterError(f"{name}: cannot be read ({system_reason(error)})") from None
 
 
 def _split(member: str) -> tuple[str, str]:

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from diffseg.engines.errors import ClusterError
+from diffseg.engines.text import system_reason
 from diffseg.formats.marks import GENERATOR, JSON_KEY
 from diffseg.scale.options import Options
 from diffseg.scale.read import read_unit
@@ -90,7 +91,7 @@ class Run:
         except (ValueError, KeyError, TypeError):
             raise ClusterError(f"{self.folder}/{RECORD} is damaged; delete the folder or choose another one") from None
         except OSError as error:
-            reason = error.strerror or str(error).splitlines()[0]
+            reason = system_reason(error)
             raise ClusterError(f"cannot write to {self.output}: {reason}; choose another folder with -o") from None
 
     def pending(self, units: Iterable[Unit]) -> tuple[list[Unit], int]:
@@ -169,7 +170,7 @@ class UnitWorker:
             with self.folder.writing(f"{unit.name}{self.sink.suffix}") as path:
                 self.sink.write(path, _counted(self.worker.rows(read_unit(unit)), report))
         except OSError as error:
-            reason = error.strerror or str(error).splitlines()[0]
+            reason = system_reason(error)
             raise ClusterError(f"cannot write to {self.folder}: {reason}") from None
         report.seconds.update(self.worker.seconds)
         report.seconds["total"] = time.perf_counter() - start  # type: ignore[assignment]  # a counter of seconds

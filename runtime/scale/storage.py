@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from diffseg.engines.errors import ClusterError, ImageError, MissingPackageError
 from diffseg.engines.files import atomic_file, expand_user
 from diffseg.engines.packages import install_command
+from diffseg.engines.text import first_line, system_reason
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
@@ -53,9 +54,9 @@ def open_remote(uri: str) -> tuple[FileSystem, str]:
         system, path = url_to_fs(uri)
         return PyFileSystem(FSSpecHandler(system)), path
     except ImportError as error:
-        raise MissingPackageError(f"{scheme}:// needs a further package: {_line(error)}") from None
+        raise MissingPackageError(f"{scheme}:// needs a further package: {first_line(error)}") from None
     except (OSError, ValueError) as error:
-        raise ClusterError(f"{uri}: cannot be opened ({_line(error)})") from None
+        raise ClusterError(f"{uri}: cannot be opened ({system_reason(error)})") from None
 
 
 def read_bytes(path: str) -> bytes:
@@ -78,7 +79,7 @@ def read_bytes(path: str) -> bytes:
     except FileNotFoundError:
         raise ImageError("no such file") from None
     except OSError as error:
-        raise ImageError(f"cannot be read ({_line(error)})") from None
+        raise ImageError(f"cannot be read ({system_reason(error)})") from None
     if len(data) > MOST_BYTES:
         raise ImageError(f"has more than {MOST_BYTES >> 20} MiB")
     return data
@@ -188,8 +189,3 @@ def open_folder(path: str) -> LocalFolder | RemoteFolder:
         ClusterError: the URI cannot be opened.
     """
     return RemoteFolder(path) if is_remote(path) else LocalFolder(local_path(path))
-
-
-def _line(error: BaseException) -> str:
-    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return str(text).splitlines()[0]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 from diffseg.engines.errors import DatasetError, ImageError
+from diffseg.engines.text import first_line
 from diffseg.image import FORMATS, open_lazily
 
 CLASSES = (
@@ -49,7 +50,7 @@ def is_curated(label: Path) -> bool:
                 return False
             values = np.asarray(image)
     except (OSError, SyntaxError, ValueError) as error:
-        raise ImageError(f"{label}: cannot be decoded ({str(error).splitlines()[0]})") from None
+        raise ImageError(f"{label}: cannot be decoded ({first_line(error)})") from None
     counts = np.bincount(values.reshape(-1), minlength=256)
     stuff = sum(int(counts[fine]) for fine, coarse in enumerate(FINE_TO_COARSE) if coarse >= FIRST_STUFF)
     return bool(stuff >= LEAST_STUFF * values.size)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from diffseg.engines.errors import DatasetError, ImageError
+from diffseg.engines.text import first_line
 from diffseg.image import FORMATS, open_lazily
 from diffseg.measure.evaluate import pascal_context
 from diffseg.measure.overlap import VOID
@@ -87,7 +88,7 @@ class Dataset:
         except FileNotFoundError:
             raise ImageError(f"{sample.label}: the label map of {sample.image.name} does not exist") from None
         except Exception as error:  # a damaged file makes a decoder raise anything  # noqa: BLE001
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            reason = first_line(error)
             raise ImageError(f"{sample.label}: cannot be decoded ({reason})") from None
         if mode not in ("L", "P"):
             raise ImageError(f"{sample.label}: a label map must be 8-bit with one channel, found mode {mode}")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from diffseg.engines.errors import ImageError
+from diffseg.engines.text import first_line
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -57,7 +58,7 @@ def read_mat(path: Path) -> NDArray[np.uint8]:
     except KeyError:
         raise ImageError(f"{path}: no matrix LabelMap, which a label map of Pascal Context has") from None
     except Exception as error:  # a damaged file makes the decoder raise anything  # noqa: BLE001
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise ImageError(f"{path}: cannot be decoded ({reason})") from None
     whole = found.ndim == 2 and found.dtype.kind in "iu" and found.size > 0  # noqa: PLR2004
     if not whole or found.min() < 0 or found.max() > ORIGINAL_CLASSES:
