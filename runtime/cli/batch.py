@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from diffseg.cli.limits import MAX_MEGAPIXELS, MAX_THREADS
-from diffseg.cli.terminal import consoles
+from diffseg.cli.terminal import consoles, wrong_usage
 from diffseg.engines.bundle.settings import MAX_TAU, Method, Refine
-from diffseg.engines.errors import DiffsegError
 from diffseg.engines.providers.select import Provider
 from diffseg.image import Fit
 
@@ -121,12 +120,8 @@ def batch(
     )
     run = Run(output if is_remote(output) else str(local_path(output)), kind, options)
     say = _Lines(quiet=quiet)
-    try:
+    with wrong_usage():
         options.describe()
-    except DiffsegError:
-        raise
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
     work = find_work(run, inputs, per_file=per_file, column=column, shard=index, shards=count)
     _say_what(say, run, work)
     start = time.perf_counter()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from diffseg.cli.tables import formats, si
-from diffseg.cli.terminal import FAILED, consoles, end_interrupted
+from diffseg.cli.terminal import FAILED, consoles, end_interrupted, show_facts
 from diffseg.engines.bundle.manifest import Form
 from diffseg.engines.providers.select import Provider
 from diffseg.engines.tensorrt.plan import Engine, HardwareCompatibility
@@ -83,19 +82,12 @@ def inspect(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show tensors, layers and sizes of a bundle's graphs and plans."""
+    from diffseg.cli.tables import bundle_tables
     from diffseg.engines.bundle.bundle import open_bundle
     from diffseg.engines.inspect import inspect_bundle
-    from msgspec import to_builtins
 
     facts = inspect_bundle(open_bundle(bundle))
-    if as_json:
-        typer.echo(json.dumps(to_builtins(facts), indent=1))
-        return
-    from diffseg.cli.tables import bundle_tables
-
-    console, _ = consoles()
-    for item in bundle_tables(facts):
-        console.print(item)
+    show_facts(facts, bundle_tables(facts), as_json=as_json)
 
 
 def verify(
@@ -159,19 +151,12 @@ def _verify_files(name: str, *, quiet: bool) -> Bundle:
 def _verify_against(
     bundle: Bundle, other: Bundle, provider: Provider, images: list[Path] | None, *, as_json: bool
 ) -> None:
+    from diffseg.cli.tables import difference_tables
     from diffseg.engines.examples import example_images
     from diffseg.measure.differences import compare_bundles
-    from msgspec import to_builtins
 
     found = compare_bundles(bundle, other, images or example_images()[:2], provider=provider.value)
-    if as_json:
-        typer.echo(json.dumps(to_builtins(found), indent=1))
-        return
-    from diffseg.cli.tables import difference_tables
-
-    console, _ = consoles()
-    for item in difference_tables(found):
-        console.print(item)
+    show_facts(found, difference_tables(found), as_json=as_json)
 
 
 def _verify_provider(bundle: Bundle, provider: Provider, images: list[Path] | None) -> None:

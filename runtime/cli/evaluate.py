@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from diffseg.cli.limits import MAX_THREADS
-from diffseg.cli.terminal import FAILED, INTERRUPTED, consoles, fail, track
+from diffseg.cli.terminal import FAILED, INTERRUPTED, consoles, fail, track, wrong_usage
 from diffseg.engines.bundle.settings import REFINEMENTS
-from diffseg.engines.errors import DiffsegError
 from diffseg.engines.providers.select import Provider
 from diffseg.measure.evaluate.datasets import Layout
 from diffseg.measure.evaluate.methods import Method
@@ -101,7 +98,7 @@ def evaluate(
     from diffseg.measure.evaluate.run import need_packages
     from diffseg.segmenter import Segmenter
 
-    with _wrong_usage():
+    with wrong_usage():
         chosen = parse_methods(methods) if methods is not None else None
         sweep = parse_thresholds(thresholds) if thresholds else ()
         taus = parse_taus(tau) if tau is not None else ()
@@ -117,7 +114,7 @@ def evaluate(
     need_packages()
     try:
         with locked(results):
-            with _wrong_usage():
+            with wrong_usage():
                 run = Evaluation(
                     opened,
                     chosen,
@@ -147,17 +144,6 @@ def evaluate(
     if failed:
         errors.print(f"{failed} of {len(run)} images failed", style="red")
         raise typer.Exit(FAILED)
-
-
-@contextmanager
-def _wrong_usage() -> Iterator[None]:
-    """Report a value that an option cannot have as wrong usage. Errors about files and bundles pass."""
-    try:
-        yield
-    except DiffsegError:
-        raise
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
 
 
 def _follow(run: Evaluation) -> int:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated
 
 import typer
-from diffseg.cli.terminal import consoles
+from diffseg.cli.terminal import show_facts
 from diffseg.engines.providers.select import Provider
 
 
@@ -22,15 +21,8 @@ def info(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show what this machine can run, and what is not installed."""
+    from diffseg.cli.tables import machine_tables
     from diffseg.measure.capabilities import capabilities
-    from msgspec import to_builtins
 
     facts = capabilities(bundle, provider)
-    if as_json:
-        typer.echo(json.dumps(to_builtins(facts), indent=1))
-        return
-    from diffseg.cli.tables import machine_tables
-
-    console, _ = consoles()
-    for item in machine_tables(facts):
-        console.print(item)
+    show_facts(facts, machine_tables(facts), as_json=as_json)

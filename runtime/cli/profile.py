@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from diffseg.cli.limits import MAX_THREADS
-from diffseg.cli.terminal import FAILED, WRONG_USAGE, consoles, fail
-from diffseg.engines.errors import DiffsegError
+from diffseg.cli.terminal import FAILED, WRONG_USAGE, consoles, fail, wrong_usage
 from diffseg.engines.files import atomic_file
 from diffseg.engines.providers.select import Provider
 
@@ -80,15 +79,11 @@ def profile(  # noqa: C901 - one branch per option
 
     console, errors = consoles()
     paths = _paths(images)
-    try:
+    with wrong_usage():
         settings = ProfileSettings(
             runs, warmup, batch, starts, _numbers(concurrency), operators, provider.value, threads
         )
         record, spans = take_profile(bundle, paths, settings, progress=progress)
-    except DiffsegError:
-        raise
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
     _show(record, console, errors, as_json=as_json)
     if trace is not None:
         from diffseg.measure.profile.chrome_trace import trace_events

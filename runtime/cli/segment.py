@@ -14,7 +14,7 @@ from diffseg.cli.limits import MAX_THREADS
 from diffseg.cli.outputs import Outputs
 from diffseg.cli.report import Report
 from diffseg.cli.sources import Source, sources
-from diffseg.cli.terminal import FAILED, fail, log_to_stderr, track
+from diffseg.cli.terminal import FAILED, fail, log_to_stderr, track, wrong_usage
 from diffseg.engines.bundle.settings import MAX_TAU, Method, Refine
 from diffseg.engines.errors import DiffsegError, ImageError
 from diffseg.engines.providers.select import Provider
@@ -104,7 +104,7 @@ def segment(
     paths = _checked(images, output, recursive=recursive)
     if verbose:
         log_to_stderr()
-    try:
+    with wrong_usage():
         segmenter = Segmenter.load(
             model,
             provider=provider,
@@ -113,10 +113,6 @@ def segment(
             devices=None if device is None else (device,),
         )
         settings = segmenter.settings.updated(threshold, anchors, refine, method, tau)
-    except DiffsegError:
-        raise
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
     report = Report(quiet=quiet, verbose=verbose, as_json=as_json)
     report.status(f"model {segmenter.bundle.manifest.name}, provider {segmenter.provider}")
     outputs = Outputs(output, wanted, [source for source, _ in paths if isinstance(source, Path)], force=force)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from diffseg.cli.limits import MAX_MEGABYTES, MAX_MEGAPIXELS, MAX_SECONDS, MAX_THREADS
-from diffseg.cli.terminal import WRONG_USAGE, fail
-from diffseg.engines.errors import DiffsegError, MissingPackageError
+from diffseg.cli.terminal import WRONG_USAGE, fail, wrong_usage
+from diffseg.engines.errors import MissingPackageError
 from diffseg.engines.packages import install_command
 from diffseg.engines.providers.select import Provider
 
@@ -106,7 +106,7 @@ def serve(
         for item in sockets:
             stack.enter_context(item)
         size = batch or manifest.max_batch
-        try:
+        with wrong_usage():
             segmenter = Segmenter.load(
                 model,
                 provider=provider,
@@ -114,10 +114,6 @@ def serve(
                 threads=threads,
                 devices=None if device is None else (device,),
             )
-        except DiffsegError:
-            raise
-        except ValueError as error:
-            raise typer.BadParameter(str(error)) from None
         limits = Limits(body=body, bodies=8 * body, pixels=round(max_pixels * MEGA), deadline=deadline, queue=queue)
         configure_logging(log_format)
         service = Service(

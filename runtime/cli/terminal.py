@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import signal
 import sys
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import typer
+from diffseg.engines.errors import DiffsegError
 from diffseg.engines.text import printable
+from msgspec import to_builtins
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -64,6 +67,27 @@ def end_interrupted(message: str) -> NoReturn:
         with suppress(OSError, ValueError):
             stream.flush()
     os._exit(INTERRUPTED)
+
+
+@contextmanager
+def wrong_usage() -> Iterator[None]:
+    """Report a value that an option cannot have as wrong usage. Errors about files, bundles and machines pass."""
+    try:
+        yield
+    except DiffsegError:
+        raise
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+def show_facts(facts: object, tables: Iterable[Any], *, as_json: bool) -> None:
+    """Print a record as JSON, or else the tables that show it."""
+    if as_json:
+        typer.echo(json.dumps(to_builtins(facts), indent=1))
+        return
+    console, _ = consoles()
+    for item in tables:
+        console.print(item)
 
 
 def log_to_stderr() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from diffseg.cli.terminal import consoles
+from diffseg.cli.terminal import consoles, wrong_usage
 from diffseg.engines.providers.select import Provider
 from diffseg.serving.triton.platforms import Device, Platform
 
@@ -38,19 +38,14 @@ def triton(
 ) -> None:
     """Write a model repository from which NVIDIA Triton Inference Server serves a bundle."""
     from diffseg.engines.bundle.bundle import open_bundle
-    from diffseg.engines.errors import DiffsegError
     from diffseg.serving.triton.config import Options
     from diffseg.serving.triton.repository import write_repository
 
     if plan is not None and platform is not Platform.TENSORRT:
         raise typer.BadParameter("a plan needs --platform tensorrt", param_hint="--plan")
-    try:
+    with wrong_usage():
         options = Options(platform, batch, provider.value if provider else None, device, environment)
         models = write_repository(open_bundle(bundle), output, options, plan=plan, overwrite=force)
-    except DiffsegError:
-        raise
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
     console, _ = consoles()
     for name, model in models.items():
         ends = [", ".join(tensor["name"] for tensor in model[end]) for end in ("input", "output")]
