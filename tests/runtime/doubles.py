@@ -63,3 +63,19 @@ class LendingSession:
 
     def wait(self):
         pass
+
+
+class AlteredNetwork(LendingNetwork):
+    """A network whose latent or outputs are changed by a function."""
+
+    def __init__(self, encode=lambda latent: latent, attend=lambda outputs: outputs):
+        super().__init__()
+
+        class Session(LendingSession):
+            def encode(self, images):
+                return encode(super().encode(images))
+
+            def attend(self, latent):
+                return attend(super().attend(latent))
+
+        self.pool._make = lambda: Session(self)

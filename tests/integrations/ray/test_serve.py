@@ -11,7 +11,7 @@ import yaml
 from diffseg import Segmenter
 
 from tests.integrations.ray.samples import PATIENCE, alive, descendants, kill, until
-from tests.runtime.serving.http.running import Answer
+from tests.runtime.serving.http.running import ask
 from tests.runtime.serving.http.test_segment import (  # noqa: F401 - run here, too
     test_a_form_is_the_same_as_a_body,
     test_broken_images_are_the_client_s_fault,
@@ -36,12 +36,7 @@ class Served:
         self.service = self
 
     def ask(self, method, path, body=None, headers=None):
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
-        try:
-            connection.request(method, path, body, headers or {})
-            return Answer(connection.getresponse())
-        finally:
-            connection.close()
+        return ask(self.port, method, path, body, headers, PATIENCE)
 
 
 @pytest.fixture(scope="module")

@@ -6,25 +6,9 @@ from diffseg.measure import compare
 from diffseg.measure.compare import compare_providers
 from PIL import Image
 
-from tests.runtime.doubles import LendingNetwork, LendingSession
+from tests.runtime.doubles import AlteredNetwork, LendingNetwork
 
 pytest.importorskip("scipy", reason="needs the extra 'eval'")
-
-
-class Wrong(LendingNetwork):
-    """A network whose outputs are changed by a function."""
-
-    def __init__(self, encode=lambda latent: latent, attend=lambda outputs: outputs):
-        super().__init__()
-
-        class Session(LendingSession):
-            def encode(self, images):
-                return encode(super().encode(images))
-
-            def attend(self, latent):
-                return attend(super().attend(latent))
-
-        self.pool._make = lambda: Session(self)
 
 
 @pytest.fixture
@@ -79,11 +63,11 @@ def lean(outputs):
 @pytest.mark.parametrize(
     ("network", "message"),
     [
-        (Wrong(encode=lambda latent: latent[..., ::-1]), "latent: cosine 0."),
-        (Wrong(attend=poison), "attention_4: 1 entries are NaN or infinite"),
-        (Wrong(attend=halve), "attention_4: mean symmetric KL"),
-        (Wrong(attend=shift), "attention_8: 1st percentile of row cosines"),
-        (Wrong(attend=lean), "attention_8: mean symmetric KL"),
+        (AlteredNetwork(encode=lambda latent: latent[..., ::-1]), "latent: cosine 0."),
+        (AlteredNetwork(attend=poison), "attention_4: 1 entries are NaN or infinite"),
+        (AlteredNetwork(attend=halve), "attention_4: mean symmetric KL"),
+        (AlteredNetwork(attend=shift), "attention_8: 1st percentile of row cosines"),
+        (AlteredNetwork(attend=lean), "attention_8: mean symmetric KL"),
     ],
 )
 def test_the_first_output_that_differs_is_named(held, network, message):
@@ -97,5 +81,5 @@ def test_masks_are_held_against_each_other_too(held, monkeypatch):
     monkeypatch.setitem(compare.LIMITS, "fp32", dict.fromkeys(compare.LIMITS["fp32"], -9.0) | {
         "kl": 99.0, "row_sum_error": 99.0, "mask_iou": 0.99,
     })  # fmt: skip
-    comparison = held(Wrong(attend=shift))
+    comparison = held(AlteredNetwork(attend=shift))
     assert comparison.first_difference.startswith("masks of 0.png: mean IoU 0.")

@@ -15,25 +15,9 @@ from diffseg.measure.differences import compare_bundles
 from msgspec.structs import replace
 from PIL import Image
 
-from tests.runtime.doubles import LendingNetwork, LendingSession
+from tests.runtime.doubles import AlteredNetwork, LendingNetwork
 
 pytest.importorskip("scipy", reason="needs the extra 'eval'")
-
-
-class Altered(LendingNetwork):
-    """A network whose latent or outputs are changed by a function."""
-
-    def __init__(self, encode=lambda latent: latent, attend=lambda outputs: outputs):
-        super().__init__()
-
-        class Session(LendingSession):
-            def encode(self, images):
-                return encode(super().encode(images))
-
-            def attend(self, latent):
-                return attend(super().attend(latent))
-
-        self.pool._make = lambda: Session(self)
 
 
 @pytest.fixture
@@ -63,7 +47,7 @@ def test_equal_networks(compare):
 
 
 def test_a_changed_latent_changes_what_follows(compare):
-    (image,) = compare(Altered(lambda latent: np.roll(latent, 1, -1))).images
+    (image,) = compare(AlteredNetwork(lambda latent: np.roll(latent, 1, -1))).images
     latent, fine, _ = image.outputs
     assert latent.cosine < 0.99
     assert fine.cosine_p1 < fine.cosine < 1 - 1e-7
@@ -77,7 +61,7 @@ def test_numbers_that_are_not_finite_are_counted(compare):
         latent[0, 0, 0, :2] = np.nan
         return latent
 
-    latent = compare(Altered(poison)).images[0].outputs[0]
+    latent = compare(AlteredNetwork(poison)).images[0].outputs[0]
     assert (latent.bad, latent.cosine) == (2, None)
 
 
@@ -89,7 +73,7 @@ def test_an_output_of_one_bundle_alone_is_named(compare, fake_bundle, monkeypatc
         fake_bundle.manifest, graphs=fake_bundle.manifest.graphs | {UNET: unet}, attention=attention, name="other"
     )
     monkeypatch.setattr(Segmenter, "__call__", lambda *_, **__: SimpleNamespace(labels=np.zeros((4, 4), np.uint16)))
-    found = compare(Altered(attend=lambda outputs: outputs[1:]), Bundle(fake_bundle.folder, manifest))
+    found = compare(AlteredNetwork(attend=lambda outputs: outputs[1:]), Bundle(fake_bundle.folder, manifest))
     assert found.bundles == ("fake", "other")
     assert found.left_out == ("attention_8",)
     assert [output.name for output in found.images[0].outputs] == ["latent", "attention_4"]

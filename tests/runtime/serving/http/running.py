@@ -31,6 +31,16 @@ class Answer:
         return self.json()["error"]
 
 
+def ask(port, method, path, body=None, headers=None, patience=PATIENCE):
+    """The answer of a server on this machine."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=patience)
+    try:
+        connection.request(method, path, body, headers or {})
+        return Answer(connection.getresponse())
+    finally:
+        connection.close()
+
+
 class Running:
     def __init__(self, service, host="127.0.0.1", ready=True):
         self.service = service
@@ -47,12 +57,7 @@ class Running:
         return f"http://127.0.0.1:{self.port}"
 
     def ask(self, method, path, body=None, headers=None):
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
-        try:
-            connection.request(method, path, body, headers or {})
-            return Answer(connection.getresponse())
-        finally:
-            connection.close()
+        return ask(self.port, method, path, body, headers)
 
     def metric(self, name, **labels):
         """Value of a sample, 0 where there is none."""
