@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 FAST = 1
-"""PNG compression level of overlays: a quarter of the time of the default, and files a tenth larger."""
+"""PNG compression level of overlays and responses: a quarter of the time of the default, and files a tenth larger."""
 
 
 def save(
@@ -65,6 +66,13 @@ def save(
                 write(result, temporary, source)
         written[item] = [path]
     return [path for item in formats for path in written[item]]
+
+
+def png_bytes(image: Image.Image) -> bytes:
+    """Return an image as a PNG, which says that diffseg wrote it."""
+    stream = io.BytesIO()
+    image.save(stream, "PNG", compress_level=FAST, pnginfo=png_mark())
+    return stream.getvalue()
 
 
 def _save_cutouts(result: Segmentation, folder: Path, name: str) -> list[Path]:

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from diffseg.arrays import Array, cpu_workers, device, namespace, prefetched, row_blocks, to_host
 from diffseg.cancellation import checkpoint
-from diffseg.methods.reduction import enlarged, reduced, reduction_factor, surroundings
-from numpy.typing import NDArray
+from diffseg.methods.reduction import surroundings
 
 NEIGHBOURS = [(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1) if (y, x) != (0, 0)]
 
@@ -68,23 +67,6 @@ def pamr_refine(labels: Array, image: Array, iterations: int = 10, dilations: Se
         number = xp.asarray(label, dtype=labels.dtype, device=device(labels))
         result[window] = xp.where(better, number, result[window])
     return result
-
-
-def pamr_refine_reduced(labels: NDArray[np.uint16], pixels: NDArray[np.uint8]) -> NDArray[np.uint16]:
-    """Refine with the defaults of `pamr_refine` at about 256 pixels per side, as `colour_refine` does.
-
-    At 512 × 512 the averages would take seconds.
-
-    Args:
-        labels: (H, W) uint16.
-        pixels: (H, W, 3) uint8, the image that was segmented.
-
-    Returns:
-        (H, W) uint16. A label that wins no pixel is missing.
-    """
-    factor = reduction_factor(labels.shape)
-    refined: NDArray[np.uint16] = pamr_refine(*reduced(labels, pixels, factor))
-    return enlarged(refined, factor)
 
 
 def median_filter(labels: Array) -> Array:

@@ -15,7 +15,7 @@ from diffseg.image import SUFFIXES
 from diffseg.scale.inputs import URI_COLUMNS, open_table
 from diffseg.scale.storage import MOST_BYTES, is_remote, open_remote, read_bytes
 from diffseg.scale.units import Unit
-from diffseg.scale.worker import Item
+from diffseg.scale.worker import Item, encoded_image
 
 READERS = 4
 """Files that are read at once, and held beside those that are decoded."""
@@ -94,13 +94,5 @@ def _read_table(unit: Unit) -> Iterator[Item]:
                 keys = None if named is None else batch.column(named)
                 for i in range(len(values)):
                     key = keys[i].as_py() if keys is not None else None
-                    yield str(key) if key is not None else f"{name}#{row}", _value(values[i].as_py())
+                    yield str(key) if key is not None else f"{name}#{row}", encoded_image(values[i])
                     row += 1
-
-
-def _value(value: Any) -> bytes | ImageError:  # noqa: ANN401 - an element of a column
-    if isinstance(value, dict):  # Hugging Face's images: {"bytes": …, "path": …}
-        value = value.get("bytes")
-    if isinstance(value, bytes):
-        return value
-    return ImageError(f"an encoded image must be bytes, found {'nothing' if value is None else type(value).__name__}")

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from diffseg.engines.text import printable
-from diffseg.formats.files import FAST
-from diffseg.formats.marks import png_mark
+from diffseg.formats.files import png_bytes
 from diffseg.formats.rle import compress, run_lengths
 from msgspec import structs
 
@@ -70,9 +68,9 @@ def result_row(key: str, digest: str, result: Segmentation, *, labels: bool = Fa
         "error": None,
     }
     if labels:
-        row[LABELS] = _png(result.label_image())
+        row[LABELS] = png_bytes(result.label_image())
     if overlay:
-        row[OVERLAY] = _png(result.overlay())
+        row[OVERLAY] = png_bytes(result.overlay())
     return row
 
 
@@ -117,9 +115,3 @@ def arrow_table(rows: Iterable[Row], schema: pa.Schema) -> pa.Table:
     import pyarrow as pa
 
     return pa.Table.from_pylist(list(rows), schema=schema)
-
-
-def _png(image: Any) -> bytes:  # noqa: ANN401 - Pillow's images
-    stream = io.BytesIO()
-    image.save(stream, "PNG", compress_level=FAST, pnginfo=png_mark())
-    return stream.getvalue()

@@ -121,7 +121,7 @@ class SegmentWorker:
             schema = arrow_schema(labels=self.labels, overlays=self.overlays)
         except ImportError as error:
             raise MissingPackageError(f"tables of rows need {error.name}: {install_command('parquet')}") from None
-        data = [_encoded(value) for value in batch[self.data_column]]
+        data = [encoded_image(value) for value in batch[self.data_column]]
         keys = [str(key) for key in batch[self.key_column]] if self.key_column in batch else [""] * len(data)
         return arrow_table(self.rows(zip(keys, data, strict=True)), schema)
 
@@ -172,11 +172,16 @@ class SegmentWorker:
         return rows
 
 
-def _encoded(value: Any) -> bytes | ImageError:  # noqa: ANN401 - an element of a column
-    if isinstance(value, bytes):
-        return value
-    if hasattr(value, "as_py"):  # an element of an Arrow array
+def encoded_image(value: Any) -> bytes | ImageError:  # noqa: ANN401 - an element of a column
+    """Return the bytes of an encoded image, or the error of a value that is none.
+
+    Args:
+        value: bytes, an element of an Arrow array, or an image of Hugging Face's datasets: `{"bytes": …, "path": …}`.
+    """
+    if hasattr(value, "as_py"):
         value = value.as_py()
+    if isinstance(value, dict):
+        value = value.get("bytes")
     if isinstance(value, bytes | bytearray | memoryview):
         return bytes(value)
     found = "nothing" if value is None else type(value).__name__

@@ -7,6 +7,7 @@ from http import HTTPStatus
 from typing import Annotated, Any
 
 from diffseg.engines.bundle.settings import MAX_TAU, MergeSettings, Method, Refine
+from diffseg.formats.files import png_bytes
 from diffseg.formats.rle import Counts
 from diffseg.image import Fit
 from diffseg.segmentation import Segmentation
@@ -19,7 +20,6 @@ from diffseg.serving.http.responses import (
     attention_map,
     encode,
     negotiate,
-    png,
     shrink,
     shrunk,
 )
@@ -208,7 +208,7 @@ async def attention(
     """
 
     def draw() -> bytes:
-        return png(Image.fromarray(attention_map(kept, x, y, side)))
+        return png_bytes(Image.fromarray(attention_map(kept, x, y, side)))
 
     return _answer(Kind.LABELS, await service.beside(draw))
 

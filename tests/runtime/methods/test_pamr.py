@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from diffseg.methods.pamr import median_filter, pamr_refine, pamr_refine_reduced
+from diffseg.methods.pamr import median_filter, pamr_refine
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
@@ -99,16 +99,3 @@ def test_another_size_is_refused():
 def test_the_median_is_scipys(seed):
     labels = np.random.default_rng(seed).integers(0, 9, (12, 17))
     np.testing.assert_array_equal(median_filter(labels), ndimage.median_filter(labels, size=3))
-
-
-@pytest.mark.parametrize(("size", "factor"), [((512, 1024), 2), ((64, 96), 1), ((1024, 1024), 4), ((514, 1026), 2)])
-def test_large_images_are_refined_at_a_reduced_size(size, factor):
-    """Borders that are a few pixels off move to the edge of two colours, which lies between two reduced pixels."""
-    edge = size[1] // 2 // factor * factor
-    pixels = np.full((*size, 3), 40, np.uint8)
-    pixels[:, edge:] = 220
-    labels = np.zeros(size, np.uint16)
-    labels[:, edge + 3 * factor :] = 7
-    refined = pamr_refine_reduced(labels, pixels)
-    assert refined.dtype == np.uint16
-    np.testing.assert_array_equal(refined, np.where(np.arange(size[1]) < edge, 0, 7) + np.zeros(size))
