@@ -137,10 +137,14 @@ def local(work: Path, model: str) -> dict[str, Any]:
         shutil.rmtree(results, ignore_errors=True)
         words = ["batch", photos, "-o", results, "--model", model, "--provider", "cpu", "--local", "--format", "coco"]
         process = subprocess.Popen([sys.executable, "-m", "diffseg", *map(str, words), "--threads", "1", "-q"])
-        _, status, usage = os.wait4(process.pid, 0)
+        peak = 0  # not that of os.wait4, which counts the memory of this process at the fork, too
+        while (ended := os.wait4(process.pid, os.WNOHANG))[0] == 0:
+            peak = max(peak, _status(str(process.pid)).get("VmHWM", 0))
+            time.sleep(0.02)
+        _, status, usage = ended
         if status:
             raise SystemExit("the batch failed")
-        found[str(count)] = {"peak_bytes": usage.ru_maxrss * 1024, "cpu_seconds": round(usage.ru_utime, 1)}
+        found[str(count)] = {"peak_bytes": peak, "cpu_seconds": round(usage.ru_utime, 1)}
     return found
 
 
@@ -197,11 +201,18 @@ class Watch:
 
 def _resident(process: str) -> int:
     """Bytes of private memory: without the pages that Ray's processes share through its object store."""
-    fields = {}
+    fields = _status(process)
+    return fields.get("RssAnon", 0) + fields.get("RssFile", 0)
+
+
+def _status(process: str) -> dict[str, int]:
+    """Bytes of each kind of memory of a process; none if it has ended."""
+    found = {}
     for line in Path(f"/proc/{process}/status").read_text(encoding="utf-8").splitlines():
         name, _, value = line.partition(":")
-        fields[name] = value
-    return sum(int(fields.get(name, "0").split()[0]) for name in ("RssAnon", "RssFile")) * 1024
+        if value.endswith(" kB"):
+            found[name] = int(value.split()[0]) * 1024
+    return found
 
 
 def _photos(folder: Path, count: int) -> None:
