@@ -17,7 +17,7 @@ from diffseg.scale.plan import Node
 OBJECT_STORE = 256 << 20
 """Bytes of a local Ray's object store. Only lists of images and counts pass through it."""
 QUIET = {
-    "RAY_USAGE_STATS_ENABLED": "0",  # no reports to Ray's makers
+    "RAY_USAGE_STATS_ENABLED": "0",  # no usage reports to Ray's developers
     "RAY_BACKEND_LOG_LEVEL": "fatal",  # errors reach Python as exceptions
 }
 
@@ -30,7 +30,7 @@ def ray_cluster(address: str | None = None, *, cpus: int | None = None) -> Itera
     its token, which is made here unless `RAY_AUTH_MODE` is set.
 
     Args:
-        address: of a cluster: `auto`, `HOST:PORT` or `ray://HOST:PORT`. None starts a local Ray.
+        address: address of a cluster: `auto`, `HOST:PORT` or `ray://HOST:PORT`. None starts a local Ray.
         cpus: number of CPUs of a local Ray; None: those of this machine.
 
     Raises:
@@ -56,7 +56,7 @@ def ray_cluster(address: str | None = None, *, cpus: int | None = None) -> Itera
         options |= {"num_cpus": cpus, "include_dashboard": False, "object_store_memory": OBJECT_STORE}
     try:
         ray.init(address="local" if local else address, **options)
-    except Exception as error:  # Ray raises many types, of gRPC among them  # noqa: BLE001
+    except Exception as error:  # Ray raises many types, including gRPC's  # noqa: BLE001
         raise ClusterError(_unreachable(address, error)) from None
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False

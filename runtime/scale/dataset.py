@@ -36,12 +36,12 @@ def segment_dataset(
         gpus_per_worker: GPUs per worker, which may be a fraction.
         data_column: column with the encoded images.
         key_column: column with the keys; without it, keys are the SHA-256 of the images.
-        rows_per_call: images that a worker is given at once.
-        plan: what the workers ask for; None finds it out, so that tasks that read and write have room.
+        rows_per_call: number of images per call of a worker.
+        plan: resources of the workers; None plans them so that tasks that read and write have room.
         **settings: the other arguments of `SegmentWorker`, such as `threshold` and `provider`.
 
     Returns:
-        A data set with one row per image; see `diffseg.scale.rows`. It is computed when it is used.
+        A data set with one row per image; see `diffseg.scale.rows`. It is computed when it is consumed.
 
     Raises:
         ClusterError: the workers do not fit.

@@ -20,12 +20,12 @@ TAR, PARQUET, LIST = ".tar", ".parquet", ".txt"
 URI_COLUMNS = ("uri", "url", "path", "key")
 BYTES_COLUMNS = ("bytes", "image", "image_bytes", "content")
 ROWS_TOGETHER = 100
-"""Rows of Parquet from which on a row group is not read together with the next. Fixed: it decides what a unit holds."""
+"""Row groups of a Parquet file are joined until they hold this many rows. Fixed, as it decides what a unit holds."""
 
 
 @dataclass(slots=True)
 class Inputs:
-    """What was found.
+    """The inputs that were found.
 
     Attributes:
         files: paths or URIs of images, each once.
@@ -46,8 +46,8 @@ def find_inputs(
     Args:
         inputs: folders, which are searched to any depth; glob patterns; images; `.tar`, `.parquet`; `.txt` files with
             a path or URI per line. Each may be local or a URI.
-        column: of Parquet files: the one with encoded images, or with paths or URIs. None looks for a usual name.
-        per_unit: number of images from which on row groups of a Parquet file are not read together.
+        column: column of Parquet files with encoded images, paths or URIs. None looks for a usual name.
+        per_unit: row groups of a Parquet file are joined until they hold this many images.
         beside: folder of the results, which is left out if it lies in a folder of the arguments.
 
     Raises:
@@ -62,7 +62,7 @@ def find_inputs(
         if not names:
             raise ClusterError(f"{argument}: no images, .tar or .parquet files found")
         for name in names:
-            suffix = os.path.splitext(name)[1].lower()  # noqa: PTH122 - a URI is no Path
+            suffix = os.path.splitext(name)[1].lower()  # noqa: PTH122 - a URI is not a Path
             if suffix == TAR:
                 found.tars.append(name)
             elif suffix == PARQUET:

@@ -13,7 +13,7 @@ from diffseg.image import Fit
 from msgspec import structs
 
 SCHEMA = 1
-"""Of the rows and of the run's record. A new one starts a new run."""
+"""Version of the rows and of the run's record. A new version starts a new run."""
 MOST_PIXELS = 50_000_000
 
 
@@ -26,8 +26,8 @@ class Options:
         provider: execution provider.
         batch: images per pass through the network.
         threads: CPU threads of the network; None uses all cores.
-        threshold: largest KL distance of maps that are merged; None uses the bundle's.
-        method: None uses the bundle's, as with the following ones.
+        threshold: largest KL distance of maps that are merged; None uses the bundle's default.
+        method: how masks are made; None uses the bundle's default, as for the settings down to `refine`.
         anchors: anchors per side.
         tau: cost of a normalised cut.
         refine: refinement of the masks.

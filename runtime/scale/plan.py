@@ -1,8 +1,8 @@
-"""How many workers a batch gets, and what each may use, so that no worker waits for ever.
+"""How many workers a batch gets, and what each may use, so that no worker waits forever.
 
 Ray starts a task only where the CPUs that it asks for are free. On a machine with 2 CPUs, two workers of one CPU each
-leave nothing for the tasks that read and write, so the job hangs without a word. So do two on two machines of one CPU.
-Workers therefore ask for shares that leave one CPU free.
+leave nothing for the tasks that read and write, so the job hangs without a message. So do two workers on two machines
+with one CPU each. Workers therefore ask for shares that leave one CPU free.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from diffseg.engines.errors import ClusterError
 
 CPUS_PER_WORKER = 4
-"""On a CPU, without GPUs and unless told otherwise. More threads do little for one image at a time."""
+"""Default for workers without a GPU. More threads speed up a single image only little."""
 CPUS_PER_GPU = 4
-"""At most, for a worker with a GPU: it decodes and merges images."""
+"""Largest number of CPUs for a worker with a GPU, which decodes and merges images on them."""
 MOST_WORKERS = 10_000
 ROUNDING = 1e-9
 STEP = 0.01
@@ -33,12 +33,12 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class WorkerPlan:
-    """What the workers ask for.
+    """The workers, and the resources that each reserves.
 
     Attributes:
         workers: number of workers.
-        cpus: CPUs that each reserves; this is less than it uses if it has a machine with few CPUs.
-        gpus: GPUs that each reserves.
+        cpus: CPUs that each worker reserves; fewer than it uses on a machine with few CPUs.
+        gpus: GPUs that each worker reserves.
         threads: CPU threads of each worker's network.
     """
 
@@ -51,7 +51,7 @@ class WorkerPlan:
 def plan_workers(
     nodes: Sequence[Node], workers: int | None = None, gpus: float | None = None, *, may_grow: bool = False
 ) -> WorkerPlan:
-    """Find out what each worker may use.
+    """Plan how many workers run, and what each may use.
 
     Args:
         nodes: the machines of the cluster.
@@ -102,7 +102,7 @@ def _share(nodes: Sequence[Node], workers: int, gpus: float) -> float:
 
 
 def _room(nodes: Sequence[Node], cpus: float, gpus: float) -> int:
-    """Return how many workers fit."""
+    """Return how many workers fit on the machines."""
     room = 0
     for node in nodes:
         by_gpus = [math.floor(node.gpus / gpus + ROUNDING)] if gpus else []

@@ -40,7 +40,7 @@ class Run:
 
     Attributes:
         output: folder or URI that the user named.
-        format: of the files.
+        format: format of the files.
         options: what is done with each image.
     """
 
@@ -64,13 +64,13 @@ class Run:
         return f"{self.output.rstrip('/')}/{self.name}"
 
     def begin(self, units: int) -> tuple[int, list[str]]:
-        """Write the run's record, or read it if the run goes on.
+        """Write the run's record, or read it if the run is resumed.
 
         Args:
-            units: among how many units images are divided, if the run is new.
+            units: number of units among which images are divided, if the run is new.
 
         Returns:
-            Among how many units images are divided, and in what other runs in the same output differ: one line each.
+            The number of units among which images are divided, and one line per other run in the output that differs.
 
         Raises:
             ClusterError: the output cannot be read or written, or the record is damaged.
@@ -122,12 +122,12 @@ class Run:
 
 @dataclass(slots=True)
 class Report:
-    """What became of units: plain numbers, which can be added.
+    """Counts and times of processed units, which can be added up.
 
     Attributes:
-        images: rows that were written, those of errors included.
+        images: rows that were written, including those with errors.
         errors: rows with an error.
-        seconds: of the workers, per stage, and `total`, summed over the workers.
+        seconds: seconds per stage, and `total`, summed over the workers.
     """
 
     images: int = 0
@@ -146,7 +146,7 @@ class UnitWorker:
 
     Args:
         run: what is written where.
-        threads: CPU threads of the network; None uses the options'.
+        threads: CPU threads of the network; None uses those of the run's options.
     """
 
     def __init__(self, run: Run, threads: int | None = None) -> None:
@@ -190,7 +190,7 @@ def _runs(output: str) -> list[str]:
 
 
 def _difference(output: str, name: str, record: dict[str, Any]) -> str:
-    """Say in what an earlier run differs from `record`."""
+    """Say how an earlier run differs from `record`."""
     try:
         other = json.loads(open_folder(f"{output.rstrip('/')}/{name}").read(RECORD))
         before, now = (
