@@ -1,6 +1,6 @@
 """Label maps at any resolution: maps on a coarse grid are resized bilinearly in tiles, and compete for every pixel.
 
-A tile looks only at the maps that can win in it, mostly one or two, and needs memory only for those. So time grows with
+Only the maps that can win in a tile, mostly one or two, are computed and held in memory there. So time grows with
 the length of the borders between masks rather than with the number of maps, and memory with the labels alone.
 """
 
@@ -20,7 +20,7 @@ TILE = 48
 """Least side of a tile in pixels. Smaller tiles have fewer maps each, but there are more of them."""
 
 SLACK = 1e-6
-"""Part of the largest value by which a map may fall short of another one and still be looked at. Rounding is less."""
+"""Fraction of the largest value by which a map may fall short and still compete. Rounding errors are smaller."""
 
 SPREAD = 2
 """Cells around a cell that influence it when label maps are enlarged."""
@@ -33,8 +33,8 @@ class Points(NamedTuple):
     """The centres of pixels along one axis of the area that the grid covers.
 
     Attributes:
-        places: (N,) float, distances from the start of the area, rising.
-        length: of the area, in the same unit.
+        places: (N,) float, distances from the start of the area, ascending.
+        length: length of the area, in the same unit.
     """
 
     places: NDArray[np.floating]
@@ -51,8 +51,8 @@ class Axis:
     """Where pixels lie along one axis of a grid: between the centres of two neighbouring cells.
 
     Attributes:
-        lower: (N,) the cell before each pixel; it never decreases.
-        upper: (N,) the cell behind it; at the borders of the grid the same.
+        lower: (N,) the cell before each pixel, in ascending order.
+        upper: (N,) the cell after each pixel; at the borders of the grid, the same as `lower`.
         fraction: (N,) float32, weight of the upper one.
     """
 
@@ -78,7 +78,7 @@ class Axis:
         return tiles
 
     def cells(self, tile: slice) -> slice:
-        """Return the cells on which a tile depends."""
+        """Return the cells that a tile depends on."""
         return slice(int(self.lower[tile.start]), int(self.upper[tile.stop - 1]) + 1)
 
 
@@ -108,7 +108,7 @@ def label_by_maps(maps: NDArray[np.floating], rows: Points, columns: Points, out
 def label_by_labels(
     labels: NDArray[np.uint16], rows: Points, columns: Points, out: NDArray[np.uint16], *, spread: int = SPREAD
 ) -> None:
-    """Resize a label map without stairs: its masks are smoothed a little, resized bilinearly, and compete.
+    """Resize a label map without jagged borders: its masks are smoothed a little, resized bilinearly, and compete.
 
     Args:
         labels: (h, w).
