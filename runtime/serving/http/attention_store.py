@@ -21,7 +21,7 @@ class AttentionStore:
             recently used ones.
         seconds: a segmentation is dropped when it has not been used for this long.
         clock: returns monotonic time in seconds.
-        prefix: of the ids, by which a server of several can be found again.
+        prefix: prefix of the ids, by which clients reach the same one of several servers again.
     """
 
     def __init__(

@@ -47,7 +47,7 @@ class Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Handle a signal to stop: mark the service as draining."""
         if not self.service.draining:
-            # A signal arrives while some request runs, whose id is not that of this line.
+            # A signal may arrive while a request runs. Its id must not appear in this line.
             Context().run(logger.info, "stopping once the requests in progress are finished")
         self.service.draining = True
         super().handle_exit(sig, frame)

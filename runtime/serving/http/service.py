@@ -1,4 +1,4 @@
-"""What the routes share: the segmenter and its queue, the stored attention, and threads for other work."""
+"""The state that the routes share: the segmenter and its queue, the stored attention, and threads for other work."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Service:
         token: bearer token that requests must send. None: no token is needed.
         keep: largest amount of attention to store for new masks, in bytes.
         keep_seconds: seconds after which unused attention is dropped.
-        label_studio: where the images of annotation tasks are. None: the server has no routes for Label Studio.
+        label_studio: source of the images of annotation tasks. None: the server has no routes for Label Studio.
     """
 
     def __init__(

@@ -23,7 +23,7 @@ NETWORK = {graph: f"{MODEL}_{graph}" for graph in (ENCODER, UNET)}
 PIXELS, PLACEMENT = "pixels", "placement"
 PLACEMENT_VALUES = 6
 KIND = "model"
-"""Parameter of a Python model: its name in `diffseg.serving.triton.backend_models`."""
+"""Parameter of a Python model that selects its class in `diffseg.serving.triton.backend_models`."""
 PROVIDER = "provider"
 ENVIRONMENT = "EXECUTION_ENV_PATH"
 WARMUP = "warmup"
@@ -120,7 +120,7 @@ def _segment(manifest: Manifest, options: Options, batch: int) -> Message:
 
 
 def _resize(manifest: Manifest, options: Options, limit: int) -> Message:
-    """Return the configuration of the head: images of any size → the network's size, and their placement in it."""
+    """Return the configuration of the first model, which resizes images and returns their placement."""
     return {
         "name": RESIZE,
         "backend": "python",
@@ -152,7 +152,7 @@ def _network(manifest: Manifest, graph: str, options: Options, limit: int) -> Me
 
 
 def _merge(manifest: Manifest, options: Options, limit: int) -> Message:
-    """Return the configuration of the tail: attention → masks of the image's size."""
+    """Return the configuration of the last model, which turns attention into masks of the image's size."""
     attention = manifest.graphs[UNET].tensors.outputs
     between = _between(manifest, limit)
     placement = between[-1] | {"input_data_file": PLACEMENT}
@@ -215,7 +215,7 @@ def _protocol(tensor: Mapping[str, object], limit: int) -> Message:
 
 
 def _between(manifest: Manifest, limit: int) -> list[Message]:
-    """Declare the outputs of the head: pixels for the network, and the placement for the tail."""
+    """Declare the outputs of the first model: pixels for the network, and the placement for the last model."""
     image = manifest.graphs[ENCODER].tensors.inputs[0]
     pixels = _declared(image, limit) | {"name": PIXELS}
     return [pixels, _tensor(PLACEMENT, "float64", triton_shape((-1, PLACEMENT_VALUES), batched=limit > 0))]

@@ -215,7 +215,7 @@ def _real_path(bundle: Bundle, plan: Plan, path: Path) -> Path:
 
 
 def _place(source: Path, target: Path, *, link: bool) -> None:
-    """Hard-link a file, which takes no space, or copy it if `link` is false or the file system refuses.
+    """Hard-link a file, which takes no space, or copy it if `link` is false or the file system cannot link it.
 
     `target` must be new: writing to an existing file would change the file that it is linked to.
     """

@@ -124,7 +124,7 @@ def test_slow_files_are_given_up(tool, monkeypatch):
 
 def test_a_file_that_ends_early_is_refused(tool):
     tool.files["/data/short"] = cut_off
-    with pytest.raises(ImageError, match="did not arrive whole"):
+    with pytest.raises(ImageError, match="did not arrive completely"):
         LabelStudio(tool.url).fetch("/data/short")
 
 
