@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from diffseg.scale.run import Report, Run
 
 INDEX = "JOB_COMPLETION_INDEX"
-"""Environment variable of Kubernetes with the number of a pod of an indexed job, from 0."""
+"""Environment variable in which Kubernetes passes a pod of an indexed job its index, from 0."""
 MEGA = 1_000_000
 
 
@@ -58,13 +58,13 @@ def batch(
     batch_size: Annotated[int, typer.Option("--batch", min=1, help="Images per pass through the network.")] = 1,
     address: Annotated[
         str | None,
-        typer.Option(help="Address of a Ray cluster: auto, HOST:PORT or ray://HOST:PORT; default: a Ray of its own."),
+        typer.Option(help="Address of a Ray cluster: auto, HOST:PORT or ray://HOST:PORT; default: a local Ray."),
     ] = None,
     workers: Annotated[
         int | None, typer.Option(min=1, help="Workers; default: one per GPU, or without GPUs one per 4 CPUs.")
     ] = None,
     gpus_per_worker: Annotated[
-        float | None, typer.Option(min=0, help="GPUs per worker, also a fraction; default: 1 if there are enough.")
+        float | None, typer.Option(min=0, help="GPUs per worker, or a fraction of one; default: 1 if there are enough.")
     ] = None,
     autoscaling: Annotated[
         bool, typer.Option("--autoscaling", help="The cluster starts machines on demand: wait for them.")
@@ -92,7 +92,7 @@ def batch(
     ] = 50,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
 ) -> None:
-    """Segment any number of images, on one machine or a Ray cluster. Start it again to go on where it ended."""
+    """Segment any number of images, on one machine or a Ray cluster. Run the command again to resume."""
     from diffseg.engines.bundle.bundle import open_bundle
     from diffseg.lifetime import portable_model
     from diffseg.scale.batch import find_work
@@ -153,7 +153,7 @@ def batch(
 
 
 class _Lines:
-    """Lines for people: the summary on standard output, everything else on standard error."""
+    """Prints readable lines: the summary on standard output, everything else on standard error."""
 
     def __init__(self, *, quiet: bool) -> None:
         self.quiet = quiet
@@ -169,7 +169,7 @@ class _Lines:
 
 
 def _shard(shard: int | None, shards: int | None) -> tuple[int, int]:
-    """Return which part of the work to do, and into how many parts it is divided."""
+    """Return the index of the part of the work to do, and the number of parts."""
     named = os.environ.get(INDEX)
     if shards is None:
         if shard is not None or named is not None:

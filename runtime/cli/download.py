@@ -1,4 +1,4 @@
-"""Downloads within bounds: of bytes, of time and of redirections."""
+"""Downloads with limits on size, time and redirects."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ MOST_BYTES = 128 << 20
 CHUNK = 1 << 20
 REDIRECTIONS = 5
 SILENCE = 10.0
-"""Seconds that a server may send nothing."""
+"""Seconds for which a server may send nothing."""
 SECONDS = 60.0
-"""Seconds in which an image must have arrived."""
+"""Seconds within which an image must arrive."""
 
 
 class Reader(Protocol):
-    """What is read in pieces."""
+    """An object that is read in pieces."""
 
     def read(self, size: int, /) -> bytes: ...  # noqa: D102
 
 
 class Redirections(HTTPRedirectHandler):
-    """Follows few redirections, and only to the web."""
+    """Follows a few redirects, and only to http and https."""
 
     max_redirections = REDIRECTIONS
     max_repeats = REDIRECTIONS
@@ -74,7 +74,7 @@ def read_bounded(stream: Reader, name: str, *, most: int | None = None, seconds:
 
     Args:
         stream: what is read.
-        name: of the image, for messages.
+        name: name of the image, for messages.
         most: largest number of bytes; None: `MOST_BYTES`.
         seconds: time limit; None: no limit.
 

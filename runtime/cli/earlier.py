@@ -19,7 +19,7 @@ class Earlier:
     """The results of earlier runs.
 
     Args:
-        folder: of the results.
+        folder: folder of the results.
         formats: what is written for each image.
         made: what the JSON of a result must say if it was made as results are made now; None: it need only exist.
     """

@@ -73,18 +73,18 @@ def segment(
     ] = None,
     recursive: Annotated[
         bool,
-        typer.Option("--recursive", "-r", help="Take the images in folders within folders; results keep the tree."),
+        typer.Option("--recursive", "-r", help="Include images in subfolders; results keep the folder structure."),
     ] = False,
     overwrite: Annotated[
         bool,
         typer.Option(
             "--overwrite/--skip-existing",
-            help="Replace the results of earlier runs, or pass over images that have all of them.",
+            help="Replace the results of earlier runs, or skip images that have all of them.",
         ),
     ] = True,
     resume: Annotated[
         bool,
-        typer.Option("--resume", help="Pass over images that were done with the same bundle and settings."),
+        typer.Option("--resume", help="Skip images that were done with the same bundle and settings."),
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace files that diffseg did not write.")] = False,
     as_json: Annotated[

@@ -1,4 +1,4 @@
-"""What the arguments of `segment` name: files, folders, standard input and images on the web."""
+"""Find the images that the arguments of `segment` name: files, folders, standard input and URLs."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Download:
 
     @property
     def file_name(self) -> str:
-        """The last part of the URL's path, else its host, as a name that any file system takes."""
+        """The last part of the URL's path, else its host, as a file name that any system accepts."""
         parts = urlsplit(self.name)
         name = PurePosixPath(unquote(parts.path)).name or parts.hostname or "image"
         return re.sub(r"[^\w.() -]", "_", name)[-LONGEST_NAME:]
@@ -78,12 +78,12 @@ Source: TypeAlias = Path | Download | StandardInput
 
 
 def is_url(text: str) -> bool:
-    """Whether an argument names something on a network, of whatever scheme."""
+    """Whether an argument is a URL of any scheme."""
     return "://" in text
 
 
 def sources(images: Iterable[str], *, recursive: bool = False) -> list[tuple[Source, str]]:
-    """Read the arguments: standard input, URLs, and everything that `expand` knows.
+    """Read the arguments: standard input, URLs, and the files, folders and patterns that `expand` resolves.
 
     Args:
         images: the arguments.
