@@ -34,7 +34,7 @@ def cache_folder() -> Path:
 
 
 def expand_user(path: str | Path) -> Path:
-    """Return the path with its leading `~` replaced; as it is if there is no such user or no home folder."""
+    """Return the path with its leading `~` replaced. It is unchanged if there is no such user or no home folder."""
     try:
         return Path(path).expanduser()
     except RuntimeError:
@@ -94,7 +94,7 @@ def atomic_folder(
         marker: name of a file that every folder of this kind contains; None: any folder may be replaced.
         overwrite: replace an existing folder of the same kind.
         error: class of the error that is raised if the folder can't be written.
-        hint: how to fix that, for its message.
+        hint: how to fix that error, for its message.
 
     Raises:
         DiffsegError: of class `error`. `target` exists and `overwrite` is not set, it is not a folder of this kind, or

@@ -24,23 +24,23 @@ class DevicePool(Generic[S]):
 
     def __init__(self, make: Callable[[int], S], devices: Sequence[int], per_device: int = 1) -> None:
         self._make = make
-        # Devices of sessions that may still be made, and sessions that nobody uses, with their devices.
+        # Devices of sessions that may still be created, and idle sessions with their devices.
         self._unmade = [device for _ in range(per_device) for device in devices]
         self._free: list[tuple[int, S]] = []
         self._returned = threading.Condition()
 
     def add(self, device: int, session: S) -> None:
-        """Add a session that was made already, in place of one that would be made when it is needed."""
+        """Add an existing session, in place of one that would be created on demand."""
         with self._returned:
             self._unmade.remove(device)
             self._free.append((device, session))
 
     @contextmanager
     def take(self) -> Iterator[S]:
-        """Take a session, or wait for one. A session in which something failed is dropped, and made anew when needed.
+        """Take a session, or wait for one. A session that failed is dropped, and replaced on demand.
 
         Raises:
-            DeviceMemoryError: a session was to be made, and the device's memory is full.
+            DeviceMemoryError: a session must be created, and the device's memory is full.
         """
         with self._returned:
             self._returned.wait_for(lambda: self._free or self._unmade)
