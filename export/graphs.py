@@ -22,7 +22,7 @@ class Encoder(nn.Module):
         self.scale, self.standardised = latents.scale, bool(latents.mean)
         if self.standardised:
             mean, std = (torch.tensor(values).reshape(1, -1, 1, 1) for values in (latents.mean, latents.std))
-            self.mean, self.factor = mean, latents.scale / std  # no buffers: they stay float32 in every precision
+            self.mean, self.factor = mean, latents.scale / std  # not buffers, so they stay float32 in every precision
         self.encoder = vae.encoder
         self.quant = getattr(vae, "quant_conv", None)
         self.channels = int(vae.config.latent_channels)
@@ -31,7 +31,7 @@ class Encoder(nn.Module):
                 module.set_processor(SelfAttention())
 
     def forward(self, image: Tensor) -> Tensor:
-        """Normalise, encode, scale."""
+        """Normalise, encode and scale."""
         pixels = image.float().permute(0, 3, 1, 2) / 127.5 - 1  # cast first: TensorRT can only cast uint8
         moments = self.encoder(pixels.to(next(self.encoder.parameters()).dtype))
         if self.quant is not None:
