@@ -123,7 +123,7 @@ def memory(work: Path, model: str) -> dict[str, Any]:
             total = Report()
             for report in run_on_ray(ray, run, work_left.units, plan):
                 total.add(report)
-        assert total.images == count  # noqa: S101 - a measurement of something else otherwise
+        assert total.images == count  # noqa: S101 - otherwise something else was measured
         found[str(count)] = {"driver_bytes": watch.driver, "largest_worker_bytes": watch.worker, "errors": total.errors}
     return found
 
