@@ -77,7 +77,7 @@ class LabelStudio:
             return data
         hint = "; set its token" if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN) else ""
         if HTTPStatus.MULTIPLE_CHOICES <= status < HTTPStatus.BAD_REQUEST:
-            hint = ", a redirection, which is not followed; let Label Studio proxy its storage"
+            hint = ", a redirect, which is not followed; let Label Studio proxy its storage"
         raise ImageError(f"Label Studio answered {status} for {cut(urlsplit(url).path)}{hint}")
 
     def _checked(self, value: object) -> str:
@@ -121,7 +121,7 @@ class LabelStudio:
     def _request(
         self, method: str, url: str, authorisation: str | None, body: bytes | None = None
     ) -> tuple[int, bytes]:
-        """Send one request, and return the status and the body. Redirections are not followed."""
+        """Send one request, and return the status and the body. Redirects are not followed."""
         parts = urlsplit(url)
         kind = HTTPSConnection if parts.scheme == "https" else HTTPConnection
         connection = kind(parts.hostname or "", parts.port, timeout=SILENCE)
