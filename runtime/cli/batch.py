@@ -18,7 +18,7 @@ from diffseg.image import Fit
 
 if TYPE_CHECKING:
     from diffseg.scale.batch import Work
-    from diffseg.scale.run import Report, Run
+    from diffseg.scale.run import BatchReport, BatchRun
 
 INDEX = "JOB_COMPLETION_INDEX"
 """Environment variable in which Kubernetes passes a pod of an indexed job its index, from 0."""
@@ -96,14 +96,14 @@ def batch(
     from diffseg.engines.bundle.bundle import open_bundle
     from diffseg.lifetime import portable_model
     from diffseg.scale.batch import find_work
-    from diffseg.scale.options import Options
-    from diffseg.scale.run import Run
+    from diffseg.scale.options import BatchOptions
+    from diffseg.scale.run import BatchRun
     from diffseg.scale.storage import is_remote, local_path
 
     index, count = _shard(shard, shards)
     if address is not None and (local or shards):
         raise typer.BadParameter("--local and --shards run without Ray; leave one of them out", param_hint="--address")
-    options = Options(
+    options = BatchOptions(
         model=portable_model(model, open_bundle(model).folder),
         provider=provider.value,
         batch=batch_size,
@@ -118,7 +118,7 @@ def batch(
         overlays=overlays,
         pixels=round(max_pixels * MEGA),
     )
-    run = Run(output if is_remote(output) else str(local_path(output)), kind, options)
+    run = BatchRun(output if is_remote(output) else str(local_path(output)), kind, options)
     say = _Lines(quiet=quiet)
     with wrong_usage():
         options.describe()
@@ -185,7 +185,7 @@ def _shard(shard: int | None, shards: int | None) -> tuple[int, int]:
     return shard, shards
 
 
-def _say_what(say: _Lines, run: Run, work: Work) -> None:
+def _say_what(say: _Lines, run: BatchRun, work: Work) -> None:
     for other in work.others:
         say.status(f"{run.output} also has a run with other settings or another bundle: {other}")
     if work.done:
@@ -196,17 +196,17 @@ def _say_what(say: _Lines, run: Run, work: Work) -> None:
     say.status(f"{images}{_count(len(work.units), 'file')} to write in {run.folder}")
 
 
-def _collect(reports: Iterable[Report], work: Work) -> Report:
+def _collect(reports: Iterable[BatchReport], work: Work) -> BatchReport:
     """Add the reports, with a progress bar on a terminal."""
-    from diffseg.scale.run import Report
+    from diffseg.scale.run import BatchReport
 
-    total = Report()
+    total = BatchReport()
     for report in _tracked(reports, work):
         total.add(report)
     return total
 
 
-def _tracked(reports: Iterable[Report], work: Work) -> Iterator[Report]:
+def _tracked(reports: Iterable[BatchReport], work: Work) -> Iterator[BatchReport]:
     if not sys.stderr.isatty():
         yield from reports
         return
@@ -220,7 +220,7 @@ def _tracked(reports: Iterable[Report], work: Work) -> Iterator[Report]:
             yield report
 
 
-def _summary(say: _Lines, run: Run, total: Report, seconds: float, workers: int) -> None:
+def _summary(say: _Lines, run: BatchRun, total: BatchReport, seconds: float, workers: int) -> None:
     if not total.images:
         say.result(f"nothing is left to do → {run.folder}")
         return

@@ -47,7 +47,7 @@ class Points(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Axis:
+class GridPositions:
     """Where pixels lie along one axis of a grid: between the centres of two neighbouring cells.
 
     Attributes:
@@ -61,7 +61,7 @@ class Axis:
     fraction: NDArray[np.float32]
 
     @classmethod
-    def of(cls, points: Points, cells: int) -> Axis:
+    def of(cls, points: Points, cells: int) -> GridPositions:
         """Place the centres of pixels on an axis of `cells` cells."""
         position = np.clip(points.places * (cells / points.length) - 0.5, 0, cells - 1)
         lower = np.floor(position).astype(np.int64)
@@ -93,7 +93,7 @@ def label_by_maps(maps: NDArray[np.floating], rows: Points, columns: Points, out
         columns: the W columns, from its left.
         out: (H, W), receives the labels.
     """
-    down, across = Axis.of(rows, maps.shape[1]), Axis.of(columns, maps.shape[2])
+    down, across = GridPositions.of(rows, maps.shape[1]), GridPositions.of(columns, maps.shape[2])
     possible = _possible(maps)
 
     def field(vertical: slice, horizontal: slice) -> tuple[NDArray[np.intp], NDArray[np.floating]]:
@@ -117,7 +117,7 @@ def label_by_labels(
         out: (H, W), receives the labels.
         spread: cells around a cell that influence it. With 0, nothing is smoothed, and details of one cell survive.
     """
-    down, across = Axis.of(rows, labels.shape[0]), Axis.of(columns, labels.shape[1])
+    down, across = GridPositions.of(rows, labels.shape[0]), GridPositions.of(columns, labels.shape[1])
     padded = np.pad(labels, spread, mode="edge")
 
     def field(vertical: slice, horizontal: slice) -> tuple[NDArray[np.intp], NDArray[np.floating]]:
@@ -161,7 +161,7 @@ def _corners(maps: NDArray[np.floating], choose: Any) -> NDArray[np.floating]:  
     return both
 
 
-def _compete(field: Field, down: Axis, across: Axis, out: NDArray[np.uint16]) -> None:
+def _compete(field: Field, down: GridPositions, across: GridPositions, out: NDArray[np.uint16]) -> None:
     vertical = [(tile, down.cells(tile)) for tile in down.tiles()]
     horizontal = [(tile, across.cells(tile)) for tile in across.tiles()]
     for rows, row_cells in vertical:

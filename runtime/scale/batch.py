@@ -14,7 +14,7 @@ from diffseg.scale.cluster import nodes_of
 from diffseg.scale.dataset import worker_options
 from diffseg.scale.inputs import find_inputs
 from diffseg.scale.plan import WorkerPlan, plan_workers
-from diffseg.scale.run import Report, Run, UnitWorker
+from diffseg.scale.run import BatchReport, BatchRun, UnitWorker
 from diffseg.scale.storage import is_remote, local_path
 from diffseg.scale.units import Unit, container_unit, file_units, of_shard, unit_count
 
@@ -40,7 +40,7 @@ class Work:
 
 
 def find_work(
-    run: Run,
+    run: BatchRun,
     inputs: Sequence[str],
     *,
     per_file: int = 100,
@@ -74,7 +74,7 @@ def find_work(
     return Work(pending, done, others)
 
 
-def run_local(run: Run, units: Sequence[Unit]) -> Iterator[Report]:
+def run_local(run: BatchRun, units: Sequence[Unit]) -> Iterator[BatchReport]:
     """Process units in this process, without Ray, and yield a report after each.
 
     Raises:
@@ -93,7 +93,7 @@ class RayUnitWorker:
         threads: CPU threads of the network.
     """
 
-    def __init__(self, run: Run, threads: int) -> None:
+    def __init__(self, run: BatchRun, threads: int) -> None:
         self._worker: UnitWorker | None = None
         self._problem = ""
         try:
@@ -107,7 +107,7 @@ class RayUnitWorker:
         return {name: [row[name] for row in rows] for name in ("images", "errors", "seconds", "problem")}
 
     def _process(self, unit: Unit) -> dict[str, Any]:
-        report, problem = Report(), self._problem
+        report, problem = BatchReport(), self._problem
         if self._worker is not None:
             try:
                 report = self._worker.process(unit)
@@ -121,7 +121,7 @@ class RayUnitWorker:
         }
 
 
-def run_on_ray(ray: Any, run: Run, units: Sequence[Unit], plan: WorkerPlan) -> Iterator[Report]:  # noqa: ANN401
+def run_on_ray(ray: Any, run: BatchRun, units: Sequence[Unit], plan: WorkerPlan) -> Iterator[BatchReport]:  # noqa: ANN401
     """Process units with workers on Ray, and yield a report after each, in the order in which they finish.
 
     A worker that is killed is restarted, and its unit is given to a worker again.
@@ -149,7 +149,7 @@ def run_on_ray(ray: Any, run: Run, units: Sequence[Unit], plan: WorkerPlan) -> I
         for row in reports.iter_rows():
             if row["problem"]:
                 raise ClusterError(f"{row['problem']}; what was written is kept; run the command again to continue")
-            yield Report(row["images"], row["errors"], Counter(json.loads(row["seconds"])))
+            yield BatchReport(row["images"], row["errors"], Counter(json.loads(row["seconds"])))
     except ray.exceptions.RayError as error:
         raise ClusterError(f"the job failed: {_cause(error)}; run the command again to continue") from None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from diffseg.scale.cluster import nodes_of
-from diffseg.scale.options import Options
+from diffseg.scale.options import BatchOptions
 from diffseg.scale.plan import WorkerPlan, plan_workers
 from diffseg.scale.worker import SegmentWorker
 
@@ -20,7 +20,7 @@ def segment_dataset(
     key_column: str = "path",
     rows_per_call: int = 16,
     plan: WorkerPlan | None = None,
-    **settings: Any,  # noqa: ANN401 - checked by Options
+    **settings: Any,  # noqa: ANN401 - checked by BatchOptions
 ) -> Any:  # noqa: ANN401
     """Segment the encoded images of a data set.
 
@@ -50,7 +50,7 @@ def segment_dataset(
     """
     import ray
 
-    options = Options(model=model, **settings)
+    options = BatchOptions(model=model, **settings)
     options.describe()  # raises here, and not in a worker
     chosen = plan or plan_workers(nodes_of(ray), workers, gpus_per_worker)
     arguments = options.arguments() | {"data_column": data_column, "key_column": key_column}

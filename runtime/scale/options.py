@@ -18,7 +18,7 @@ MOST_PIXELS = 50_000_000
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class BatchOptions:
     """What a worker does with each image. It is sent to other processes, so it holds plain values only.
 
     Attributes:

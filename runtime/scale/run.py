@@ -21,7 +21,7 @@ from typing import Any
 from diffseg.engines.errors import ClusterError
 from diffseg.engines.text import system_reason
 from diffseg.formats.marks import GENERATOR, JSON_KEY
-from diffseg.scale.options import Options
+from diffseg.scale.options import BatchOptions
 from diffseg.scale.read import read_unit
 from diffseg.scale.rows import Row
 from diffseg.scale.sinks import BatchFormat, open_sink
@@ -35,7 +35,7 @@ DIGITS = 12
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class BatchRun:
     """A folder of results of one bundle with one set of settings.
 
     Attributes:
@@ -46,7 +46,7 @@ class Run:
 
     output: str
     format: BatchFormat
-    options: Options
+    options: BatchOptions
 
     def record(self) -> dict[str, Any]:
         """Return what decides the contents of the files."""
@@ -121,7 +121,7 @@ class Run:
 
 
 @dataclass(slots=True)
-class Report:
+class BatchReport:
     """Counts and times of processed units, which can be added up.
 
     Attributes:
@@ -134,7 +134,7 @@ class Report:
     errors: int = 0
     seconds: Counter[str] = field(default_factory=Counter)
 
-    def add(self, other: Report) -> None:
+    def add(self, other: BatchReport) -> None:
         """Add another report."""
         self.images += other.images
         self.errors += other.errors
@@ -149,7 +149,7 @@ class UnitWorker:
         threads: CPU threads of the network; None uses those of the run's options.
     """
 
-    def __init__(self, run: Run, threads: int | None = None) -> None:
+    def __init__(self, run: BatchRun, threads: int | None = None) -> None:
         arguments = run.options.arguments()
         if threads is not None:
             arguments["threads"] = threads
@@ -157,7 +157,7 @@ class UnitWorker:
         self.folder = open_folder(run.folder)
         self.sink = open_sink(run.format, self.folder, labels=run.options.labels, overlays=run.options.overlays)
 
-    def process(self, unit: Unit) -> Report:
+    def process(self, unit: Unit) -> BatchReport:
         """Segment a unit and write its file.
 
         Raises:
@@ -165,7 +165,7 @@ class UnitWorker:
         """
         start = time.perf_counter()
         self.worker.seconds.clear()
-        report = Report()
+        report = BatchReport()
         try:
             with self.folder.writing(f"{unit.name}{self.sink.suffix}") as path:
                 self.sink.write(path, _counted(self.worker.rows(read_unit(unit)), report))
@@ -177,7 +177,7 @@ class UnitWorker:
         return report
 
 
-def _counted(rows: Iterator[Row], report: Report) -> Iterator[Row]:
+def _counted(rows: Iterator[Row], report: BatchReport) -> Iterator[Row]:
     for row in rows:
         report.images += 1
         report.errors += row["error"] is not None

@@ -36,7 +36,7 @@ def trim() -> None:
             malloc_trim(0)
 
 
-class Memory:
+class MemoryBudget:
     """Counts the bytes that decoded images take, from their decoding to their response.
 
     Args:
@@ -85,7 +85,7 @@ async def release(charge: Charge) -> None:
 class Charge:
     """Bytes that are reserved in a budget until all their users have released them."""
 
-    def __init__(self, memory: Memory, size: int) -> None:
+    def __init__(self, memory: MemoryBudget, size: int) -> None:
         self.memory = memory
         self.size = size
         self._users = 1

@@ -23,7 +23,7 @@ from diffseg.serving.http.batcher import Batcher, Health
 from diffseg.serving.http.errors import busy, client_disconnected, late
 from diffseg.serving.http.job import Budget
 from diffseg.serving.http.limits import Bodies, Limits, open_image
-from diffseg.serving.http.memory import Charge, Memory
+from diffseg.serving.http.memory import Charge, MemoryBudget
 from diffseg.serving.http.metrics import Metrics
 from diffseg.serving.protocol.errors import bad_request
 from diffseg.serving.protocol.untrusted import RESULT_BYTES, decode_in_strips, memory_of
@@ -68,7 +68,7 @@ class Service:
         self.draining = False
         self.metrics = Metrics()
         self.bodies = Bodies(self.limits)
-        self.memory = Memory(self.limits.decoded)
+        self.memory = MemoryBudget(self.limits.decoded)
         self.store = AttentionStore(keep, keep_seconds)
         stall = max(120.0, 2 * self.limits.deadline)
         self.batcher = Batcher(segmenter, self.metrics, capacity=self.limits.queue, stall=stall)
