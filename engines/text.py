@@ -20,6 +20,11 @@ def system_reason(error: BaseException) -> str:
     return str(getattr(error, "strerror", None) or first_line(error)).splitlines()[0]
 
 
+def counted(number: float, noun: str) -> str:
+    """Return a number with its noun, which gets an s unless the number is 1: `2 workers`, `1 GPU`."""
+    return f"{number if isinstance(number, int) else f'{number:g}'} {noun}{'s' * (number != 1)}"
+
+
 def printable(text: str) -> str:
     """Return the text on one line, with characters that a terminal would act on written as escapes."""
     if text.isascii() and text.isprintable():

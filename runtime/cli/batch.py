@@ -14,6 +14,7 @@ from diffseg.cli.limits import MAX_MEGAPIXELS, MAX_THREADS
 from diffseg.cli.terminal import consoles, wrong_usage
 from diffseg.engines.bundle.settings import MAX_TAU, Method, Refine
 from diffseg.engines.providers.select import Provider
+from diffseg.engines.text import counted
 from diffseg.image import Fit
 
 if TYPE_CHECKING:
@@ -138,8 +139,8 @@ def batch(
             ray = stack.enter_context(ray_cluster(address))
             plan = plan_on_ray(ray, work.units, workers, gpus_per_worker, may_grow=autoscaling)
             used = plan.workers
-            gpus = f" and {plan.gpus:g} GPU{'s' * (plan.gpus != 1)}" if plan.gpus else ""
-            say.status(f"{_count(used, 'worker')} with {_count(plan.threads, 'thread')}{gpus} each")
+            gpus = f" and {counted(plan.gpus, 'GPU')}" if plan.gpus else ""
+            say.status(f"{counted(used, 'worker')} with {counted(plan.threads, 'thread')}{gpus} each")
             reports = run_on_ray(ray, run, work.units, plan)
             start = time.perf_counter()
         total = _collect(reports, work)
@@ -192,8 +193,8 @@ def _say_what(say: _Lines, run: BatchRun, work: Work) -> None:
         say.status(f"going on with {run.name}: files done: {work.done}, left: {len(work.units)}")
     elif work.others:
         say.status(f"a new run: {run.name}")
-    images = "" if work.images is None else f"{_count(work.images, 'image')}, "
-    say.status(f"{images}{_count(len(work.units), 'file')} to write in {run.folder}")
+    images = "" if work.images is None else f"{counted(work.images, 'image')}, "
+    say.status(f"{images}{counted(len(work.units), 'file')} to write in {run.folder}")
 
 
 def _collect(reports: Iterable[BatchReport], work: Work) -> BatchReport:
@@ -226,14 +227,10 @@ def _summary(say: _Lines, run: BatchRun, total: BatchReport, seconds: float, wor
         return
     pace = total.images / seconds
     say.result(
-        f"{_count(total.images, 'image')}, {total.errors} with errors, in {seconds:.1f} s "
-        f"({pace:.2f} images/s with {_count(workers, 'worker')}) → {run.folder}"
+        f"{counted(total.images, 'image')}, {total.errors} with errors, in {seconds:.1f} s "
+        f"({pace:.2f} images/s with {counted(workers, 'worker')}) → {run.folder}"
     )
     stages = {stage: taken for stage, taken in total.seconds.items() if stage != "total"}
     rest = total.seconds["total"] - sum(stages.values())
     parts = [f"{stage} {taken:.1f} s" for stage, taken in stages.items()] + [f"reading and the rest {rest:.1f} s"]
     say.result("  of the workers' time: " + ", ".join(parts))
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'s' * (number != 1)}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -29,11 +29,6 @@ def result_name(image: PurePath, folder: PurePath | None = None) -> str:
         ValueError: the image does not lie in the folder.
     """
     return image.name if folder is None else image.relative_to(folder).as_posix()
-
-
-def source_name_of(result: str, endings: Iterable[str]) -> str | None:
-    """Return the name of the image that a result belongs to, or None if the result has none of the endings."""
-    return next((result.removesuffix(ending) for ending in endings if result.endswith(ending)), None)
 
 
 def source_record(image: Path, name: str) -> dict[str, Any]:

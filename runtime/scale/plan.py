@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from diffseg.engines.errors import ClusterError
+from diffseg.engines.text import counted
 
 CPUS_PER_WORKER = 4
 """Default for workers without a GPU. More threads speed up a single image only little."""
@@ -71,16 +72,16 @@ def plan_workers(
         workers = max(1, workers)
     if gpus and not may_grow and (room := sum(math.floor(node.gpus / gpus) for node in nodes)) < workers:
         raise ClusterError(
-            f"{_count(workers, 'worker')} with {gpus:g} GPUs each do not fit: the cluster has {all_gpus:g} GPUs in "
-            f"{_count(len(nodes), 'machine')}, room for {room}; choose fewer --workers or --gpus-per-worker, or pass "
-            "--autoscaling if the cluster starts machines on demand"
+            f"{counted(workers, 'worker')} with {counted(gpus, 'GPU')} each do not fit: the cluster has "
+            f"{counted(all_gpus, 'GPU')} in {counted(len(nodes), 'machine')}, room for {room}; "
+            "choose fewer --workers or --gpus-per-worker, or pass --autoscaling if the cluster starts machines on demand"
         )
     if may_grow and _room(nodes, STEP, gpus) < workers:  # there are no machines yet to divide
         return WorkerPlan(workers, 1.0, gpus, max(1, int(max((node.cpus for node in nodes), default=1.0)) - 1))
     if workers > total * 4:
         raise ClusterError(
-            f"{_count(workers, 'worker')} are too many for {total:g} CPUs; choose at most {max(1, int(total * 4))} "
-            "with --workers"
+            f"{counted(workers, 'worker')} are too many for {counted(total, 'CPU')}; choose at most "
+            f"{max(1, int(total * 4))} with --workers"
         )
     return WorkerPlan(workers, _share(nodes, workers, gpus), gpus, max(1, int(total // workers)))
 
@@ -108,7 +109,3 @@ def _room(nodes: Sequence[Node], cpus: float, gpus: float) -> int:
         by_gpus = [math.floor(node.gpus / gpus + ROUNDING)] if gpus else []
         room += min(math.floor(node.cpus / cpus + ROUNDING), *by_gpus, MOST_WORKERS)
     return room
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'s' * (number != 1)}"

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol, get_args
+from typing import Any, ClassVar, Literal, Protocol
 
 from diffseg.engines.errors import MissingPackageError
 from diffseg.engines.packages import install_command
@@ -20,7 +20,6 @@ from diffseg.scale.rows import LABELS, OVERLAY, Row, arrow_schema, arrow_table
 from diffseg.scale.storage import Folder
 
 BatchFormat = Literal["parquet", "webdataset", "coco"]
-BATCH_FORMATS: tuple[BatchFormat, ...] = get_args(BatchFormat)
 ROW_GROUP = 256
 """Rows held in memory at a time while a Parquet file is written."""
 ENDINGS = {LABELS: "labels.png", OVERLAY: "overlay.png"}

@@ -2,12 +2,13 @@
 
 import json
 import tarfile
+from typing import get_args
 
 import numpy as np
 import pytest
 from diffseg.scale import SegmentWorker
 from diffseg.scale.merge import merge_coco
-from diffseg.scale.sinks import BATCH_FORMATS, open_sink
+from diffseg.scale.sinks import BatchFormat, open_sink
 from diffseg.scale.storage import LocalFolder
 
 
@@ -18,7 +19,7 @@ def rows(model, jpeg):
     return list(worker.rows(items))
 
 
-@pytest.mark.parametrize("kind", BATCH_FORMATS)
+@pytest.mark.parametrize("kind", get_args(BatchFormat))
 def test_keys_are_read_back_and_bytes_are_equal(kind, rows, tmp_path):
     if kind == "parquet":
         pytest.importorskip("pyarrow")
