@@ -35,7 +35,7 @@ class Lifetime:
     """Closing, pickling and naming of a segmenter.
 
     As a context manager, it closes itself at the end of the block. Pickling keeps the arguments of `load`, not the
-    network: each process that unpickles it loads the bundle again, and `provider="auto"` chooses anew there.
+    network: each process that unpickles it loads the bundle again, and `provider="auto"` chooses again there.
     """
 
     bundle: Bundle

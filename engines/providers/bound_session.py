@@ -26,7 +26,7 @@ BFLOAT16 = 16
 class OrtGpuSession:
     """Buffers for one pass at a time, on the GPU with CuPy, otherwise on the host. The next pass overwrites them.
 
-    ONNX Runtime keeps captured CUDA graphs per thread, so all passes of a session go through one thread of its own.
+    ONNX Runtime keeps captured CUDA graphs per thread, so all passes of a session run on one thread.
 
     Args:
         network: the network whose ONNX Runtime sessions are executed.

@@ -182,7 +182,7 @@ class OrtGpuNetwork(Network):
 
 
 def cuda_options(precision: str, device: int, *, capture: bool) -> dict[str, Any]:
-    """Options of the CUDA provider, with those of `DIFFSEG_CUDA_OPTIONS` in place of ours.
+    """Return options of the CUDA provider. Those of `DIFFSEG_CUDA_OPTIONS` replace ours.
 
     Raises:
         ProviderError: the variable has another form.

@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 
 class NativeNetwork(Network):
-    """The two engines of a plan on one or several GPUs. Threads may share it: each pass has a session of its own.
+    """The two engines of a plan on one or several GPUs. Threads may share it: each pass has its own session.
 
     Args:
         bundle: the bundle that the plan belongs to.
@@ -81,7 +81,7 @@ class NativeNetwork(Network):
                 yield session
 
     def sizes_to_warm(self, batch: int) -> list[int]:
-        """Batch sizes, up to a largest one, whose first pass takes longer: each has contexts and a graph of its own.
+        """Batch sizes, up to a largest one, whose first pass takes longer: each has its own contexts and graph.
 
         The largest is first, so that the buffers need not grow.
         """

@@ -73,7 +73,7 @@ def read_bounded(stream: Reader, name: str, *, most: int | None = None, seconds:
     """Read a stream to its end.
 
     Args:
-        stream: what is read.
+        stream: the stream to read.
         name: name of the image, for messages.
         most: largest number of bytes; None: `MOST_BYTES`.
         seconds: time limit; None: no limit.

@@ -20,7 +20,7 @@ class Earlier:
 
     Args:
         folder: folder of the results.
-        formats: what is written for each image.
+        formats: formats that are written for each image.
         made: what the JSON of a result must say if it was made as results are made now; None: it need only exist.
     """
 

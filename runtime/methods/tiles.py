@@ -1,7 +1,7 @@
 """Label maps at any resolution: maps on a coarse grid are resized bilinearly in tiles, and compete for every pixel.
 
 Only the maps that can win in a tile, mostly one or two, are computed and held in memory there. So time grows with
-the length of the borders between masks rather than with the number of maps, and memory with the labels alone.
+the length of the borders between masks rather than with the number of maps, and memory with the labels only.
 """
 
 from __future__ import annotations

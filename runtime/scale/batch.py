@@ -64,8 +64,8 @@ def find_work(
         BundleError: the bundle does not exist or is damaged.
         ValueError: a setting is out of range.
     """
-    beside = run.output if is_remote(run.output) else str(local_path(run.output))
-    found = find_inputs(inputs, column=column, beside=beside)
+    output = run.output if is_remote(run.output) else str(local_path(run.output))
+    found = find_inputs(inputs, column=column, output=output)
     count, others = run.begin(unit_count(len(found.files), per_file, shards))
     units = file_units(found.files, count)
     units += [container_unit("tar", name) for name in found.tars]
@@ -89,7 +89,7 @@ class RayUnitWorker:
     """A unit worker in a process of Ray Data. It returns errors, because Ray would add tracebacks to raised ones.
 
     Args:
-        run: what is written where.
+        run: the run whose files are written.
         threads: CPU threads of the network.
     """
 
@@ -128,7 +128,7 @@ def run_on_ray(ray: Any, run: BatchRun, units: Sequence[Unit], plan: WorkerPlan)
 
     Args:
         ray: the `ray` module, connected to a cluster.
-        run: what is written where.
+        run: the run whose files are written.
         units: what to process.
         plan: number of workers, and the resources of each.
 

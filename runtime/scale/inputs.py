@@ -39,7 +39,7 @@ class Inputs:
 
 
 def find_inputs(
-    inputs: Sequence[str], *, column: str | None = None, per_unit: int = ROWS_TOGETHER, beside: str = ""
+    inputs: Sequence[str], *, column: str | None = None, per_unit: int = ROWS_TOGETHER, output: str = ""
 ) -> Inputs:
     """List the images that arguments name, without reading them.
 
@@ -48,7 +48,7 @@ def find_inputs(
             a path or URI per line. Each may be local or a URI.
         column: column of Parquet files with encoded images, paths or URIs. None looks for a usual name.
         per_unit: row groups of a Parquet file are joined until they hold this many images.
-        beside: folder of the results, which is left out if it lies in a folder of the arguments.
+        output: folder of the results, which is left out if it lies in a folder of the arguments.
 
     Raises:
         ClusterError: an argument names nothing, or a table has no such column.
@@ -56,7 +56,7 @@ def find_inputs(
     """
     found = Inputs()
     files: dict[str, None] = {}
-    skipped = f"{beside.rstrip('/')}/" if beside else None
+    skipped = f"{output.rstrip('/')}/" if output else None
     for argument in inputs:
         names = [name for name in _expand(argument) if skipped is None or not name.startswith(skipped)]
         if not names:

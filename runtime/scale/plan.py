@@ -73,8 +73,8 @@ def plan_workers(
     if gpus and not may_grow and (room := sum(math.floor(node.gpus / gpus) for node in nodes)) < workers:
         raise ClusterError(
             f"{counted(workers, 'worker')} with {counted(gpus, 'GPU')} each do not fit: the cluster has "
-            f"{counted(all_gpus, 'GPU')} in {counted(len(nodes), 'machine')}, room for {room}; "
-            "choose fewer --workers or --gpus-per-worker, or pass --autoscaling if the cluster starts machines on demand"
+            f"{counted(all_gpus, 'GPU')} in {counted(len(nodes), 'machine')}, room for {room}; choose "
+            "fewer --workers or --gpus-per-worker, or pass --autoscaling if the cluster starts machines on demand"
         )
     if may_grow and _room(nodes, STEP, gpus) < workers:  # there are no machines yet to divide
         return WorkerPlan(workers, 1.0, gpus, max(1, int(max((node.cpus for node in nodes), default=1.0)) - 1))

@@ -1,11 +1,11 @@
-"""A run: its folder below the output, what is done in it, and how a unit becomes a file of it.
+"""A run: its folder below the output, the units that are done, and the writing of a unit's file.
 
     OUTPUT/run-0123456789ab/_run.json                     what decides the contents of the rows
     OUTPUT/run-0123456789ab/part-000012-….parquet         the rows of one unit
 
 A file is written under a temporary name and then renamed, or uploaded whole. It holds the keys of its images, so there
 is no second record that could disagree with it: an image is done if and only if it is in a file. The file of a unit has
-the same name and the same bytes whoever writes it, so a unit that is done twice is there once.
+the same name and the same bytes whichever worker writes it, so a unit that is done twice exists once.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class BatchRun:
     Attributes:
         output: folder or URI that the user named.
         format: format of the files.
-        options: what is done with each image.
+        options: settings of the work on each image.
     """
 
     output: str
@@ -145,7 +145,7 @@ class UnitWorker:
     """Turns units into files of a run, with one worker.
 
     Args:
-        run: what is written where.
+        run: the run whose files are written.
         threads: CPU threads of the network; None uses those of the run's options.
     """
 

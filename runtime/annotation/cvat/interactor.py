@@ -1,4 +1,4 @@
-"""A CVAT interaction function: the mask of an object, by clicks on it and beside it."""
+"""A CVAT interaction function: the mask of an object, from clicks on it and outside it."""
 
 from __future__ import annotations
 

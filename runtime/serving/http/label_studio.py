@@ -145,7 +145,7 @@ async def _predicted(request: Request, service: Service, labelling: Labelling, t
     request.state.start = time.monotonic()
     try:
         (result,) = await service.segment(request, [image], service.segmenter.settings, "stretch", keep=True)
-        return await service.beside(partial(_written, labelling, result, _version(service)))
+        return await service.in_thread(partial(_written, labelling, result, _version(service)))
     finally:
         if (charge := getattr(request.state, "charge", None)) is not None:
             request.state.charge = None
@@ -159,7 +159,7 @@ def _written(labelling: Labelling, result: Segmentation, version: str) -> dict[s
 async def _message(request: Request, service: Service) -> dict[str, Any]:
     async with service.bodies.read(request) as body:
         try:
-            message = await service.beside(json.loads, body)
+            message = await service.in_thread(json.loads, body)
         except (ValueError, RecursionError):
             raise bad_request("the body is not JSON that can be read") from None
     if not isinstance(message, dict):

@@ -115,7 +115,7 @@ def run_server(service: Service, host: str, port: int, sockets: Sequence[socket.
     After SIGTERM or Ctrl-C, the server finishes the requests in progress. A second Ctrl-C stops it at once.
 
     Args:
-        service: what is served.
+        service: the service to run.
         host: name or address that `sockets` are bound to.
         port: their port, or 0.
         sockets: see `open_sockets`.

@@ -189,7 +189,7 @@ class Service:
             budget.abandoned = True
             self._merging -= 1
 
-    async def beside(self, function: Callable[..., T], *arguments: Any) -> T:  # noqa: ANN401
+    async def in_thread(self, function: Callable[..., T], *arguments: Any) -> T:  # noqa: ANN401
         """Run a function that takes milliseconds on another thread, so that it does not block other requests."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, partial(function, *arguments))
 

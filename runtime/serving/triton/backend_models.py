@@ -213,7 +213,7 @@ def _answer(work: Callable[P, T], *arguments: P.args, **keywords: P.kwargs) -> T
         return Refused(str(error))
     except MemoryError:
         raise
-    except Exception:  # of this request alone
+    except Exception:  # this request fails, and no other
         logger.exception("a request failed")
         return Refused("the request failed; see the log of the server")
 
