@@ -13,19 +13,17 @@ S = TypeVar("S")
 
 
 class DevicePool(Generic[S]):
-    """Sessions for threads, at most `per_device` on each device. Threads wait while all sessions are taken.
+    """Sessions for threads, one on each device. Threads wait while all sessions are taken.
 
     Args:
-        make: makes a session on a device; called when no session is free and the device has fewer than `per_device`.
+        make: makes a session on a device; called when no session is free and the device has none.
         devices: indices of the devices, in the order in which they are preferred.
-        per_device: largest number of sessions per device. More than one lets the kernels of two batches overlap, and
-            takes the scratch memory twice.
     """
 
-    def __init__(self, make: Callable[[int], S], devices: Sequence[int], per_device: int = 1) -> None:
+    def __init__(self, make: Callable[[int], S], devices: Sequence[int]) -> None:
         self._make = make
         # Devices of sessions that may still be created, and idle sessions with their devices.
-        self._unmade = [device for _ in range(per_device) for device in devices]
+        self._unmade = list(devices)
         self._free: list[tuple[int, S]] = []
         self._returned = threading.Condition()
 

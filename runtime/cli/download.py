@@ -69,26 +69,24 @@ def download(url: str) -> bytes:
     raise ImageError(f"{url}: cannot be downloaded ({' '.join(reason.split())})")
 
 
-def read_bounded(stream: Reader, name: str, *, most: int | None = None, seconds: float | None = SECONDS) -> bytes:
-    """Read a stream to its end.
+def read_bounded(stream: Reader, name: str, *, seconds: float | None = SECONDS) -> bytes:
+    """Read a stream of at most `MOST_BYTES` to its end.
 
     Args:
         stream: the stream to read.
         name: name of the image, for messages.
-        most: largest number of bytes; None: `MOST_BYTES`.
         seconds: time limit; None: no limit.
 
     Raises:
         ImageError: there are more bytes, or they take longer.
     """
-    limit = MOST_BYTES if most is None else most
     parts: list[bytes] = []
     total, start = 0, time.monotonic()
     while part := stream.read(CHUNK):
         parts.append(part)
         total += len(part)
-        if total > limit:
-            raise ImageError(f"{name}: more than {limit >> 20} MiB; scale the image down first")
+        if total > MOST_BYTES:
+            raise ImageError(f"{name}: more than {MOST_BYTES >> 20} MiB; scale the image down first")
         if seconds is not None and time.monotonic() - start > seconds:
             raise ImageError(f"{name}: not downloaded within {seconds:g} s; download it first")
     return b"".join(parts)

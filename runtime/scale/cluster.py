@@ -23,7 +23,7 @@ QUIET = {
 
 
 @contextmanager
-def ray_cluster(address: str | None = None, *, cpus: int | None = None) -> Iterator[Any]:
+def ray_cluster(address: str | None = None) -> Iterator[Any]:
     """Connect to Ray, and yield the module `ray`. At the end, disconnect; a local Ray is stopped.
 
     Ray's usage reports are off unless `RAY_USAGE_STATS_ENABLED` is set. A local Ray accepts only processes that have
@@ -31,7 +31,6 @@ def ray_cluster(address: str | None = None, *, cpus: int | None = None) -> Itera
 
     Args:
         address: address of a cluster: `auto`, `HOST:PORT` or `ray://HOST:PORT`. None starts a local Ray.
-        cpus: number of CPUs of a local Ray; None: those of this machine.
 
     Raises:
         MissingPackageError: Ray is not installed.
@@ -53,7 +52,7 @@ def ray_cluster(address: str | None = None, *, cpus: int | None = None) -> Itera
         ) from None
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if local:
-        options |= {"num_cpus": cpus, "include_dashboard": False, "object_store_memory": OBJECT_STORE}
+        options |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE}
     try:
         ray.init(address="local" if local else address, **options)
     except Exception as error:  # Ray raises many types, including gRPC's  # noqa: BLE001
