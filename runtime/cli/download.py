@@ -47,7 +47,7 @@ def download(url: str) -> bytes:
     """Download a file.
 
     Raises:
-        ImageError: it cannot be downloaded, or not within the bounds.
+        ImageError: it cannot be downloaded, or exceeds a limit.
     """
     if not url.lower().startswith(tuple(f"{scheme}:" for scheme in SCHEMES)):
         raise ImageError(f"{url}: cannot be downloaded (neither http nor https)")

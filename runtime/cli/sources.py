@@ -42,7 +42,7 @@ class Download:
         """Download the whole image; with a size of 0, return nothing.
 
         Raises:
-            ImageError: it cannot be downloaded, or not within the bounds.
+            ImageError: it cannot be downloaded, or exceeds a limit.
         """
         from diffseg.cli.download import download  # takes a tenth of a second
 
