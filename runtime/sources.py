@@ -11,7 +11,7 @@ from typing import IO, cast
 
 from diffseg.engines.errors import ImageError
 from diffseg.engines.text import first_line
-from diffseg.foreign import HEAD, foreign_kind
+from diffseg.file_kinds import HEAD, foreign_kind
 from PIL import Image, UnidentifiedImageError
 
 

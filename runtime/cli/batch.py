@@ -146,10 +146,10 @@ def batch(
         total = _collect(reports, work)
     seconds = time.perf_counter() - start
     if kind == "coco" and shards is None:
-        from diffseg.scale.merge import merge_coco
+        from diffseg.scale.join_coco import join_coco
         from diffseg.scale.storage import open_folder
 
-        merge_coco(open_folder(run.folder))
+        join_coco(open_folder(run.folder))
     _summary(say, run, total, seconds, used)
 
 

@@ -11,7 +11,7 @@ from diffseg.engines.bundle.settings import MergeSettings
 from diffseg.formats.files import output_paths
 from diffseg.formats.marks import is_marked
 from diffseg.formats.names import Format
-from diffseg.formats.naming import read_record, same_work, source_record
+from diffseg.formats.result_names import read_record, same_work, source_record
 from msgspec import structs
 
 

@@ -19,7 +19,7 @@ from diffseg.engines.bundle.settings import MAX_TAU, Method, Refine
 from diffseg.engines.errors import DiffsegError, ImageError
 from diffseg.engines.providers.select import Provider
 from diffseg.formats.names import DEFAULT_FORMATS, FORMATS, Format, parse_formats
-from diffseg.formats.naming import source_record
+from diffseg.formats.result_names import source_record
 from diffseg.image import Fit
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from urllib.parse import unquote, urlsplit
 import typer
 from diffseg.engines.errors import ImageError
 from diffseg.engines.files import expand_user
-from diffseg.formats.naming import result_name
+from diffseg.formats.result_names import result_name
 
 OUTPUT_ENDINGS = (".labels.png", ".overlay.png")
 SCHEMES = ("http", "https")

@@ -13,7 +13,7 @@ from diffseg.engines.text import first_line
 from diffseg.scale.cluster import nodes_of
 from diffseg.scale.dataset import worker_options
 from diffseg.scale.inputs import find_inputs
-from diffseg.scale.plan import WorkerPlan, plan_workers
+from diffseg.scale.resources import WorkerPlan, plan_workers
 from diffseg.scale.run import BatchReport, BatchRun, UnitWorker
 from diffseg.scale.storage import is_remote, local_path
 from diffseg.scale.units import Unit, container_unit, file_units, of_shard, unit_count

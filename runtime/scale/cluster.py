@@ -12,7 +12,7 @@ from typing import Any
 from diffseg.engines.errors import ClusterError, MissingPackageError
 from diffseg.engines.packages import install_command
 from diffseg.engines.text import first_line
-from diffseg.scale.plan import Node
+from diffseg.scale.resources import Node
 
 OBJECT_STORE = 256 << 20
 """Bytes of a local Ray's object store. Only lists of images and counts pass through it."""

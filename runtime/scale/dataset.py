@@ -6,7 +6,7 @@ from typing import Any
 
 from diffseg.scale.cluster import nodes_of
 from diffseg.scale.options import BatchOptions
-from diffseg.scale.plan import WorkerPlan, plan_workers
+from diffseg.scale.resources import WorkerPlan, plan_workers
 from diffseg.scale.worker import SegmentWorker
 
 

@@ -35,7 +35,7 @@ from diffseg.engines.examples import example_images
 from diffseg.scale.batch import find_work, run_on_ray
 from diffseg.scale.cluster import nodes_of, ray_cluster
 from diffseg.scale.options import BatchOptions
-from diffseg.scale.plan import plan_workers
+from diffseg.scale.resources import plan_workers
 from diffseg.scale.run import BatchReport, BatchRun
 from PIL import Image
 

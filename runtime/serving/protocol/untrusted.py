@@ -8,7 +8,7 @@ from diffseg.engines.errors import ImageError
 from diffseg.image import FORMATS, open_lazily, read_image
 from diffseg.pixels import is_transparent
 from diffseg.serving.protocol.errors import too_large
-from diffseg.serving.protocol.headers import check_structure
+from diffseg.serving.protocol.image_structure import check_structure
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 MOST_SIDE = 32_768  # pixels

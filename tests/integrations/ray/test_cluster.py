@@ -10,7 +10,7 @@ from diffseg.engines.errors import ClusterError
 from diffseg.scale import SegmentWorker, segment_dataset
 from diffseg.scale.batch import plan_on_ray, run_on_ray
 from diffseg.scale.cluster import nodes_of
-from diffseg.scale.plan import plan_workers
+from diffseg.scale.resources import plan_workers
 from diffseg.scale.run import BatchRun
 from diffseg.scale.units import file_units
 from pycocotools.coco import COCO

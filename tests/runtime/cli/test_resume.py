@@ -7,7 +7,7 @@ import pytest
 from diffseg.cli.app import app
 from diffseg.cli.earlier import Earlier
 from diffseg.cli.sources import sources
-from diffseg.formats.naming import RULE, result_name, same_work
+from diffseg.formats.result_names import RULE, result_name, same_work
 from diffseg.segmenter import Segmenter
 from hypothesis import given
 from hypothesis import strategies as st

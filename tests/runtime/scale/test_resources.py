@@ -2,7 +2,7 @@
 
 import pytest
 from diffseg.engines.errors import ClusterError
-from diffseg.scale.plan import Node, WorkerPlan, plan_workers
+from diffseg.scale.resources import Node, WorkerPlan, plan_workers
 from hypothesis import given
 from hypothesis import strategies as st
 

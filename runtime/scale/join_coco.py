@@ -14,7 +14,7 @@ from diffseg.scale.storage import Folder
 MERGED = "annotations.json"
 
 
-def merge_coco(folder: Folder) -> str | None:
+def join_coco(folder: Folder) -> str | None:
     """Write `annotations.json` from the COCO files in a folder, one after another.
 
     Images are numbered in the order of the files. The label and overlay images stay where they are.
