@@ -1,4 +1,4 @@
-"""From proposals to the masks of an image: the steps that all methods share."""
+"""The steps from proposals to the masks of an image, which all methods share."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ Below it, this would cost time or details without removing visible steps from th
 
 @dataclass(frozen=True, slots=True, eq=False)
 class View:
-    """What the network sees of an image.
+    """The part of an image that the network sees.
 
     Attributes:
         pixels: (h, w, 3) uint8, the image at the network's input size.

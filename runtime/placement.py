@@ -1,4 +1,4 @@
-"""Where the network's input lies in an image."""
+"""The position of the network's input within an image."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ class Network(Protocol):
 
     provider: str
     device: str
-    """Where it runs: `cpu`, `cuda` or another device. Unless it is `cpu`, the host is free to decode and write images
+    """The device that runs it: `cpu`, `cuda` or another one. Unless it is `cpu`, the host can decode and write images
     while the network works."""
 
     def session(self) -> AbstractContextManager[Session]:

@@ -1,4 +1,4 @@
-"""Which results may be written: none may replace an input, or, without --force, a file that diffseg did not write."""
+"""Checks of result files: none may replace an input, or, without --force, a file that diffseg did not write."""
 
 from __future__ import annotations
 

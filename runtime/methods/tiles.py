@@ -26,7 +26,7 @@ SPREAD = 2
 """Cells around a cell that influence it when label maps are enlarged."""
 
 Field: TypeAlias = "Callable[[slice, slice], tuple[NDArray[np.intp], NDArray[np.floating]]]"
-"""Rows and columns of the grid → numbers (c,) of the maps that can win between these cells, and their values there."""
+"""Takes rows and columns of the grid; returns numbers (c,) of the maps that can win there, and their values."""
 
 
 class Points(NamedTuple):
@@ -48,7 +48,7 @@ class Points(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class GridPositions:
-    """Where pixels lie along one axis of a grid: between the centres of two neighbouring cells.
+    """Positions of pixels along one axis of a grid, between the centres of two neighbouring cells.
 
     Attributes:
         lower: (N,) the cell before each pixel, in ascending order.

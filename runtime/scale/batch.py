@@ -21,7 +21,7 @@ from diffseg.scale.units import Unit, container_unit, file_units, of_shard, unit
 
 @dataclass(slots=True)
 class Work:
-    """What is left to do.
+    """The remaining work of a run.
 
     Attributes:
         units: the units that are not done.

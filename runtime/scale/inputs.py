@@ -1,4 +1,4 @@
-"""What a batch is given: folders, globs, lists of URIs, Parquet and WebDataset files, on this machine or elsewhere."""
+"""The inputs of a batch: folders, globs, lists of URIs, Parquet and WebDataset files, on this machine or elsewhere."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a batch does with each image: the bundle, its settings, and what the rows hold."""
+"""The options of a batch: the bundle, its settings, and the contents of the rows."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MOST_PIXELS = 50_000_000
 
 @dataclass(frozen=True, slots=True)
 class BatchOptions:
-    """What a worker does with each image. It is sent to other processes, so it holds plain values only.
+    """The options of a batch. They are sent to other processes, so they are plain values only.
 
     Attributes:
         model: embedded model, bundle folder or hub id, as every machine finds it.

@@ -1,4 +1,4 @@
-"""How many workers a batch gets, and what each may use, so that no worker waits forever.
+"""The number of workers of a batch, and the CPUs and GPUs of each, planned so that no worker waits forever.
 
 Ray starts a task only where the CPUs that it asks for are free. On a machine with 2 CPUs, two workers of one CPU each
 leave nothing for the tasks that read and write, so the job hangs without a message. So do two workers on two machines
@@ -26,7 +26,7 @@ STEP = 0.01
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """What one machine of a cluster has."""
+    """The CPUs and GPUs of one machine of a cluster."""
 
     cpus: float
     gpus: float = 0.0

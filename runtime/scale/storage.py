@@ -1,4 +1,4 @@
-"""Where images are read from and results are written to: this machine's files, or whatever pyarrow and fsspec reach."""
+"""Storage of images and results: files of this machine, and every file system that pyarrow and fsspec support."""
 
 from __future__ import annotations
 

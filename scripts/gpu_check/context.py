@@ -40,7 +40,7 @@ class Context:
 
     @property
     def provider(self) -> str:
-        """Where the network is executed."""
+        """The provider that executes the network."""
         return "cpu" if self.rehearse else "cuda"
 
     @property

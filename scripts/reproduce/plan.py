@@ -1,4 +1,4 @@
-"""What the tables of the papers consist of: data sets, bundles, and runs of the evaluation."""
+"""The contents of the papers' tables: data sets, bundles, and runs of the evaluation."""
 
 from __future__ import annotations
 
