@@ -1,6 +1,6 @@
 """Measures of how closely two arrays agree, for the parity check of an export and the comparison of providers.
 
-Attention maps can hold a thousand million numbers, so no function copies a whole array. If either array contains NaN,
+Attention maps can hold a billion numbers, so no function copies a whole array. If either array contains NaN,
 the result is NaN.
 """
 

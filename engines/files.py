@@ -24,7 +24,7 @@ CACHE_VARIABLE = "DIFFSEG_CACHE"
 STALE = 24 * 3600
 """Seconds after which a temporary file or folder is deleted if it is unknown whether its process still runs."""
 TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<host>[0-9a-f]{8})-(?P<process>\d+)-\d+\.(?P<role>part|old)")
-"""Names that `_beside` makes. `part` marks a path that is being written, `old` a folder that is being replaced."""
+"""Names of temporary paths. `part` marks a path that is being written, `old` a folder that is being replaced."""
 
 
 def cache_folder() -> Path:
@@ -34,7 +34,7 @@ def cache_folder() -> Path:
 
 
 def expand_user(path: str | Path) -> Path:
-    """Return the path with its leading `~` replaced; as it is if there is no such user or no home folder."""
+    """Return the path with its leading `~` replaced. It is unchanged if there is no such user or no home folder."""
     try:
         return Path(path).expanduser()
     except RuntimeError:
@@ -64,7 +64,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
     `path` is a symbolic link, the link itself is replaced; the file that it points to is never written.
     """
     _clean_once(path.parent.resolve())
-    temporary = _beside(path, "part")
+    temporary = _temporary_path(path, "part")
     try:
         yield temporary
         temporary.replace(path)
@@ -94,7 +94,7 @@ def atomic_folder(
         marker: name of a file that every folder of this kind contains; None: any folder may be replaced.
         overwrite: replace an existing folder of the same kind.
         error: class of the error that is raised if the folder can't be written.
-        hint: how to fix that, for its message.
+        hint: how to fix that error, for its message.
 
     Raises:
         DiffsegError: of class `error`. `target` exists and `overwrite` is not set, it is not a folder of this kind, or
@@ -114,7 +114,7 @@ def atomic_folder(
             raise error(f"{target} exists and is not a {kind}; {hint}")
         if taken and not overwrite:
             raise error(f"{target} exists; {hint}, or overwrite it with --force")
-        temporary = _beside(target, "part")
+        temporary = _temporary_path(target, "part")
         temporary.mkdir()
         try:
             yield temporary
@@ -137,7 +137,7 @@ def _replace_folder(new: Path, target: Path) -> None:
 
     An existing folder is moved aside first. If the renaming fails, it is moved back; otherwise it is deleted.
     """
-    aside = _beside(target, "old")
+    aside = _temporary_path(target, "old")
     if not target.exists():
         new.replace(target)
         return
@@ -150,7 +150,7 @@ def _replace_folder(new: Path, target: Path) -> None:
     shutil.rmtree(aside, ignore_errors=True)
 
 
-def _beside(path: Path, role: str) -> Path:
+def _temporary_path(path: Path, role: str) -> Path:
     """Return a hidden path in the folder of `path`, unique to the machine, the process and the thread."""
     return path.with_name(f".{path.name}.{_host()}-{os.getpid()}-{threading.get_native_id()}.{role}")
 

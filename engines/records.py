@@ -52,7 +52,7 @@ def read_record(path: Path, kind: type[T], schema: int | tuple[int, ...]) -> T:
 
     Raises:
         RecordError: the file is missing, not a regular file, larger than 1 MiB, not JSON or of another schema, or a
-            field is missing, of the wrong type or out of range. Unknown fields are passed over.
+            field is missing, of the wrong type or out of range. Unknown fields are ignored.
     """
     try:
         if not stat.S_ISREG(path.stat().st_mode):  # reading a pipe would wait for its other end

@@ -1,4 +1,4 @@
-"""Text of files and of other people, made safe to print."""
+"""Text from files and errors, made safe to print."""
 
 from __future__ import annotations
 
@@ -16,8 +16,13 @@ def first_line(error: BaseException) -> str:
 
 
 def system_reason(error: BaseException) -> str:
-    """Return what the operating system says of an error, or the first line of its text if it says nothing."""
+    """Return the operating system's text for an error, or the first line of the error's own text."""
     return str(getattr(error, "strerror", None) or first_line(error)).splitlines()[0]
+
+
+def counted(number: float, noun: str) -> str:
+    """Return a number with its noun, which gets an s unless the number is 1: `2 workers`, `1 GPU`."""
+    return f"{number if isinstance(number, int) else f'{number:g}'} {noun}{'s' * (number != 1)}"
 
 
 def printable(text: str) -> str:

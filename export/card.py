@@ -11,7 +11,7 @@ MOST_LINES = 1000
 def read_licence(card: Path) -> str | None:
     """Return the licence in the front matter of a model card; None if there is none.
 
-    Where the hub's list of licences has only `other`, the name that the card gives is added: `other
+    If the licence is the hub's `other`, the name that the card gives is added: `other
     (sai-nc-community)`.
     """
     if not card.is_file():

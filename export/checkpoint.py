@@ -30,7 +30,7 @@ class Checkpoint:
     vae: AutoencoderKL | AutoencoderTiny
     latents: LatentScale
     prompt: torch.Tensor  # (1, tokens, width): the embedding of the empty prompt
-    pooled: torch.Tensor | None  # (1, width): its pooled embedding, of SDXL-class checkpoints
+    pooled: torch.Tensor | None  # (1, width): its pooled embedding; SDXL-class checkpoints only
     source: Source
     card: Path | None  # the README.md of the checkpoint, which states its origin and licence
 
@@ -49,7 +49,7 @@ def load_checkpoint(checkpoint: str | Path, *, vae: str | Path | None = None) ->
 
 
 def load_files(files: CheckpointFiles) -> Checkpoint:
-    """Load what `find_checkpoint` found.
+    """Load the files that `find_checkpoint` found.
 
     Raises:
         CheckpointError: weights cannot be read, or the parts do not belong to one checkpoint.

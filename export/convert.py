@@ -158,9 +158,9 @@ def _compare(
 
 
 def _encoder_precision(loaded: Checkpoint, precision: Precision) -> Precision:
-    """Return the precision of the VAE: float32 where SDXL's configuration asks for it, since activations overflow.
+    """Return the precision of the VAE: float32 if SDXL's configuration requires it, because activations overflow.
 
-    Diffusers sets `force_upcast` for Stable Diffusion, too, where its pipelines do not heed it.
+    Diffusers also sets `force_upcast` for Stable Diffusion, but its pipelines ignore it there.
     """
     return "fp32" if loaded.pooled is not None and loaded.vae.config.force_upcast else precision
 
@@ -168,11 +168,11 @@ def _encoder_precision(loaded: Checkpoint, precision: Precision) -> Precision:
 def make_network(
     loaded: Checkpoint, folder: Path, settings: ExportSettings, size: tuple[int, int]
 ) -> AttentionUNet | FeatureUNet:
-    """Return the network of the method, which takes `loaded.unet` over.
+    """Return the network of the method. It modifies `loaded.unet` in place.
 
     Args:
         loaded: the checkpoint.
-        folder: its folder, for the scheduler.
+        folder: folder of the checkpoint, for the scheduler.
         settings: method, timestep and noise.
         size: height and width of the images in pixels.
 

@@ -25,10 +25,10 @@ class FeatureUNet(nn.Module):
 
     The features are the output of `attn1`, after its projection and before the residual, of the last transformer block
     of the last attention in `down_blocks[-2]`, or in `down_blocks[-1]` for SDXL-class UNets, which have one level less.
-    Noise is added to the latent first: z = √ᾱ·latent + √(1-ᾱ)·ε, with the same ε for every image. What follows this
-    layer is not computed.
+    Noise is added to the latent first: z = √ᾱ·latent + √(1-ᾱ)·ε, with the same ε for every image. The layers after this
+    one are not computed.
 
-    Takes `unet` over and alters it: a copy would be 3.4 GB.
+    `unet` is modified in place, because a copy would take 3.4 GB.
 
     Raises:
         CheckpointError: that block has no attention.
@@ -59,7 +59,7 @@ class FeatureUNet(nn.Module):
         self.signal = level.gain * level.share**0.5
         self.noise = (
             torch.from_numpy(noise) * (1 - level.share) ** 0.5
-        )  # no buffer: it stays float32 in every precision
+        )  # not a buffer, so it stays float32 in every precision
         self.prompt_shape = tuple(prompt.shape)
         self._recorder = AllHeads()
         for processor in bake_constants(unet, prompt, embedding):
@@ -93,7 +93,7 @@ class FeatureUNet(nn.Module):
         return specs.FeatureOutput((self.grid[0], self.grid[1]), self._wanted.to_out[0].out_features)
 
     def _stage(self, block: Any, hidden: Tensor, prompt: Tensor) -> Tensor:  # noqa: ANN401 - diffusers has a class per kind
-        """Residual blocks and transformers of one level; the time embedding is baked in."""
+        """Run the residual blocks and transformers of one level; the time embedding is baked in."""
         attentions = getattr(block, "attentions", None) or [None] * len(block.resnets)
         for resnet, attention in zip(block.resnets, attentions, strict=True):
             hidden = resnet(hidden, self._time(hidden))
@@ -103,7 +103,7 @@ class FeatureUNet(nn.Module):
 
     @staticmethod
     def _time(hidden: Tensor) -> Tensor:
-        """A time embedding that no layer reads: each has a constant of its own in its place."""
+        """Return a time embedding that no layer reads: each layer has a constant in its place."""
         return torch.zeros(1, 1, dtype=hidden.dtype)
 
     def _keep(self, _module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -111,7 +111,7 @@ class FeatureUNet(nn.Module):
 
 
 class AllHeads:
-    """Attention of all heads at once, which engines fuse, over blocks of queries, which bounds the memory elsewhere.
+    """Attention of all heads at once, which engines can fuse, in blocks of queries, which limits the memory elsewhere.
 
     At 1024 px, all scores of one layer of Stable Diffusion 1.x would take 8.6 GB. It records nothing.
     """
@@ -125,7 +125,7 @@ class AllHeads:
     def attend(self, query: Tensor, key: Tensor, value: Tensor, *, upcast: bool) -> Tensor:
         """Attend with scaled queries; everything is (B, heads, N, d).
 
-        `upcast` is not followed: a fused attention sums in float32, and operands in float32 would not be fused.
+        `upcast` is ignored: a fused attention sums in float32, and operands in float32 would not be fused.
         """
         del upcast
         places = query.shape[2]

@@ -22,7 +22,7 @@ class Encoder(nn.Module):
         self.scale, self.standardised = latents.scale, bool(latents.mean)
         if self.standardised:
             mean, std = (torch.tensor(values).reshape(1, -1, 1, 1) for values in (latents.mean, latents.std))
-            self.mean, self.factor = mean, latents.scale / std  # no buffers: they stay float32 in every precision
+            self.mean, self.factor = mean, latents.scale / std  # not buffers, so they stay float32 in every precision
         self.encoder = vae.encoder
         self.quant = getattr(vae, "quant_conv", None)
         self.channels = int(vae.config.latent_channels)
@@ -31,7 +31,7 @@ class Encoder(nn.Module):
                 module.set_processor(SelfAttention())
 
     def forward(self, image: Tensor) -> Tensor:
-        """Normalise, encode, scale."""
+        """Normalise, encode and scale."""
         pixels = image.float().permute(0, 3, 1, 2) / 127.5 - 1  # cast first: TensorRT can only cast uint8
         moments = self.encoder(pixels.to(next(self.encoder.parameters()).dtype))
         if self.quant is not None:
@@ -46,7 +46,7 @@ class AttentionUNet(nn.Module):
     The default recorder is an `Accumulator`, which returns the averaged attention: (B, n², n²) float32. Assign a
     `QueriesKeys` to get the other form of the same network.
 
-    The prompt and the timestep never change, so values that depend on them alone are computed here, once: the keys
+    The prompt and the timestep never change, so values that depend only on them are computed here, once: the keys
     and values of the cross-attention, and the offset that each residual block adds for the timestep. Tracing drops
     everything that the outputs do not need: all layers after the last self-attention, and the values of that one.
 
@@ -116,7 +116,7 @@ class AttentionUNet(nn.Module):
 
 @torch.no_grad()
 def bake_constants(unet: UNet2DConditionModel, prompt: Tensor, embedding: Tensor) -> list[SelfAttention]:
-    """Replace all that depends on the prompt and the time embedding alone by constants, in place.
+    """Replace everything that depends only on the prompt and the time embedding by constants, in place.
 
     Returns:
         The processors of the self-attention layers, in the order of the modules.

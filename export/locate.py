@@ -20,7 +20,7 @@ WEIGHTS: tuple[tuple[str, list[str]], ...] = (
     ("*.safetensors", []),
     ("*.bin", []),
 )
-"""Files of weights on the hub, and those that are left out. What comes first is downloaded if there is any."""
+"""Files of weights on the hub, and files that are ignored. The first format that exists is downloaded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,7 @@ def _check_parts(folder: Path, parts: tuple[str, ...], vae: str | Path | None) -
 
 
 def _resolve(checkpoint: str | Path, required: list[str]) -> tuple[Path, str | None]:
-    """Return a folder, or that of the small files of a hub repository, and its revision.
+    """Return a checkpoint's folder, or the folder of the small files of a hub repository, and its revision.
 
     If the hub's cache lacks a `required` file, the small files are downloaded.
     """
@@ -102,7 +102,7 @@ def _resolve(checkpoint: str | Path, required: list[str]) -> tuple[Path, str | N
 
 
 def _resolve_vae(vae: str | Path) -> Path:
-    """Return the folder of a VAE: what is named, or its `vae/`."""
+    """Return the folder of a VAE: the named folder, or its `vae/`."""
     folder, revision = _resolve(vae, required=["**/config.json"])
     alone = (folder / "config.json").is_file()
     if revision:
@@ -112,7 +112,7 @@ def _resolve_vae(vae: str | Path) -> Path:
 
 
 def _fetch(name: str, folder: Path, beginnings: list[str]) -> Path:
-    """Download the weights whose paths have these beginnings, each in the first format that there is."""
+    """Download the weights whose paths have these beginnings, each in the first format that exists."""
     for ending, ignored in WEIGHTS:
         lacking = [b for b in beginnings if not any(_any(folder, f"{b}{end}") for end, _ in WEIGHTS)]
         if lacking:

@@ -19,7 +19,7 @@ class LargestMagnitude(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Within the block, records the largest magnitude of all tensors that PyTorch computes.
 
     Args:
-        upcast: operators whose results the graph holds in float32 at any precision. They are passed over.
+        upcast: operators whose results the graph holds in float32 at any precision. They are ignored.
 
     Attributes:
         value: the largest magnitude; NaN if a tensor contains one.
@@ -33,7 +33,7 @@ class LargestMagnitude(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.operator = ""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
-        """Run an operator and look at its results."""
+        """Run an operator and examine its results."""
         results = func(*args, **(kwargs or {}))
         is_view = any(value.alias_info is not None for value in func._schema.returns)  # noqa: SLF001 - not public
         if is_view or func in self._upcast:

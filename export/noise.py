@@ -1,4 +1,4 @@
-"""The noise that a UNet expects at a timestep, and the values of that which DiffCut adds to every latent."""
+"""The noise level that a UNet expects at a timestep, and the noise that DiffCut adds to every latent."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def noise_level(folder: Path, timestep: int) -> NoiseLevel:
 
     The UNet of Playground v2.5 was trained with the preconditioning of EDM (Karras et al., 2022, table 1): its latents
     have the standard deviation σ_data, it takes c_in·z with c_in = 1/√(σ² + σ_data²), and it is conditioned on ln(σ)/4
-    in place of the timestep. The σ used is that with the same share of the signal as Stable Diffusion's timestep:
+    in place of the timestep. This function uses the σ with the same share of the signal as Stable Diffusion's timestep:
     ᾱ = σ_data²/(σ² + σ_data²).
 
     Args:
@@ -89,16 +89,16 @@ def signal_share(folder: Path, timestep: int) -> float:
 
 
 def make_noise(shape: tuple[int, ...], kind: Noise = "seeded") -> NDArray[np.float32]:
-    """Return standard normal noise: NumPy's for a fixed seed, or that of PyTorch on a GPU for the same seed."""
+    """Return standard normal noise for a fixed seed, as NumPy or as PyTorch on a GPU generates it."""
     if kind == "official":
         return cuda_noise(shape)
     return np.random.default_rng(SEED).standard_normal(shape, np.float32)
 
 
 def cuda_noise(shape: tuple[int, ...], seed: int = SEED) -> NDArray[np.float32]:
-    """Return what `torch.randn(shape, device="cuda")` returns first after `torch.manual_seed(seed)`.
+    """Return the first result of `torch.randn(shape, device="cuda")` after `torch.manual_seed(seed)`.
 
-    That is Philox 4×32 with ten rounds (Salmon et al., 2011), one counter per element, and the Box-Muller transform.
+    This is Philox 4×32 with ten rounds (Salmon et al., 2011), one counter per element, and the Box-Muller transform.
     Each thread of the GPU makes one element, so the shape must have no more elements than the GPU has threads.
     """
     count = int(np.prod(shape))

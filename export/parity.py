@@ -46,7 +46,7 @@ LIMITS: dict[str, dict[str, float]] = {
 }
 """Largest value of each measure, per precision. A p99 distance of 1e-3 is a p1 cosine of 0.999.
 
-The limit of the latent's error is that for an image of 512 × 512; see `check`.
+The limit of the latent's error applies to an image of 512 × 512; see `check`.
 """
 
 MOST_AT_ONCE = 1 << 30

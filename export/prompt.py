@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class PromptEmbedding:
-    """What the UNet is given in place of the empty prompt.
+    """The embeddings of the empty prompt that the UNet takes.
 
     Attributes:
         tokens: (1, tokens, width), for the cross-attention.

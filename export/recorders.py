@@ -13,10 +13,10 @@ class Recorder(Protocol):
     """Computes the self-attention of each layer of a pass, and keeps the tensors that the graph returns."""
 
     def clear(self) -> None:
-        """Forget everything: a pass begins."""
+        """Forget everything; called when a pass begins."""
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, *, upcast: bool) -> Tensor:
-        """Attend with scaled queries; everything is (B, heads, N, d)."""
+        """Attend with scaled queries; all tensors are (B, heads, N, d)."""
 
     @property
     def heads(self) -> dict[int, list[int]]:
@@ -112,7 +112,7 @@ class QueriesKeys:
 
 
 def attend_by_head(query: Tensor, key: Tensor, value: Tensor, *, upcast: bool) -> Iterator[tuple[Tensor, Tensor]]:
-    """Attend with one head after the other → the result (B, N, d) and the float32 probabilities (B, N, N) of each.
+    """Attend with one head after another, and yield its result (B, N, d) and float32 probabilities (B, N, N).
 
     A tensor for all heads, (heads, N, N), would take 0.5 GB in Stable Diffusion at 512 px, and most of the layer's time
     would be spent on writing and reading it.

@@ -12,9 +12,9 @@ from diffseg.engines.bundle.settings import FEATURE_METHODS, MergeSettings, Meth
 PRECISIONS: tuple[str, ...] = get_args(Precision)
 SIZE_STEP = 64
 SIZES: dict[Method, tuple[int, int]] = {"diffseg": (512, 512), "diffcut": (1024, 1024)}
-"""Methods that a bundle can be exported for, and their usual image size: height, width in pixels."""
+"""Methods that a bundle can be exported for, and their default image size: height, width in pixels."""
 TIMESTEPS_OF: dict[Method, int] = {"diffseg": 300, "diffcut": 50}
-"""The usual timestep of each method."""
+"""The default timestep of each method."""
 NOISES: tuple[str, ...] = ("seeded", "official")
 TIMESTEPS = 1000
 

@@ -1,4 +1,4 @@
-"""Store weights that two graphs of the same network have in common only once."""
+"""Share weights between two graphs of the same network, so that they are stored only once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which checkpoints can be exported, by their configuration files. This module does not need PyTorch."""
+"""Checks of a checkpoint's configuration files: whether it can be exported. This module does not need PyTorch."""
 
 from __future__ import annotations
 

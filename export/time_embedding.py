@@ -11,9 +11,9 @@ if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
 
 GUIDANCE = 8.5
-"""Guidance scale that an LCM's UNet is told: the default of diffusers' pipeline.
+"""Guidance scale that an LCM's UNet takes: the default of diffusers' pipeline.
 
-The UNet was trained to give what guidance of some scale, 3 to 15, would give. With an empty prompt, guidance changes
+The UNet was trained to imitate guidance of a scale from 3 to 15. With an empty prompt, guidance changes
 nothing, so any scale is right, and this one lies within the range.
 """
 
@@ -24,9 +24,9 @@ def embed_time(unet: UNet2DConditionModel, condition: float, size: tuple[int, in
 
     Args:
         unet: the UNet, with all its layers.
-        condition: the timestep, or what the UNet takes in its place.
+        condition: the timestep, or the number that the UNet takes in its place.
         size: height and width of the images in pixels.
-        pooled: (1, width), the pooled embedding of the prompt, of SDXL-class checkpoints.
+        pooled: (1, width), the pooled embedding of the prompt, for SDXL-class checkpoints.
     """
     guidance = None
     if unet.config.time_cond_proj_dim:
@@ -41,7 +41,7 @@ def embed_time(unet: UNet2DConditionModel, condition: float, size: tuple[int, in
 def image_sizes(size: tuple[int, int]) -> Tensor:
     """Return the six numbers that tell SDXL the original size, the crop's corner and the size: (1, 6).
 
-    Images are not cropped, so that both sizes, height before width, are that of the network's input.
+    Images are not cropped, so both sizes, height before width, are those of the network's input.
     """
     return torch.tensor([[*size, 0, 0, *size]], dtype=torch.float32)
 

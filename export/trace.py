@@ -42,8 +42,8 @@ def trace(
         module: takes one tensor and returns a tensor or a tuple of tensors.
         tensors: declaration of its input and outputs.
         path: the .onnx file to write; large weights go to a `.data` file beside it.
-        external: put the weights there even if they are small, so that another graph can share them.
-        weights_of: a graph in the same folder; where its external weights equal those of this graph, they are shared.
+        external: write weights to the `.data` file even if they are small, so that another graph can share them.
+        weights_of: a graph in the same folder; external weights that are equal to this graph's are shared.
 
     Returns:
         The graph as the manifest records it, except for `parameters_dropped` and `flops_dropped`, which the caller

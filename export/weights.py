@@ -1,4 +1,4 @@
-"""Load a model of a checkpoint in float32, from whichever variant of its weights there is."""
+"""Load a model of a checkpoint in float32, from whichever variant of its weights exists."""
 
 from __future__ import annotations
 

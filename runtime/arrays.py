@@ -30,7 +30,7 @@ Attention of 64 × 64 is one block.
 def namespace(*arrays: Array) -> Any:  # noqa: ANN401 - a module, which has no common type
     """Return the array-API namespace of `arrays`, which has the standard's names on NumPy 1.26 too.
 
-    From 2.1 on, NumPy has them itself. The compatibility layer would import all of NumPy's parts, which takes 0.2 s.
+    NumPy has them itself since 2.1. The compatibility layer would import all of NumPy's parts, which takes 0.2 s.
     """
     if STANDARD_NUMPY and all(isinstance(array, np.ndarray) for array in arrays):
         return np
@@ -109,7 +109,7 @@ def row_blocks(rows: int, row_bytes: int, like: Array, least: int = 1) -> list[s
 
 
 def cpu_workers(array: Array) -> int:
-    """Return how many threads prepare work on `array` ahead: up to 4 on a CPU, none where a device works anyway."""
+    """Return how many threads prepare work on `array` ahead: up to 4 on a CPU, none for arrays on another device."""
     return min(4, os.cpu_count() or 1) if isinstance(array, np.ndarray) else 0
 
 

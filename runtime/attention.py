@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(slots=True, eq=False)
 class _Memo:
-    """What was computed last. Each value is replaced as a whole, so threads can share the memo."""
+    """The results computed last. Each value is replaced as a whole, so threads can share the memo."""
 
     last: tuple[int, AnchorDistances] | None = None
     cut: AttentionCut | None = None
@@ -110,7 +110,7 @@ class AggregatedAttention:
     def _fused(self, proposals: Array, count: Array | None) -> NDArray[np.uint16] | None:
         """Return the labels at the network's input size, or None without the fused kernels.
 
-        This is then the only wait for the device per image.
+        Copying these labels is then the only wait for the device per image.
         """
         kernels = fused.kernels(proposals)
         if kernels is None or count is None:

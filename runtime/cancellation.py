@@ -1,4 +1,4 @@
-"""End work that takes too long or that nobody waits for: long loops ask between their steps whether to go on."""
+"""Stop work that takes too long or that nobody waits for. Long loops check between their steps whether to stop."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from contextvars import ContextVar
 from typing import TypeAlias
 
 Check: TypeAlias = Callable[[], None]
-"""Returns if the work is to go on, and otherwise raises `StoppedError`. It is called often, and must be fast."""
+"""Returns if the work should continue, and raises `StoppedError` if not. It is called often, and must be fast."""
 
 _check: ContextVar[Check | None] = ContextVar("diffseg_check", default=None)
 
 
 class StoppedError(Exception):
-    """Work that was ended on request before it was done."""
+    """Work was stopped on request before it was done."""
 
 
 @contextmanager
 def stoppable(check: Check | None) -> Iterator[None]:
-    """Let `check` end the work of this block, at its beginning and at each `checkpoint` on this thread.
+    """Let `check` stop the work of this block, at its beginning and at each `checkpoint` on this thread.
 
     Raises:
         StoppedError: `check` raised it.
@@ -33,7 +33,7 @@ def stoppable(check: Check | None) -> Iterator[None]:
 
 
 def checkpoint() -> None:
-    """Raise `StoppedError` if the work on this thread is to end. Without `stoppable`, nothing happens."""
+    """Raise `StoppedError` if the work on this thread must stop. Does nothing outside a `stoppable` block."""
     check = _check.get()
     if check is not None:
         check()

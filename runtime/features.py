@@ -31,7 +31,7 @@ class _Memo:
 class EncoderFeatures:
     """The features of one image, with everything that is needed to make masks.
 
-    They remember the tree of cuts, so masks for a new `tau` take no eigenproblem that was solved before.
+    It remembers the tree of cuts, so masks for a new `tau` solve no eigenproblem twice.
 
     Attributes:
         values: (n², C) float32, one row per place in row-major order. A NumPy or CuPy array.
@@ -71,7 +71,7 @@ class EncoderFeatures:
         return np.asarray(np.maximum(cosines, 0), dtype=np.float32).reshape(self.grid)
 
     def regions(self, tau: float) -> NDArray[np.int64]:
-        """Cut the graph of the features → the region of each place, (rows, columns), from 0."""
+        """Cut the graph of the features, and return the region of each place, (rows, columns), from 0."""
         tree = self._memo.tree
         if tree is None:
             tree = self._memo.tree = CutTree.of_features(self.values)

@@ -51,7 +51,7 @@ def read_image(source: ImageSource, channel_order: ChannelOrder = "rgb") -> Imag
         source: a path, the bytes of an image file, an open binary file (read from its start if it can seek), a PIL
             image, or an array of any library: (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) of uint8, uint16 or float
             (0 to 1).
-        channel_order: `bgr` for arrays of OpenCV. It concerns arrays alone: files know their order.
+        channel_order: `bgr` for arrays of OpenCV. It applies to arrays only.
 
     Raises:
         ImageError: the file does not exist, is not an image, is damaged or empty, or has more than 178 megapixels
@@ -90,7 +90,7 @@ def open_lazily(source: Path | IO[bytes], formats: tuple[str, ...] | None = None
         formats: names of the Pillow formats to accept; None accepts all, or those of `only_formats`.
 
     Raises:
-        ImageError: the path is a device or a pipe, which would be read for ever or never.
+        ImageError: the path is a device or a pipe, from which a read may never end.
     """
     if isinstance(source, Path) and stat.S_IFMT(source.stat().st_mode) not in {stat.S_IFREG, stat.S_IFDIR}:
         raise ImageError(f"{source}: not a regular file")
@@ -115,7 +115,7 @@ def _open(source: Path | IO[bytes], formats: tuple[str, ...] | None) -> Image.Im
 
 @contextmanager
 def only_formats(formats: tuple[str, ...]) -> Iterator[None]:
-    """Accept no other Pillow formats meanwhile, in any thread: for the command line, which has a process to itself."""
+    """Accept no other Pillow formats in this block, in any thread. For the command line, which owns its process."""
     global _accepted  # noqa: PLW0603
     before, _accepted = _accepted, formats
     try:

@@ -47,7 +47,7 @@ def finish_labels(labels: NDArray[np.uint16], placement: Placement) -> Masks:
     """Renumber a label map and describe its segments, in blocks of rows.
 
     Args:
-        labels: (H, W) uint16, of the size of the result; overwritten. What the network does not see may have any value.
+        labels: (H, W) uint16, the size of the result; overwritten. Values where the network sees nothing are ignored.
         placement: which box of the image the network saw.
 
     Returns:

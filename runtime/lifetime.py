@@ -1,4 +1,4 @@
-"""The life of a segmenter: it is loaded, pickled by what it was loaded with, and closed."""
+"""The lifetime of a segmenter: closing it, and pickling the arguments that it was loaded with."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class ClosedNetwork(Network):
-    """What is left of a network after its segmenter was closed: its names."""
+    """Replaces the network of a closed segmenter, and keeps its names for messages."""
 
     def __init__(self, network: Network) -> None:
         self.provider = network.provider
@@ -35,13 +35,13 @@ class Lifetime:
     """Closing, pickling and naming of a segmenter.
 
     As a context manager, it closes itself at the end of the block. Pickling keeps the arguments of `load`, not the
-    network: each process that unpickles it loads the bundle again, and `provider="auto"` chooses anew there.
+    network: each process that unpickles it loads the bundle again, and `provider="auto"` chooses again there.
     """
 
     bundle: Bundle
     network: Network
     batch: int
-    _loaded_with: dict[str, Any] | None = None  # arguments of `load`; None if it was made of a network
+    _loaded_with: dict[str, Any] | None = None  # arguments of `load`; None if it was made from a network
 
     def close(self) -> None:
         """Release the network and its memory, once no thread is using it. Later images raise ValueError."""
@@ -64,10 +64,10 @@ class Lifetime:
         """Pickle the arguments of `load`.
 
         Raises:
-            TypeError: the segmenter was made of a network, or is closed.
+            TypeError: the segmenter was made from a network, or is closed.
         """
         if self._loaded_with is None:
-            raise TypeError("a segmenter that was made of a network cannot be pickled; make it with Segmenter.load")
+            raise TypeError("a segmenter that was made from a network cannot be pickled; make it with Segmenter.load")
         if self.closed:
             raise TypeError("a closed segmenter cannot be pickled")
         return _load, (type(self), self._loaded_with)
@@ -78,7 +78,7 @@ class Lifetime:
 
 
 def portable_model(model: str | Path, folder: Path) -> str:
-    """Return how another process finds a bundle: the absolute path of a folder, else the name of the model."""
+    """Return the name by which another process finds a bundle: the absolute path of a folder, else the model's name."""
     return str(folder.absolute()) if Path(model).expanduser().absolute() == folder.absolute() else str(model)
 
 

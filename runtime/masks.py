@@ -1,4 +1,4 @@
-"""From proposals to the masks of an image: the steps that all methods share."""
+"""The steps from proposals to the masks of an image, which all methods share."""
 
 from __future__ import annotations
 
@@ -31,21 +31,21 @@ PIXEL_REFINEMENTS: dict[Refine, Callable[[NDArray[np.uint16], NDArray[np.float32
 """Refinements of masks by the image: labels (h, w) and colours (h, w, 3), 0 to 1 → labels (h, w)."""
 
 COARSE = 1.5
-"""Pixels of the image per cell of the refined masks from which on they are refined further, or smoothed.
+"""Least number of image pixels per cell at which refined masks are refined further, or smoothed.
 
-Below it, that would cost time or details, and save no stairs that can be seen.
+Below it, this would cost time or details without removing visible steps from the borders.
 """
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class View:
-    """What the network sees of an image.
+    """The part of an image that the network sees.
 
     Attributes:
         pixels: (h, w, 3) uint8, the image at the network's input size.
         placement: which part of the image these pixels show.
-        guide: (H, W, 3) uint8, the same part at a multiple of that size, to refine borders by; None if the image has no
-            more details, or if they are not wanted.
+        guide: (H, W, 3) uint8, the same part at a multiple of that size, used to refine borders; None if the image has
+            no more details, or if no refinement needs them.
     """
 
     pixels: NDArray[np.uint8]
@@ -76,8 +76,8 @@ def plain_masks(view: View, timings: dict[str, float], name: str) -> Masks | Non
 
     Args:
         view: the image.
-        timings: the seconds that this takes are added to it.
-        name: stage that they count for.
+        timings: receives the duration of the stage, in seconds.
+        name: name of the stage.
     """
     if not is_plain(view.pixels, view.placement):
         return None
@@ -97,14 +97,14 @@ def finished_masks(
     """Let proposals compete for the pixels of the image, and refine the masks by the image if that is wanted.
 
     They compete at the image's own resolution. With a refinement they do so at about 256 pixels per side; the refined
-    masks are enlarged without stairs. An image of the network's input size keeps its pixels.
+    masks are enlarged with smooth borders. An image of the network's input size keeps its pixels.
 
     Args:
         proposals: (k, h, w) float, on any device.
         view: the image.
-        refine: the refinement; those of proposals are over by now.
-        timings: the seconds of both stages are added to it.
-        count: number of proposals that count, () integer; None for all.
+        refine: the refinement of masks; one of proposals has been applied before.
+        timings: receives the duration of both stages, in seconds.
+        count: number of valid proposals, () integer; None for all.
         fused: returns the labels at the network's input size from the device in one step, or None if it cannot.
     """
     placement = view.placement
@@ -149,7 +149,7 @@ def _whole(
     grid: NDArray[Any],
     placement: Placement,
 ) -> NDArray[np.uint16]:
-    """Label what the network sees of an image, at the size of the result."""
+    """Label the part of an image that the network sees, at the size of the result."""
     whole = np.empty(placement.target, dtype=np.uint16)
     label(grid, *placement.points(), whole[placement.seen()])
     return whole

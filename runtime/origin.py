@@ -1,4 +1,4 @@
-"""Where a result comes from: its image, and what made the masks."""
+"""The origin of a result: its image, and the bundle and provider that made the masks."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from diffseg.image import Fit
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where a result comes from.
+    """The origin of a result.
 
     Attributes:
         source: path or URL of the image, or name of its open file; None for an image in memory.
         bundle: name of the bundle.
         bundle_sha256: SHA-256 of the bundle's manifest, which records the hashes of all its files.
-        provider: what executed the network.
+        provider: the provider that executed the network.
         fit: how the image was fitted to the network's input.
     """
 

@@ -20,19 +20,19 @@ TRANSPARENT_MODES = ("LA", "PA", "La", "RGBA", "RGBa")
 
 
 class ArrayLike(Protocol):
-    """What NumPy makes an array of, such as a tensor of PyTorch or an array of JAX."""
+    """Anything that NumPy can convert to an array, such as a PyTorch tensor or a JAX array."""
 
     def __array__(self, *args: Any, **kwargs: Any) -> NDArray[Any]: ...  # noqa: ANN401
 
 
 class DlpackLike(Protocol):
-    """An array of any library that exchanges arrays with others by DLPack."""
+    """An array of any library that supports DLPack."""
 
     def __dlpack__(self, **kwargs: Any) -> Any: ...  # noqa: ANN401
 
 
 class Readable(Protocol):
-    """An open binary file, or what is read as one."""
+    """An open binary file, or an object that is read like one."""
 
     def read(self, size: int = -1, /) -> bytes: ...  # noqa: D102
 
@@ -47,7 +47,7 @@ def array_to_rgb(source: NDArray[Any] | ArrayLike | DlpackLike, order: ChannelOr
 
     Args:
         source: (H, W), (H, W, 1), (H, W, 3) or (H, W, 4); uint8, uint16, or float from 0 to 1; on any device.
-        order: of the three colour channels. The fourth is always opacity.
+        order: order of the three colour channels. The fourth is always opacity.
 
     Raises:
         ImageError: the array has another shape or dtype, no pixels, or floats that are not from 0 to 1.
@@ -94,7 +94,7 @@ def is_transparent(image: Image.Image) -> bool:
 
 
 def _on_host(source: Any) -> NDArray[Any]:  # noqa: ANN401
-    """Return an array of any library and device as one of NumPy."""
+    """Return an array of any library and device as a NumPy array."""
     if isinstance(source, np.ndarray):
         return np.asarray(source)  # a subclass, such as a masked array, as a plain array
     try:
@@ -106,7 +106,7 @@ def _on_host(source: Any) -> NDArray[Any]:  # noqa: ANN401
     except Exception as error:  # each library has its own  # noqa: BLE001
         reason = first_line(error)
         kind = f"{type(source).__module__}.{type(source).__qualname__}"
-        raise ImageError(f"a {kind} could not be made an array of NumPy ({reason}); convert it yourself") from None
+        raise ImageError(f"a {kind} could not be converted to a NumPy array ({reason}); convert it yourself") from None
 
 
 def _to_8_bit(array: NDArray[Any]) -> NDArray[np.uint8]:
@@ -124,7 +124,7 @@ def _to_8_bit(array: NDArray[Any]) -> NDArray[np.uint8]:
 
 
 def _hint(shape: tuple[int, ...]) -> str:
-    """What to do about an array of the wrong shape, as `; …`, or nothing."""
+    """Return a hint on an array of the wrong shape, as `; …`, or an empty string."""
     if 0 in shape:
         return ", which has no pixels"
     if len(shape) == 3 and shape[0] in (1, 3, 4) and min(shape[1:]) > 4:  # noqa: PLR2004

@@ -1,4 +1,4 @@
-"""Where the network's input lies in an image."""
+"""The position of the network's input within an image."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class Placement:
         size: height and width of the network's input.
         top: first row of the box, in image rows.
         left: first column of the box.
-        height: of the box, in image rows.
-        width: of the box, in image columns.
-        shown: height and width of the results, which take the pixels of the image at even distances; None for all.
+        height: height of the box, in image rows.
+        width: width of the box, in image columns.
+        shown: height and width of the results, which sample the pixels of the image evenly; None shows every pixel.
     """
 
     image_size: tuple[int, int]
@@ -49,7 +49,7 @@ class Placement:
         return self.target == self.image_size == self.size and not (self.top or self.left or self.hides)
 
     def taken(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return the rows and columns of the image that the results show."""
+        """Return the indices of the image rows and columns that the results show."""
         rows, columns = (
             np.floor((np.arange(shown) + 0.5) * (whole / shown)).astype(np.int64)
             for shown, whole in zip(self.target, self.image_size, strict=True)
@@ -85,7 +85,7 @@ class Placement:
 
     @property
     def hides(self) -> bool:
-        """Whether the results show pixels that the network does not see, as with `crop`."""
+        """Whether the results include pixels that the network does not see, as with `crop`."""
         rows, columns = self.seen()
         return (rows.stop - rows.start, columns.stop - columns.start) != self.target
 

@@ -1,4 +1,4 @@
-"""An image on its way to the network."""
+"""An image that is prepared for the network."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prepared:
-    """An image that is ready for the network, with its settings. `check` can stop the making of its masks."""
+    """An image that is ready for the network, with its settings. `check` can stop the work on its masks."""
 
     image: Image.Image
     pixels: NDArray[np.uint8]
@@ -36,7 +36,7 @@ class Prepared:
     def masks(
         self, attention: AggregatedAttention | EncoderFeatures, timings: dict[str, float]
     ) -> Segmentation | StoppedError:
-        """Make the masks of the image, or return the error with which `check` has stopped that."""
+        """Make the masks of the image, or return the error with which `check` has stopped the work."""
         try:
             with stoppable(self.check):
                 return Segmentation.of(

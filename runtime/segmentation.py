@@ -94,7 +94,7 @@ class Segmentation:
         """
         attention = self._kept()
         if isinstance(attention, EncoderFeatures):
-            raise ValueError(  # noqa: TRY004 - the type of nothing that the caller passed
+            raise ValueError(  # noqa: TRY004 - no argument has a wrong type
                 "there is no attention: the bundle was exported for DiffCut, and has features in its place"
             )
         return attention
@@ -170,9 +170,9 @@ class Segmentation:
 
         Args:
             image_id: number of the image.
-            file_name: of the image.
+            file_name: file name of the image.
             shape: `rle` for run lengths, which keep every pixel, or `polygon` for outlines, without holes.
-            tolerance: of the outlines, in pixels.
+            tolerance: tolerance of the outlines, in pixels.
 
         Raises:
             ValueError: an unknown shape, or a negative tolerance.
@@ -232,8 +232,8 @@ class Segmentation:
         Each file appears whole or not at all.
 
         Args:
-            folder: made if it does not exist.
-            name: of the files, without their endings.
+            folder: folder to write to, created if it does not exist.
+            name: name of the files, without their suffixes.
             formats: any of `labels`, `overlay`, `json`, `coco`, `polygons`, `labelme`, `svg`, `cutouts` and `palette`.
             source: name of the image's file, for the formats that refer to it.
             facts: further fields of the `json` format.
@@ -249,7 +249,7 @@ class Segmentation:
             return save(self, Path(folder), name, parse_formats(",".join(formats)), source, facts)
 
     def __eq__(self, other: object) -> bool:
-        """Results are equal if their labels are."""
+        """Return whether both results have the same labels."""
         if not isinstance(other, Segmentation):
             return NotImplemented
         return np.array_equal(self.labels, other.labels)

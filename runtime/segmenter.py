@@ -43,7 +43,7 @@ DECODED_AHEAD = 2
 class Segmenter(Lifetime):
     """Segments images with a loaded bundle. Several threads can share one segmenter.
 
-    It is a context manager that closes itself, and it is pickled by the arguments of `load`.
+    It is a context manager that closes itself. Pickling it keeps the arguments of `load`; see `Lifetime`.
     """
 
     def __init__(self, bundle: Bundle, network: Network, *, batch: int = 1) -> None:

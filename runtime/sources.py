@@ -1,4 +1,4 @@
-"""Files of images, however they are given: paths, bytes and open files."""
+"""Image files, given as paths, bytes or open files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import IO, cast
 
 from diffseg.engines.errors import ImageError
 from diffseg.engines.text import first_line
-from diffseg.foreign import HEAD, foreign_kind
+from diffseg.file_kinds import HEAD, foreign_kind
 from PIL import Image, UnidentifiedImageError
 
 
@@ -24,7 +24,7 @@ def source_name(source: object) -> str | None:
 
 
 def source_file(source: object) -> Path | IO[bytes] | None:
-    """Return what Pillow can open, or None if the source is no file."""
+    """Return what Pillow can open, or None if the source is not a file."""
     if isinstance(source, str | os.PathLike):
         return Path(source)
     if isinstance(source, bytes | bytearray | memoryview):

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from typing import Protocol
 
 STAGES = ("decode", "resize", "encode", "attend", "aggregate", "merge", "cut", "refine", "suppress", "write")
-"""In the order in which an image passes through them. `refine` runs only if a refinement is
-requested, and `cut` in place of `merge` with the methods that cut."""
+"""The stages in the order in which an image passes through them. `refine` runs only if a refinement is
+requested. With the methods that cut, `cut` replaces `merge`."""
 
 
 class Observer(Protocol):

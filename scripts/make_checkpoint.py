@@ -4,7 +4,7 @@
     python scripts/make_checkpoint.py sd21 /tmp/sd21-small --small   # a few hundred thousand
     python scripts/make_checkpoint.py vega /tmp/vega                 # 745 M; SDXL-class, with two text encoders
 
-The cost of a network does not depend on its weights, and parity needs none that mean something. Three things are
+The cost of a network does not depend on its weights, and a parity check does not need trained ones. Three things are
 not as in a trained checkpoint: the tokenizers know bytes only (they are asked for the empty prompt alone), the
 query projections are scaled up, since attention of untrained layers is so even that a wrong export could pass, and
 a small SDXL-class checkpoint has one layer per level, and at most two transformer blocks where SDXL has ten.

@@ -71,7 +71,7 @@ class Bundle:
         return form == ATTENTION or form in self.manifest.graphs[graph].forms
 
     def graph(self, graph: str, form: str | None = None) -> Graph:
-        """Return the declaration of a graph, or of a further form of it.
+        """Return the declaration of a graph, or of another form of it.
 
         Raises:
             BundleError: the bundle lacks that form.
@@ -84,7 +84,7 @@ class Bundle:
         return declared.forms[form]
 
     def graph_path(self, graph: str, form: str | None = None) -> Path:
-        """Path of the ONNX file of a graph, or of a further form of it."""
+        """Path of the ONNX file of a graph, or of another form of it."""
         return self.folder / self.graph(graph, form).file
 
     def graphs(self, form: Form = ATTENTION) -> dict[str, Graph]:
@@ -112,7 +112,7 @@ class Bundle:
         return content_hash(self.graph(graph, form), self.manifest.files)
 
     def verify(self) -> Iterator[tuple[str, str | None]]:
-        """Compare every file with its hash, and the external data that each graph names with those that it may name.
+        """Compare every file with its hash, and the external data that each graph names with the manifest.
 
         Yields:
             `(name, problem)` for each file of the folder except the plans; problem is None if the file is unchanged.
@@ -129,7 +129,7 @@ class Bundle:
                 yield name, "not in the manifest"
 
     def _declared_data(self) -> dict[str, set[str]]:
-        """Files of external data that each file of a graph may name."""
+        """Return the files of external data that each file of a graph may name."""
         declared: dict[str, set[str]] = {}
         for graph in self.manifest.graphs.values():
             for form in (graph, *graph.forms.values()):

@@ -32,11 +32,11 @@ KEY, VALUE = 1, 2
 def external_data(path: Path, name: str) -> set[str]:
     """Return the files that the graph in `path` names as external data, relative to the bundle.
 
-    A file that is no protocol-buffer message names none: no engine can load it.
+    A file that is not a protocol-buffer message names none: no engine can load it.
 
     Args:
-        path: of the graph.
-        name: of the graph in its bundle; the graph names its data from there.
+        path: path of the graph.
+        name: path of the graph within its bundle, to which the names of its data are relative.
 
     Raises:
         OSError: the graph cannot be read.
@@ -66,7 +66,7 @@ def _locations(data: mmap.mmap) -> Iterator[str]:
 
 
 def _fields(data: mmap.mmap, span: Span) -> Iterator[tuple[int, Span]]:
-    """Yield number and place of the fields of a message that contain bytes; those of groups count as its own."""
+    """Yield the number and position of each field of bytes in a message, including the fields of its groups."""
     at, end = span
     while at < end:
         tag, at = _varint(data, at, end)
@@ -88,7 +88,7 @@ def _fields(data: mmap.mmap, span: Span) -> Iterator[tuple[int, Span]]:
 
 
 def _varint(data: mmap.mmap, at: int, end: int) -> tuple[int, int]:
-    """Read a number → the number and where it ends."""
+    """Read a number, and return it with the position after it."""
     value = 0
     for shift in range(0, VARINT_BITS, 7):
         if at >= end:

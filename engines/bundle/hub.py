@@ -26,7 +26,7 @@ def is_hub_id(name: str) -> bool:
 
 
 def blobs_folder(snapshot: Path) -> Path | None:
-    """Folder that holds the contents of a snapshot in a hub's cache, whose files are links; None for other folders."""
+    """Return the folder of a hub's cache that holds the contents of a snapshot's links; None for other folders."""
     repository = snapshot.parents[1] if len(snapshot.parents) > 1 else snapshot
     in_cache = snapshot.parent.name == "snapshots" and repository.name.startswith("models--")
     return repository / "blobs" if in_cache else None

@@ -17,7 +17,7 @@ from msgspec import field
 
 SCHEMA = 2
 SCHEMAS = (1, SCHEMA)
-"""Schemas that are read. Manifests of schema 1 have no further forms of a graph."""
+"""Schemas that are read. Manifests of schema 1 have no other forms of a graph."""
 MANIFEST = "manifest.json"
 FIX = "export the bundle again"
 ENCODER, UNET = "vae_encoder", "unet"
@@ -64,7 +64,7 @@ class Graph(msgspec.Struct, frozen=True):
         return (self.file, *self.external_data)
 
     def precision(self, bundle: Precision) -> Precision:
-        """Return the precision of the graph. It is the bundle's, but for the VAE of SDXL, which stays in float32."""
+        """Return the precision of the graph. It is the bundle's, except for the VAE of SDXL, which stays in float32."""
         return "fp32" if set(self.layers.get("Conv", ())) == {"float32"} else bundle
 
 
@@ -213,7 +213,7 @@ class Manifest(msgspec.Struct, frozen=True):
             raise BundleError(f"{where}: 'features' and the output of {UNET} differ; {FIX}")
 
     def _check_forms(self, where: str) -> None:
-        """Check that only the UNet has a further form, with the queries and keys of every attention output."""
+        """Check that only the UNet has another form, with the queries and keys of every attention output."""
         for name, graph in self.graphs.items():
             if unknown := set(graph.forms) - ({QUERIES_KEYS} if name == UNET else set()):
                 raise BundleError(f"{where}: {name} has an unknown form {min(unknown)!r}; upgrade diffseg")

@@ -17,7 +17,7 @@ REFINEMENTS: tuple[Refine, ...] = get_args(Refine)
 FEATURE_METHODS: tuple[Method, ...] = ("diffcut",)
 """Methods that need the features of an encoder. The others need attention."""
 TAUS: dict[Method, float] = {"diffseg": 0.45, "cut": 0.45, "diffcut": 0.5}
-"""The usual tau of each method; `diffseg` has that of `cut`, which its bundles can do, too."""
+"""Default tau of each method. `diffseg` has that of `cut`, because its bundles also support `cut`."""
 MAX_ROUNDS = 64
 """Largest number of thresholds, one per round of merging."""
 MAX_TAU = 2
@@ -28,11 +28,11 @@ class MergeSettings(msgspec.Struct, frozen=True):
     """How attention or features become masks. Where the caller sets nothing, the defaults of the bundle apply.
 
     Attributes:
-        thresholds: for `diffseg`, the largest KL distance, in nats, of maps that are merged: one per round.
-        anchors: for `diffseg`, anchors per side.
+        thresholds: largest KL distance, in nats, of maps that `diffseg` merges: one per round.
+        anchors: anchors per side, for `diffseg`.
         refine: the refinement of the proposals or masks.
         method: how the masks are made.
-        tau: for `cut` and `diffcut`, the cost of a normalised cut, from 0 to 2, below which a region is divided.
+        tau: cost of a normalised cut, from 0 to 2, below which `cut` and `diffcut` divide a region.
 
     Raises:
         ValueError: no threshold or a negative one, no anchor, `tau` out of range, or an unknown refinement or method.

@@ -25,7 +25,7 @@ class CompiledKernel:
     """One kernel of the record.
 
     Attributes:
-        kernel: which of the two kernels.
+        kernel: name of the kernel.
         arch: the architecture that it was compiled for: 90 for compute capability 9.0.
         rows: queries per block.
         columns: keys per block, or per step of `row_sums`.

@@ -1,4 +1,4 @@
-"""The averaged attention in NumPy: the reference that the GPU kernel is tested against, and its stand-in on CPUs."""
+"""The averaged attention in NumPy: the reference that the GPU kernel is tested against, and its replacement on CPUs."""
 
 from __future__ import annotations
 

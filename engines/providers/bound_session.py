@@ -1,4 +1,4 @@
-"""One pass at a time through ONNX Runtime's sessions on a GPU, with buffers whose addresses stay."""
+"""One pass at a time through ONNX Runtime's sessions on a GPU, with buffers at constant addresses."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 BFLOAT16 = 16
-"""ONNX's number of the type, which NumPy lacks."""
+"""ONNX's number of the type bfloat16, which NumPy lacks."""
 
 
 class OrtGpuSession:
-    """Buffers for one pass at a time, on the GPU with CuPy, else on the host. The next pass overwrites them.
+    """Buffers for one pass at a time, on the GPU with CuPy, otherwise on the host. The next pass overwrites them.
 
-    ONNX Runtime keeps captured CUDA graphs per thread, so all passes of a session go through one thread of its own.
+    ONNX Runtime keeps captured CUDA graphs per thread, so all passes of a session run on one thread.
 
     Args:
-        network: whose ONNX Runtime sessions it executes.
+        network: the network whose ONNX Runtime sessions are executed.
         device: index of the GPU.
     """
 
@@ -63,7 +63,7 @@ class OrtGpuSession:
             return averaging.run(self._buffers(batch))
 
     def wait(self) -> None:
-        """Return when CuPy's work is done; ONNX Runtime's calls are synchronous."""
+        """Wait until CuPy's work is done. ONNX Runtime's calls are synchronous."""
         if self.cupy is not None:
             with device_errors(self.cupy, "the masks"):
                 self.cupy.cuda.get_current_stream().synchronize()
@@ -75,17 +75,17 @@ class OrtGpuSession:
         return min(1 << (batch - 1).bit_length(), max(batch, self._largest))
 
     def _buffers(self, padded: int) -> dict[str, Any]:
-        """Arrays of every tensor at a batch size. The latent is one array: an output here, an input there."""
+        """Return arrays of every tensor at a batch size. The encoder's output and the UNet's input are one array."""
         if padded > self._capacity:
             self._grow(padded)
         return {name: array[:padded] for name, array in self._memory.items()}
 
     def _grow(self, padded: int) -> None:
         """Allocate arrays for a larger batch, which smaller ones share."""
-        self._capacity, self._memory, self._latent = 0, {}, None  # the old go first: both might not fit
+        self._capacity, self._memory, self._latent = 0, {}, None  # free the old ones first: both might not fit
         self._bindings.clear()
         self._done.clear()
-        # Graphs are named by number. Earlier ones, of any session, hold addresses of arrays that are gone.
+        # Graphs are named by number. Earlier graphs, of any session, hold addresses of freed arrays.
         self._first_graph = next(self.network.serial) * (1 + self._largest)
         make = np.zeros if self.cupy is None else self.cupy.zeros  # rows beyond the batch are executed, too
         tensors = [t for graph in self.network.tensors.values() for t in (*graph.inputs, *graph.outputs)]
@@ -100,11 +100,11 @@ class OrtGpuSession:
         padded = self._padded(batch)
         try:
             buffers = self._buffers(padded)
-            if value is not self._latent:  # else it is in its place
+            if value is not self._latent:  # otherwise it is already in place
                 self._fill(buffers[tensors.inputs[0].name][:batch], value)
             self.wait()  # ONNX Runtime's stream is not synchronised with CuPy's
             self._execute(graph, padded)
-        except Exception as error:  # of onnxruntime and of CuPy  # noqa: BLE001
+        except Exception as error:  # raised by onnxruntime or CuPy  # noqa: BLE001
             reason = first_line(error)
             full = isinstance(error, MemoryError) or onnxruntime_memory_full(error)  # CuPy's is a MemoryError, too
             kind = DeviceMemoryError if full else ProviderError

@@ -13,34 +13,32 @@ S = TypeVar("S")
 
 
 class DevicePool(Generic[S]):
-    """Sessions for threads, at most `per_device` on each device. Threads wait while all sessions are taken.
+    """Sessions for threads, one on each device. Threads wait while all sessions are taken.
 
     Args:
-        make: makes a session on a device; called when no session is free and the device has fewer than `per_device`.
+        make: makes a session on a device; called when no session is free and the device has none.
         devices: indices of the devices, in the order in which they are preferred.
-        per_device: largest number of sessions per device. More than one lets the kernels of two batches overlap, and
-            takes the scratch memory twice.
     """
 
-    def __init__(self, make: Callable[[int], S], devices: Sequence[int], per_device: int = 1) -> None:
+    def __init__(self, make: Callable[[int], S], devices: Sequence[int]) -> None:
         self._make = make
-        # Devices of sessions that may still be made, and sessions that nobody uses, with their devices.
-        self._unmade = [device for _ in range(per_device) for device in devices]
+        # Devices of sessions that may still be created, and idle sessions with their devices.
+        self._unmade = list(devices)
         self._free: list[tuple[int, S]] = []
         self._returned = threading.Condition()
 
     def add(self, device: int, session: S) -> None:
-        """Add a session that was made already, in place of one that would be made when it is needed."""
+        """Add an existing session, in place of one that would be created on demand."""
         with self._returned:
             self._unmade.remove(device)
             self._free.append((device, session))
 
     @contextmanager
     def take(self) -> Iterator[S]:
-        """Take a session, or wait for one. A session in which something failed is dropped, and made anew when needed.
+        """Take a session, or wait for one. A session that failed is dropped, and replaced on demand.
 
         Raises:
-            DeviceMemoryError: a session was to be made, and the device's memory is full.
+            DeviceMemoryError: a session must be created, and the device's memory is full.
         """
         with self._returned:
             self._returned.wait_for(lambda: self._free or self._unmade)

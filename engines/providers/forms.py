@@ -21,17 +21,17 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 VARIABLE = "DIFFSEG_UNET_FORM"
-"""Environment variable that asks for one form, to compare them: `attention` or `queries_keys`."""
+"""Environment variable that selects the form, `attention` or `queries_keys`, to compare the two."""
 
 
 @dataclass(frozen=True, slots=True)
 class Averaging:
-    """What turns the outputs of the form `queries_keys` into one averaged attention per resolution.
+    """Turns the outputs of the form `queries_keys` into one averaged attention per resolution.
 
     Attributes:
-        queries: the UNet's outputs, finest first: (B, layers·heads, n², d).
-        keys: likewise.
-        averaged: what the kernels write: (B, n², n²) float32, the outputs of the form `attention`.
+        queries: the queries among the UNet's outputs, finest first: (B, layers·heads, n², d).
+        keys: the keys, of the same shapes.
+        averaged: outputs of the kernels: (B, n², n²) float32, as in the form `attention`.
         sums: their scratch memory: (B, layers·heads, n²) float32.
     """
 
@@ -42,7 +42,7 @@ class Averaging:
 
     @classmethod
     def of(cls, bundle: Bundle) -> Averaging:
-        """Return that of a bundle.
+        """Return the averaging of a bundle.
 
         Raises:
             BundleError: the bundle lacks the form.
@@ -55,7 +55,7 @@ class Averaging:
 
     @property
     def buffers(self) -> tuple[TensorSpec, ...]:
-        """Tensors that `run` writes, and for which the session needs memory of its own."""
+        """Tensors that `run` writes, and that the session must allocate."""
         return (*self.averaged, *self.sums)
 
     @property
@@ -75,7 +75,7 @@ class Averaging:
                 load_kernels(dtype, width)
 
     def run(self, buffers: dict[str, Any]) -> list[Any]:
-        """Launch the kernels on the current stream → the averaged attention, finest first. It allocates nothing.
+        """Launch the kernels on the current stream, and return the averaged attention, finest first. Allocates nothing.
 
         Args:
             buffers: CuPy's arrays of one batch size by name: the UNet's outputs, and those of `buffers`.
@@ -140,7 +140,7 @@ def form_to_build(bundle: Bundle, capabilities: Iterable[str]) -> Form:
 
 
 def storage_type(tensor: TensorSpec) -> str:
-    """NumPy's name of the type of an array that holds a tensor; bfloat16, which it lacks, is kept as its bits."""
+    """Return NumPy's name of the type of an array that holds a tensor; uint16 holds the bits of bfloat16."""
     return "uint16" if tensor.dtype == "bfloat16" else tensor.dtype
 
 

@@ -1,4 +1,4 @@
-"""What executes a bundle, as the runtime sees it; and a pool of sessions that threads share."""
+"""The interface through which the runtime executes a bundle, and a pool of sessions that threads share."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ class Session(Protocol):
         """Latent → one (B, n², n²) float32 attention per resolution, finest first; the caller may write into them."""
 
     def wait(self) -> None:
-        """Return when the device has finished all its work, so that each stage is charged for its own time."""
+        """Wait until the device has finished all its work, so that each stage is charged for its own time."""
 
 
 class Network(Protocol):
     """A bundle's graphs in one provider. Threads may share it.
 
-    Providers inherit from it, and so get the defaults of what only some of them know.
+    Providers inherit from it, and thus get defaults for the methods that only some of them implement.
     """
 
     provider: str
     device: str
-    """Where it runs: `cpu`, `cuda` or another device. Unless it is `cpu`, the host is free to decode and write images
+    """The device that runs it: `cpu`, `cuda` or another one. Unless it is `cpu`, the host can decode and write images
     while the network works."""
 
     def session(self) -> AbstractContextManager[Session]:
-        """Take a session for one batch; no other thread uses it meanwhile."""
+        """Take a session for one batch; no other thread uses it at the same time."""
 
     @property
     def placement(self) -> dict[str, dict[str, int]]:

@@ -98,7 +98,7 @@ class OrtNetwork(Network):
 
 
 class OrtSession:
-    """One pass at a time through loaded graphs, with output arrays of its own.
+    """One pass at a time through loaded graphs, with its own output arrays.
 
     The arrays are reused: allocating 64 MB anew takes longer than filling them.
 

@@ -82,7 +82,7 @@ class OrtGpuNetwork(Network):
             check_bf16(bundle, self.form)
         self.capture = capture and provider == "cuda" and self.cupy is not None
         self._placement: dict[str, dict[str, int]] = {}
-        self.serial = itertools.count()  # of sets of buffers: each names its captured graphs differently
+        self.serial = itertools.count()  # numbers sets of buffers, whose captured graphs need distinct names
         self.sessions = {
             device: {name: self._open(bundle, name, device) for name in (ENCODER, UNET)} for device in devices
         }
@@ -95,7 +95,7 @@ class OrtGpuNetwork(Network):
             if self.cupy is None:
                 yield session
                 return
-            with device_errors(self.cupy, "the masks"):  # what CuPy raises while it merges is translated here
+            with device_errors(self.cupy, "the masks"):  # translates the errors of CuPy during merging
                 self.cupy.cuda.Device(session.device).use()
                 yield session
 
@@ -105,7 +105,7 @@ class OrtGpuNetwork(Network):
         return self._placement
 
     def sizes_to_warm(self, batch: int) -> list[int]:
-        """Batch sizes, up to a largest one, whose first pass takes longer: the padded ones, which others become.
+        """Batch sizes, up to a largest one, whose first pass takes longer: the sizes to which others are padded.
 
         The largest is first, so that the buffers need not grow.
         """
@@ -118,7 +118,7 @@ class OrtGpuNetwork(Network):
             raise ProviderError(f"onnxruntime {ort.__version__} has no {wanted}, only {others}: {self._install()}")
         if self.provider == "ort-tensorrt":
             engine_version("tensorrt")  # its import loads libnvinfer from the wheel
-        with contextlib.redirect_stdout(io.StringIO()) as said:  # it prints what it does not find
+        with contextlib.redirect_stdout(io.StringIO()) as said:  # it prints the libraries that it does not find
             ort.preload_dlls()  # load CUDA's libraries from their wheels, without LD_LIBRARY_PATH
         logger.debug("onnxruntime.preload_dlls: %s", said.getvalue().strip())
         options = session_options()
@@ -182,19 +182,19 @@ class OrtGpuNetwork(Network):
 
 
 def cuda_options(precision: str, device: int, *, capture: bool) -> dict[str, Any]:
-    """Options of the CUDA provider, with those of `DIFFSEG_CUDA_OPTIONS` in place of ours.
+    """Return options of the CUDA provider. Those of `DIFFSEG_CUDA_OPTIONS` replace ours.
 
     Raises:
         ProviderError: the variable has another form.
     """
     options: dict[str, Any] = {
         "device_id": device,
-        # Nothing is searched any more: cuDNN's heuristic chooses, and EXHAUSTIVE only takes longer.
+        # cuDNN's heuristic chooses the algorithm; EXHAUSTIVE only takes longer.
         "cudnn_conv_algo_search": "HEURISTIC",
         "enable_cuda_graph": int(capture),
     }
     if precision == "fp32":
-        options["use_tf32"] = 0  # would round operands to 10 bits; in half precision it bars all tensor cores
+        options["use_tf32"] = 0  # TF32 would round operands to 10 bits; in half precision, 0 disables all tensor cores
     else:
         options["prefer_nhwc"] = 1  # the layout of the tensor cores' convolutions
     for item in filter(None, os.environ.get(OPTIONS, "").split(",")):

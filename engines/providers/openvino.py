@@ -114,7 +114,7 @@ class OpenVinoSession:
 
 
 def _reason(error: Exception) -> str:
-    """The last line of OpenVINO's message; the lines above it are locations in its source."""
+    """Return the last line of OpenVINO's message; the lines above it are locations in its source."""
     return (str(error).strip() or type(error).__name__).splitlines()[-1].strip()
 
 

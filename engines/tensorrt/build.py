@@ -38,8 +38,8 @@ def import_engine(engine: Engine, extra: str | None = None) -> Any:  # noqa: ANN
     """Import TensorRT or TensorRT-RTX, or say how to install it.
 
     Args:
-        engine: which of the two.
-        extra: what the error says to install; None: the extra that executes plans.
+        engine: the engine to import.
+        extra: extra that the error says to install; None: the extra that executes plans.
 
     Raises:
         MissingPackageError: it cannot be imported.
@@ -53,7 +53,7 @@ def import_engine(engine: Engine, extra: str | None = None) -> Any:  # noqa: ANN
 
 
 def engine_version(engine: Engine) -> str | None:
-    """Full version of an installed TensorRT or TensorRT-RTX; None if there is none."""
+    """Return the full version of an installed TensorRT or TensorRT-RTX; None if it is not installed."""
     try:
         return str(importlib.import_module(MODULES[engine]).__version__)
     except ImportError:
@@ -61,7 +61,7 @@ def engine_version(engine: Engine) -> str | None:
 
 
 def known_compute_capabilities(module: Any) -> list[str]:  # noqa: ANN401 - untyped upstream
-    """Compute capabilities that TensorRT-RTX can build for, oldest first: `SM89` is 8.9, `SM120` is 12.0."""
+    """Return the compute capabilities that TensorRT-RTX can build for, oldest first: `SM89` is 8.9, `SM120` is 12.0."""
     digits = (name[2:] for name in module.ComputeCapability.__members__ if name.startswith("SM"))
     return [f"{number[:-1]}.{number[-1]}" for number in sorted(digits, key=int)]
 
@@ -74,13 +74,13 @@ def build_graph(
     name: str,
     report: Report,
 ) -> memoryview:
-    """Build the engine of one graph → its serialised plan.
+    """Build the engine of one graph, and return its serialised plan.
 
     Args:
         module: TensorRT or TensorRT-RTX.
         path: the ONNX file.
         graph: its declaration.
-        spec: what to build for.
+        spec: machine, options and shapes to build for.
         name: name of the graph.
         report: called with the builder's progress.
 
@@ -122,7 +122,7 @@ def _configure(module: Any, config: Any, spec: PlanSpec) -> None:  # noqa: ANN40
     if spec.precision == "fp32":
         config.clear_flag(module.BuilderFlag.TF32)  # it is set by default, and rounds operands to 10 bits
     if spec.engine == "tensorrt-rtx":
-        # Otherwise the engine may allocate memory at run time, which no captured stream can do.
+        # Otherwise the engine may allocate memory at run time, which is not possible in a captured stream.
         config.set_flag(module.BuilderFlag.REQUIRE_USER_ALLOCATION)
     if options.version_compatible:
         config.set_flag(module.BuilderFlag.VERSION_COMPATIBLE)
@@ -156,9 +156,9 @@ class _TimingCache:
 
 
 def _interruptible(work: Callable[[], Any], cancel: Callable[[], None]) -> Any:  # noqa: ANN401
-    """Run the builder in a thread of its own, so that Ctrl-C interrupts it. A second one does not wait."""
+    """Run the builder in its own thread, so that Ctrl-C interrupts it. A second Ctrl-C does not wait for it."""
     results: list[Any] = []
-    # Not Thread.join: in Python 3.11, one that is interrupted takes the thread for ended, and the next returns at once.
+    # Not Thread.join: in Python 3.11, an interrupted join marks the thread as ended, and the next one returns at once.
     ended = threading.Event()
 
     def run() -> None:
@@ -191,12 +191,12 @@ _SPECIFIC = re.compile(
 
 
 def specific_error(errors: list[str]) -> str:
-    """The error that names a cause: TensorRT reports tactics that it skips before it, and its consequences after it."""
+    """Return the error that names a cause. TensorRT reports skipped tactics before it, and consequences after it."""
     if not errors:
         return "it gave no reason"
     ranked = [(bool(_SPECIFIC.search(text)) - bool(_GENERIC.search(text)), text) for text in errors]
     best = max(rank for rank, _ in ranked)
-    # Of equals, the last one: earlier errors may be of attempts that were given up.
+    # Among equals, take the last one: earlier errors may belong to abandoned attempts.
     text = next(text for rank, text in reversed(ranked) if rank == best)[:400]
     more = len(errors) - 1
     return f"{text} (and {more} more error{'s' if more > 1 else ''})" if more else text
@@ -210,7 +210,7 @@ def make_logger(module: Any) -> Any:  # noqa: ANN401 - a class of the module's o
     """Return a logger for builders, parsers and runtimes that remembers what went wrong."""
 
     class Log(module.ILogger):  # type: ignore[misc]
-        """Keeps the errors, hands the rest to Python's logging."""
+        """Keeps the errors, and passes other messages to Python's logging."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -233,7 +233,7 @@ def make_runtime(module: Any, log: Any, spec: PlanSpec) -> Any:  # noqa: ANN401 
     """Return a runtime that may load a plan. It does not keep the logger alive."""
     runtime = module.Runtime(log)
     if spec.options.version_compatible:
-        # Such a plan brings code, the runtime of its version, which TensorRT executes only when it is allowed to. The
+        # Such a plan contains code, the runtime of its version, which TensorRT executes only if that is allowed. The
         # plan comes from our own build, and its hash is in the record.
         runtime.engine_host_code_allowed = True
     return runtime
@@ -241,7 +241,7 @@ def make_runtime(module: Any, log: Any, spec: PlanSpec) -> Any:  # noqa: ANN401 
 
 def _monitor(module: Any, graph: str, report: Report) -> Any:  # noqa: ANN401 - a class of the module's own
     class Monitor(module.IProgressMonitor):  # type: ignore[misc]
-        """Passes the builder's steps on, and stops the builder on request."""
+        """Reports the builder's steps, and stops the builder on request."""
 
         def __init__(self) -> None:
             super().__init__()

@@ -34,13 +34,13 @@ class ReadyContext:
             self.context.set_tensor_address(name, addresses[name])
 
     def captures(self, stream: int) -> bool:
-        """Whether its work can be captured on a stream. TensorRT cannot be asked: its engines can."""
+        """Whether its work can be captured on a stream. TensorRT has no such query, because its engines always can."""
         if not hasattr(type(self.context), "is_stream_capturable"):
             return True
         return bool(self.context.is_stream_capturable(stream))
 
     def keep_compiled(self, path: Path) -> None:
-        """Write what TensorRT-RTX compiled for this GPU, so that the next process need not compile it again."""
+        """Write the kernels that TensorRT-RTX compiled for this GPU, so that the next process can load them."""
         if self.compiled is None:
             return
         blob = self.compiled.serialize()
@@ -70,7 +70,7 @@ def create_context(
         tensors: the graph's tensors.
         addresses: device address of each tensor.
         batch: the batch size.
-        cache: file with what TensorRT-RTX compiled before, which need not exist; None for TensorRT.
+        cache: file of kernels that TensorRT-RTX compiled earlier, which need not exist; None for TensorRT.
         whole_graph: let TensorRT-RTX capture CUDA graphs itself.
 
     Raises:

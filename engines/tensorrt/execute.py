@@ -27,12 +27,12 @@ logger = logging.getLogger(__name__)
 
 
 class NativeNetwork(Network):
-    """The two engines of a plan on one or several GPUs. Threads may share it: each pass has a session of its own.
+    """The two engines of a plan on one or several GPUs. Threads may share it: each pass has its own session.
 
     Args:
-        bundle: whose plan it is.
-        plan: what `find_plan` found: its record fits this machine.
-        capture: replay each batch size as a CUDA graph, which spares the launches of some hundred kernels.
+        bundle: the bundle that the plan belongs to.
+        plan: a plan from `find_plan`, whose record fits this machine.
+        capture: replay each batch size as a CUDA graph, which replaces hundreds of kernel launches.
         devices: indices of the GPUs. Each gets the engines and a session; threads wait while all sessions are taken.
 
     Raises:
@@ -74,14 +74,14 @@ class NativeNetwork(Network):
 
     @contextmanager
     def session(self) -> Iterator[NativeSession]:
-        """Take a session, or wait for one; CuPy's work of this thread goes to its device and stream meanwhile."""
-        with device_errors(self.cupy, "the masks"), self._pool.take() as session:  # CuPy raises while it merges
+        """Take a session, or wait for one. Within the block, this thread's CuPy work uses its device and stream."""
+        with device_errors(self.cupy, "the masks"), self._pool.take() as session:  # also merging
             self.cupy.cuda.Device(session.device).use()  # a thread that is new to CUDA has no device yet
             with session.stream:
                 yield session
 
     def sizes_to_warm(self, batch: int) -> list[int]:
-        """Batch sizes, up to a largest one, whose first pass takes longer: each has contexts and a graph of its own.
+        """Batch sizes, up to a largest one, whose first pass takes longer: each has its own contexts and graph.
 
         The largest is first, so that the buffers need not grow.
         """
@@ -114,7 +114,7 @@ class NativeNetwork(Network):
         return engine
 
     def _check_validity(self, data: bytes, path: Path) -> None:
-        """Ask TensorRT-RTX whether the plan runs on this GPU and driver; TensorRT cannot be asked."""
+        """Ask TensorRT-RTX whether the plan runs on this GPU and driver. TensorRT has no such query."""
         if not hasattr(self.module, "EngineValidity"):
             return
         validity, diagnostics = self._runtime.get_engine_validity(data)
@@ -129,7 +129,7 @@ class NativeNetwork(Network):
             logger.warning("%s runs slower on this GPU than one built for it; build it again", path)
 
     def runtime_cache_path(self, device: int = 0) -> Path:
-        """File of the kernels that TensorRT-RTX compiled on a GPU: beside the plan, else in the cache folder."""
+        """Return the file of kernels that TensorRT-RTX compiled on a GPU: beside the plan, or in the cache folder."""
         gpu = self.cupy.cuda.runtime.getDeviceProperties(device)["name"].decode()
         name = f"runtime-{''.join(c if c.isalnum() else '-' for c in gpu)}.cache"
         if os.access(self.plan.folder, os.W_OK):

@@ -68,9 +68,9 @@ def find_plan(
     """Find the most specific plan that fits a machine. Only the plans' records are read.
 
     Args:
-        bundle: whose plans are searched.
-        engine: what executes the plan.
-        machine: where.
+        bundle: the bundle whose plans are searched.
+        engine: the engine that executes the plan.
+        machine: the machine that executes it.
         forms: forms of the UNet that can be executed there; a plan of an earlier one is preferred.
 
     Raises:
@@ -102,7 +102,7 @@ def find_plan(
 
 
 def verify_plans(bundle: Bundle) -> Iterator[tuple[str, str | None]]:
-    """Compare the plans of a bundle with their records → `(name, problem)`; problem is None if there is none."""
+    """Compare the plans of a bundle with their records. Yields `(name, problem)`; problem is None if there is none."""
     for folder, plan in list_plans(bundle):
         where = folder.relative_to(bundle.folder) if bundle.folder in folder.parents else folder
         if isinstance(plan, PlanError):
@@ -115,7 +115,7 @@ def verify_plans(bundle: Bundle) -> Iterator[tuple[str, str | None]]:
 
 
 def build_command(bundle: Bundle, engine: Engine, form: Form | None = None) -> str:
-    """Command line that builds a plan for this machine, in the form that `build` chooses or in a given one."""
+    """Return the command that builds a plan for this machine, in the form that `build` chooses or in a given one."""
     where = bundle.folder.name if bundle.embedded else str(bundle.folder)
     return shlex.join(["diffseg", "build", where, "--engine", engine, *(["--form", form] if form == ATTENTION else [])])
 

@@ -53,7 +53,7 @@ def build_plan(
             is for the GPU of this machine, or without one for all from 8.0 on.
         options: options of the builder.
         report: called with the builder's progress.
-        form: of the UNet; None: what will be executed there, `queries_keys` where the bundle and the kernels have it.
+        form: form of the UNet; None: `queries_keys` if the bundle and the GPU's kernels support it, else `attention`.
         force: build again even if the plan exists.
         gpus: the GPUs of this machine; None queries the driver.
 
@@ -204,6 +204,6 @@ def _build(module: Any, bundle: Bundle, spec: PlanSpec, folder: Path, report: Re
                 raise PlanError(
                     f"{said}; the plan was not kept: export the bundle again with --precision {spec.precision}"
                 )
-            # The rest is as it should be, and the build took minutes.
+            # The other layers have the right precision, and the build took minutes.
             logger.warning("%s; the plan was kept: measure it, and compare it by `diffseg verify`", said)
     return plan.record

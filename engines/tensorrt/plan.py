@@ -28,8 +28,8 @@ HardwareCompatibility = Literal["none", "ampere-plus", "same-compute-capability"
 SCHEMA = 1
 RECORD = "plan.json"
 PORTABLE = ("8.0", "8.6", "8.9", "12.0")
-"""Compute capabilities that run a TensorRT-RTX plan built for none in particular, by its documentation ("CPU-Only AOT",
-support matrix). Others need a plan built for them by name, or have no builder at all: 9.0 and 10.0 (H100, B200)."""
+"""Compute capabilities that run a TensorRT-RTX plan that names none, according to its documentation ("CPU-Only AOT",
+support matrix). Others need a plan that names them, or are not supported at all: 9.0 and 10.0 (H100, B200)."""
 
 
 class BuildOptions(msgspec.Struct, frozen=True):
@@ -45,7 +45,7 @@ class BuildOptions(msgspec.Struct, frozen=True):
             raise ValueError(f"the optimization level must be 0 to 5, found {self.optimization_level}")
 
     def arguments(self) -> list[str]:
-        """The options that are not at their default, for `diffseg build`."""
+        """Return the options that differ from their defaults, as arguments of `diffseg build`."""
         default, words = BuildOptions(), []
         for name in self.__struct_fields__:
             value, flag = getattr(self, name), f"--{name.replace('_', '-')}"
@@ -92,7 +92,7 @@ class PlanSpec(msgspec.Struct, frozen=True):
 
     @property
     def key(self) -> str:
-        """Name of the plan's folder: readable, and different for every difference."""
+        """Name of the plan's folder: readable, and different for every specification."""
         fields = msgspec.to_builtins(self)
         if self.form == ATTENTION:
             del fields["form"]  # so that plans of earlier versions keep their keys
@@ -118,7 +118,7 @@ class PlanSpec(msgspec.Struct, frozen=True):
 
 
 class PlanRecord(msgspec.Struct, frozen=True):
-    """`plan.json`: what the plan was built from and for, and what came out."""
+    """`plan.json`: what the plan was built from and for, and the files that resulted."""
 
     spec: PlanSpec
     files: dict[str, File]  # by graph
@@ -139,7 +139,7 @@ class Plan:
 
     folder: Path
     record: PlanRecord
-    reused: bool = False  # it was there already when it was to be built
+    reused: bool = False  # it existed before the build
 
     @classmethod
     def open(cls, folder: Path) -> Plan:
@@ -177,6 +177,6 @@ class Plan:
         return data
 
     def verify(self) -> Iterator[tuple[str, str | None]]:
-        """Compare every file with its hash → `(graph, problem)`; problem is None when it is as it was built."""
+        """Compare every file with its hash. Yields `(graph, problem)`; problem is None if the file is unchanged."""
         for graph, expected in self.record.files.items():
             yield graph, expected.problem(self.path(graph))

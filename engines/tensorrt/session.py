@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 
 def chained_tensors(graphs: dict[str, GraphTensors]) -> list[TensorSpec]:
-    """Every tensor of both graphs, once: the encoder's latent is the UNet's.
+    """Return every tensor of both graphs once. The encoder's latent is also the UNet's input.
 
     Raises:
         PlanError: the latent that leaves the encoder is not the one that the UNet takes.
@@ -53,7 +53,7 @@ class NativeSession:
     """A stream of one device, its buffers and its contexts; one pass at a time.
 
     Args:
-        network: whose engines it executes.
+        network: the network whose engines are executed.
         device: index of the GPU; it must be current whenever the session is used.
     """
 
@@ -66,7 +66,7 @@ class NativeSession:
         self._ready: dict[tuple[str, int, bool], ReadyContext] = {}
 
     def encode(self, images: Any) -> Any:  # noqa: ANN401
-        """(B, H, W, 3) uint8, on the host or on the GPU → latent on the GPU; the session's own memory."""
+        """(B, H, W, 3) uint8, on the host or on the GPU → latent on the GPU, which the next pass overwrites."""
         tensors, batch = self.network.tensors[ENCODER], len(images)
         with device_errors(self.cupy, f"a batch of {batch}"):
             buffers = self._buffers(batch)
@@ -76,12 +76,12 @@ class NativeSession:
         return buffers[tensors.outputs[0].name]
 
     def attend(self, latent: Any) -> list[Any]:  # noqa: ANN401
-        """Latent → attention on the GPU, finest first; the session's own memory."""
+        """Latent → attention on the GPU, finest first, which the next pass overwrites."""
         tensors, batch = self.network.tensors[UNET], len(latent)
         with device_errors(self.cupy, f"a batch of {batch}"):
             buffers = self._buffers(batch)
             own = buffers[tensors.inputs[0].name]
-            if latent is not own:  # else the encoder wrote it there
+            if latent is not own:  # otherwise it is already in place
                 own[...] = self.cupy.asarray(latent)
             self._launch(UNET, batch)
         averaging = self.network.averaging
@@ -89,7 +89,7 @@ class NativeSession:
         return [buffers[output.name] for output in outputs]
 
     def wait(self) -> None:
-        """Return when the stream is empty."""
+        """Wait until the stream has finished its work."""
         with device_errors(self.cupy, "the network"):
             self.stream.synchronize()
 
@@ -104,7 +104,7 @@ class NativeSession:
             self._prepare_all(batch)
 
     def _buffers(self, batch: int) -> dict[str, Any]:
-        """Arrays of every tensor at a batch size. The latent is one array: an output here, an input there."""
+        """Return arrays of every tensor at a batch size. The encoder's output and the UNet's input are one array."""
         if batch > self._memory.capacity:
             self._grow(batch)
         if batch not in self._memory.views:
@@ -115,7 +115,7 @@ class NativeSession:
         """Allocate arrays for a larger batch, which smaller ones share; captured graphs point into the old ones."""
         memory = self._memory
         self.stream.synchronize()
-        memory.capacity, memory.arrays, memory.views = 0, {}, {}  # the old go first: both might not fit
+        memory.capacity, memory.arrays, memory.views = 0, {}, {}  # free the old ones first: both might not fit
         averaging = self.network.averaging
         own = () if averaging is None else averaging.buffers
         memory.arrays = {
@@ -140,7 +140,7 @@ class NativeSession:
         else:
             self.stream.synchronize()  # the previous pass may still read the page-locked images
         pinned = self._memory.pinned[batch]
-        pinned[...] = images  # only page-locked memory is copied without the host waiting for it
+        pinned[...] = images  # only page-locked memory is copied asynchronously
         target.set(pinned, stream=self.stream)
 
     def _launch(self, graph: str, batch: int) -> None:
@@ -182,11 +182,11 @@ class NativeSession:
         return self._ready[key]
 
     def _share_scratch(self, new: ReadyContext) -> None:
-        """Give every context the same scratch memory; where it has to grow, captured graphs point into the old one."""
+        """Give every context the same scratch memory. If it grows, captured graphs of the old one are dropped."""
         memory, needed = self._memory, new.scratch_bytes
         if memory.scratch is None or memory.scratch.nbytes < needed:
             self.stream.synchronize()
-            memory.scratch = None  # the old goes first: both might not fit
+            memory.scratch = None  # free the old one first: both might not fit
             memory.scratch = self.cupy.empty(max(needed, 1), np.uint8)
             for ready in self._ready.values():
                 ready.graph = None
@@ -194,7 +194,7 @@ class NativeSession:
         new.context.set_device_memory(memory.scratch.data.ptr, memory.scratch.nbytes)
 
     def _execute(self, graph: str, ready: ReadyContext, batch: int) -> None:
-        """Launch a graph, and the averaged attention behind the UNet if its form needs that."""
+        """Launch a graph, and after the UNet the kernels of the averaged attention if its form needs them."""
         if not ready.context.execute_async_v3(self.stream.ptr):
             network = self.network
             raise ProviderError(f"{network.provider} failed in {graph}: {network.log.specific_error()}")
@@ -208,7 +208,7 @@ class NativeSession:
         network = self.network
         if not ready.captures(self.stream.ptr):
             network.capture, network.whole_graph = False, True
-            self.stream.synchronize()  # the contexts that go may have work there
+            self.stream.synchronize()  # the contexts that are dropped may still have work there
             self._ready.clear()
             logger.warning(
                 "%s: the plan allocates memory at run time, so %s captures CUDA graphs itself; build the plan again",

@@ -26,7 +26,7 @@ class DiffSegModel(fom.Model):  # type: ignore[misc]  # FiftyOne has no types
     Args:
         segmenter: its bundle must have attention, not the features of DiffCut.
         output: `detections` gives one `Detection` per mask, with its box, mask, score and, as `index`, its number.
-            `segmentation` gives one `Segmentation`, whose values count the masks from 1 on, the largest first.
+            `segmentation` gives one `Segmentation`, whose values number the masks from 1, the largest first.
         label: label of all detections, because DiffSeg does not classify masks.
         threshold: merge maps closer than this KL divergence, in nats; None uses the bundle's.
 

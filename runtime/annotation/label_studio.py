@@ -29,7 +29,7 @@ class Labelling:
         field: key of the image in a task's data.
         image: name of the `Image` tag.
         control: name of the tag that draws masks.
-        kind: of this tag, in lower case.
+        kind: name of this tag's type, in lower case, such as `brushlabels`.
         label: given to all masks, because DiffSeg does not classify them; None for tags without labels.
     """
 
@@ -92,8 +92,8 @@ def prediction(
         labelling: how the project annotates its images.
         result: the masks.
         scores: one per segment, from 0 to 1.
-        version: of the model, as Label Studio shows it.
-        tolerance: of polygons, in pixels.
+        version: version of the model, as Label Studio shows it.
+        tolerance: tolerance of polygons, in pixels.
 
     Returns:
         `result`, one item per mask, or per connected part of it as a polygon; `score`, the mean of the scores of all

@@ -30,7 +30,7 @@ NEARER = 1e-6
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PickableMasks:
-    """The masks of one image and what divides them further: about 1 MB, in place of the attention's 67 MB.
+    """The masks of one image, with what is needed to divide them further: about 1 MB, in place of 67 MB of attention.
 
     The distance of two places of the image is the L1 distance of their shares: how much of the attention that they
     receive comes from each of the finely merged maps. It is 0 for two places of the same object and at most 2.

@@ -1,4 +1,4 @@
-"""Scores of masks, from the attention that they were made of."""
+"""Scores of masks, computed from the attention."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from diffseg.segmenter import Segmenter
 
 
 def load_segmenter(model: str | Path, provider: str = "auto", threads: int | None = None, batch: int = 1) -> Segmenter:
-    """Load a bundle that has attention, which scores and clicks are made of.
+    """Load a bundle that has attention, which scores and clicks need.
 
     Raises:
         BundleError: the bundle does not exist, is damaged, or was exported for DiffCut.

@@ -14,14 +14,15 @@ from diffseg.cli.limits import MAX_MEGAPIXELS, MAX_THREADS
 from diffseg.cli.terminal import consoles, wrong_usage
 from diffseg.engines.bundle.settings import MAX_TAU, Method, Refine
 from diffseg.engines.providers.select import Provider
+from diffseg.engines.text import counted
 from diffseg.image import Fit
 
 if TYPE_CHECKING:
     from diffseg.scale.batch import Work
-    from diffseg.scale.run import Report, Run
+    from diffseg.scale.run import BatchReport, BatchRun
 
 INDEX = "JOB_COMPLETION_INDEX"
-"""Environment variable of Kubernetes with the number of a pod of an indexed job, from 0."""
+"""Environment variable in which Kubernetes passes a pod of an indexed job its index, from 0."""
 MEGA = 1_000_000
 
 
@@ -58,13 +59,13 @@ def batch(
     batch_size: Annotated[int, typer.Option("--batch", min=1, help="Images per pass through the network.")] = 1,
     address: Annotated[
         str | None,
-        typer.Option(help="Address of a Ray cluster: auto, HOST:PORT or ray://HOST:PORT; default: a Ray of its own."),
+        typer.Option(help="Address of a Ray cluster: auto, HOST:PORT or ray://HOST:PORT; default: a local Ray."),
     ] = None,
     workers: Annotated[
         int | None, typer.Option(min=1, help="Workers; default: one per GPU, or without GPUs one per 4 CPUs.")
     ] = None,
     gpus_per_worker: Annotated[
-        float | None, typer.Option(min=0, help="GPUs per worker, also a fraction; default: 1 if there are enough.")
+        float | None, typer.Option(min=0, help="GPUs per worker, or a fraction of one; default: 1 if there are enough.")
     ] = None,
     autoscaling: Annotated[
         bool, typer.Option("--autoscaling", help="The cluster starts machines on demand: wait for them.")
@@ -92,18 +93,18 @@ def batch(
     ] = 50,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
 ) -> None:
-    """Segment any number of images, on one machine or a Ray cluster. Start it again to go on where it ended."""
+    """Segment any number of images, on one machine or a Ray cluster. Run the command again to resume."""
     from diffseg.engines.bundle.bundle import open_bundle
     from diffseg.lifetime import portable_model
     from diffseg.scale.batch import find_work
-    from diffseg.scale.options import Options
-    from diffseg.scale.run import Run
+    from diffseg.scale.options import BatchOptions
+    from diffseg.scale.run import BatchRun
     from diffseg.scale.storage import is_remote, local_path
 
     index, count = _shard(shard, shards)
     if address is not None and (local or shards):
         raise typer.BadParameter("--local and --shards run without Ray; leave one of them out", param_hint="--address")
-    options = Options(
+    options = BatchOptions(
         model=portable_model(model, open_bundle(model).folder),
         provider=provider.value,
         batch=batch_size,
@@ -118,7 +119,7 @@ def batch(
         overlays=overlays,
         pixels=round(max_pixels * MEGA),
     )
-    run = Run(output if is_remote(output) else str(local_path(output)), kind, options)
+    run = BatchRun(output if is_remote(output) else str(local_path(output)), kind, options)
     say = _Lines(quiet=quiet)
     with wrong_usage():
         options.describe()
@@ -138,22 +139,22 @@ def batch(
             ray = stack.enter_context(ray_cluster(address))
             plan = plan_on_ray(ray, work.units, workers, gpus_per_worker, may_grow=autoscaling)
             used = plan.workers
-            gpus = f" and {plan.gpus:g} GPU{'s' * (plan.gpus != 1)}" if plan.gpus else ""
-            say.status(f"{_count(used, 'worker')} with {_count(plan.threads, 'thread')}{gpus} each")
+            gpus = f" and {counted(plan.gpus, 'GPU')}" if plan.gpus else ""
+            say.status(f"{counted(used, 'worker')} with {counted(plan.threads, 'thread')}{gpus} each")
             reports = run_on_ray(ray, run, work.units, plan)
             start = time.perf_counter()
         total = _collect(reports, work)
     seconds = time.perf_counter() - start
     if kind == "coco" and shards is None:
-        from diffseg.scale.merge import merge_coco
+        from diffseg.scale.join_coco import join_coco
         from diffseg.scale.storage import open_folder
 
-        merge_coco(open_folder(run.folder))
+        join_coco(open_folder(run.folder))
     _summary(say, run, total, seconds, used)
 
 
 class _Lines:
-    """Lines for people: the summary on standard output, everything else on standard error."""
+    """Prints readable lines: the summary on standard output, everything else on standard error."""
 
     def __init__(self, *, quiet: bool) -> None:
         self.quiet = quiet
@@ -169,7 +170,7 @@ class _Lines:
 
 
 def _shard(shard: int | None, shards: int | None) -> tuple[int, int]:
-    """Return which part of the work to do, and into how many parts it is divided."""
+    """Return the index of the part of the work to do, and the number of parts."""
     named = os.environ.get(INDEX)
     if shards is None:
         if shard is not None or named is not None:
@@ -185,28 +186,28 @@ def _shard(shard: int | None, shards: int | None) -> tuple[int, int]:
     return shard, shards
 
 
-def _say_what(say: _Lines, run: Run, work: Work) -> None:
+def _say_what(say: _Lines, run: BatchRun, work: Work) -> None:
     for other in work.others:
         say.status(f"{run.output} also has a run with other settings or another bundle: {other}")
     if work.done:
         say.status(f"going on with {run.name}: files done: {work.done}, left: {len(work.units)}")
     elif work.others:
         say.status(f"a new run: {run.name}")
-    images = "" if work.images is None else f"{_count(work.images, 'image')}, "
-    say.status(f"{images}{_count(len(work.units), 'file')} to write in {run.folder}")
+    images = "" if work.images is None else f"{counted(work.images, 'image')}, "
+    say.status(f"{images}{counted(len(work.units), 'file')} to write in {run.folder}")
 
 
-def _collect(reports: Iterable[Report], work: Work) -> Report:
+def _collect(reports: Iterable[BatchReport], work: Work) -> BatchReport:
     """Add the reports, with a progress bar on a terminal."""
-    from diffseg.scale.run import Report
+    from diffseg.scale.run import BatchReport
 
-    total = Report()
+    total = BatchReport()
     for report in _tracked(reports, work):
         total.add(report)
     return total
 
 
-def _tracked(reports: Iterable[Report], work: Work) -> Iterator[Report]:
+def _tracked(reports: Iterable[BatchReport], work: Work) -> Iterator[BatchReport]:
     if not sys.stderr.isatty():
         yield from reports
         return
@@ -220,20 +221,16 @@ def _tracked(reports: Iterable[Report], work: Work) -> Iterator[Report]:
             yield report
 
 
-def _summary(say: _Lines, run: Run, total: Report, seconds: float, workers: int) -> None:
+def _summary(say: _Lines, run: BatchRun, total: BatchReport, seconds: float, workers: int) -> None:
     if not total.images:
         say.result(f"nothing is left to do → {run.folder}")
         return
     pace = total.images / seconds
     say.result(
-        f"{_count(total.images, 'image')}, {total.errors} with errors, in {seconds:.1f} s "
-        f"({pace:.2f} images/s with {_count(workers, 'worker')}) → {run.folder}"
+        f"{counted(total.images, 'image')}, {total.errors} with errors, in {seconds:.1f} s "
+        f"({pace:.2f} images/s with {counted(workers, 'worker')}) → {run.folder}"
     )
     stages = {stage: taken for stage, taken in total.seconds.items() if stage != "total"}
     rest = total.seconds["total"] - sum(stages.values())
     parts = [f"{stage} {taken:.1f} s" for stage, taken in stages.items()] + [f"reading and the rest {rest:.1f} s"]
     say.result("  of the workers' time: " + ", ".join(parts))
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'s' * (number != 1)}"

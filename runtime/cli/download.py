@@ -1,4 +1,4 @@
-"""Downloads within bounds: of bytes, of time and of redirections."""
+"""Downloads with limits on size, time and redirects."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ MOST_BYTES = 128 << 20
 CHUNK = 1 << 20
 REDIRECTIONS = 5
 SILENCE = 10.0
-"""Seconds that a server may send nothing."""
+"""Seconds for which a server may send nothing."""
 SECONDS = 60.0
-"""Seconds in which an image must have arrived."""
+"""Seconds within which an image must arrive."""
 
 
 class Reader(Protocol):
-    """What is read in pieces."""
+    """An object that is read in pieces."""
 
     def read(self, size: int, /) -> bytes: ...  # noqa: D102
 
 
 class Redirections(HTTPRedirectHandler):
-    """Follows few redirections, and only to the web."""
+    """Follows a few redirects, and only to http and https."""
 
     max_redirections = REDIRECTIONS
     max_repeats = REDIRECTIONS
@@ -47,7 +47,7 @@ def download(url: str) -> bytes:
     """Download a file.
 
     Raises:
-        ImageError: it cannot be downloaded, or not within the bounds.
+        ImageError: it cannot be downloaded, or exceeds a limit.
     """
     if not url.lower().startswith(tuple(f"{scheme}:" for scheme in SCHEMES)):
         raise ImageError(f"{url}: cannot be downloaded (neither http nor https)")
@@ -69,26 +69,24 @@ def download(url: str) -> bytes:
     raise ImageError(f"{url}: cannot be downloaded ({' '.join(reason.split())})")
 
 
-def read_bounded(stream: Reader, name: str, *, most: int | None = None, seconds: float | None = SECONDS) -> bytes:
-    """Read a stream to its end.
+def read_bounded(stream: Reader, name: str, *, seconds: float | None = SECONDS) -> bytes:
+    """Read a stream of at most `MOST_BYTES` to its end.
 
     Args:
-        stream: what is read.
-        name: of the image, for messages.
-        most: largest number of bytes; None: `MOST_BYTES`.
+        stream: the stream to read.
+        name: name of the image, for messages.
         seconds: time limit; None: no limit.
 
     Raises:
         ImageError: there are more bytes, or they take longer.
     """
-    limit = MOST_BYTES if most is None else most
     parts: list[bytes] = []
     total, start = 0, time.monotonic()
     while part := stream.read(CHUNK):
         parts.append(part)
         total += len(part)
-        if total > limit:
-            raise ImageError(f"{name}: more than {limit >> 20} MiB; scale the image down first")
+        if total > MOST_BYTES:
+            raise ImageError(f"{name}: more than {MOST_BYTES >> 20} MiB; scale the image down first")
         if seconds is not None and time.monotonic() - start > seconds:
             raise ImageError(f"{name}: not downloaded within {seconds:g} s; download it first")
     return b"".join(parts)

@@ -1,4 +1,4 @@
-"""Which images `segment` passes over because an earlier run has done them."""
+"""Find the images that `segment` skips because an earlier run has done them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from diffseg.engines.bundle.settings import MergeSettings
 from diffseg.formats.files import output_paths
 from diffseg.formats.marks import is_marked
 from diffseg.formats.names import Format
-from diffseg.formats.naming import read_record, same_work, source_record
+from diffseg.formats.result_names import read_record, same_work, source_record
 from msgspec import structs
 
 
@@ -19,9 +19,10 @@ class Earlier:
     """The results of earlier runs.
 
     Args:
-        folder: of the results.
-        formats: what is written for each image.
-        made: what the JSON of a result must say if it was made as results are made now; None: it need only exist.
+        folder: folder of the results.
+        formats: formats that are written for each image.
+        made: values that the JSON of a result must have, if it was made with the present settings; None: it need only
+            exist.
     """
 
     def __init__(self, folder: Path, formats: Sequence[Format], made: Mapping[str, Any] | None) -> None:
@@ -30,7 +31,7 @@ class Earlier:
         self.made = made
 
     def has(self, source: object, name: str) -> bool:
-        """Whether all results of an image exist. Those of downloads and standard input are never the same again."""
+        """Whether all results of an image exist. Downloads and standard input are always segmented again."""
         record = read_record(self.folder / f"{name}.json") if "json" in self.formats or self.made else None
         masks = len(record["segments"]) if record and isinstance(record.get("segments"), list) else None
         if not all(is_marked(path) for path in output_paths(self.folder, name, self.formats, masks)):
@@ -46,6 +47,6 @@ class Earlier:
 
 
 def made_with(bundle_sha256: str, settings: MergeSettings, fit: str) -> dict[str, Any]:
-    """Return what the JSON of a result says of how it was made."""
+    """Return the values by which the JSON of a result records how it was made."""
     plain: dict[str, Any] = json.loads(json.dumps(structs.asdict(settings)))  # tuples become lists
     return {"origin": {"bundle_sha256": bundle_sha256, "fit": fit}, "settings": plain}

@@ -53,7 +53,7 @@ def export(
     ] = None,
     noise: Annotated[
         Literal["seeded", "official"],
-        typer.Option(help="diffcut: noise of NumPy, or that of the official implementation on a GPU."),
+        typer.Option(help="diffcut: NumPy's noise, or that of the official implementation on a GPU."),
     ] = "seeded",
     threshold: Annotated[float, typer.Option(min=0, help="Default merge threshold of the bundle.")] = 1.0,
     refine: Annotated[Refine, typer.Option(help="Default refinement of the bundle.")] = "none",

@@ -1,4 +1,4 @@
-"""The help texts of commands: placeholders and ranges in words, instead of the framework's names of Python types."""
+"""The help texts of commands, with placeholders and ranges in words instead of the framework's Python types."""
 
 from __future__ import annotations
 

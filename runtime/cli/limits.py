@@ -1,10 +1,10 @@
 """The largest values that options of several commands accept."""
 
 MAX_THREADS = 1024
-"""CPU threads. Far more threads than cores take minutes and gigabytes to start, or cannot be started at all."""
+"""Most CPU threads. Far more threads than cores take minutes and gigabytes to start, or cannot be started at all."""
 MAX_SECONDS = 86_400
-"""A day; infinity, which an option's range alone would accept, is no time to wait."""
+"""Longest time limit: one day. Without it, an option's range would accept infinity."""
 MAX_MEGABYTES = 1024
-"""Of a request's body."""
+"""Largest request body."""
 MAX_MEGAPIXELS = 178
-"""Pillow refuses larger images."""
+"""Largest image. Pillow rejects larger ones."""

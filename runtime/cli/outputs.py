@@ -1,4 +1,4 @@
-"""Which results may be written: none replaces an input, and only with --force one that diffseg did not write."""
+"""Checks of result files: none may replace an input, or, without --force, a file that diffseg did not write."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class Outputs:
     """The results of a batch.
 
     Args:
-        folder: of the results.
-        formats: of each result.
+        folder: folder of the results.
+        formats: formats of each result.
         inputs: the images of the batch.
         force: replace files that diffseg did not write.
     """
@@ -31,8 +31,8 @@ class Outputs:
         """Say why the result `name` must not be written, or return None.
 
         Args:
-            name: of its files, without their endings.
-            masks: number of masks; None if it is not known yet: then cut-outs are not looked at.
+            name: name of its files, without their endings.
+            masks: number of masks; None if it is not known yet; cut-outs are then not checked.
         """
         for path in output_paths(self.folder, name, self.formats, masks):
             identity = _identity(path)
@@ -48,7 +48,7 @@ class Outputs:
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
-    """Device and number of a file, which are the same whatever the file is called; None if there is no file."""
+    """Return the device and inode of a file, which do not depend on its path; None if there is no file."""
     try:
         found = path.stat()
     except (OSError, ValueError):

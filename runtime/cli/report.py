@@ -1,4 +1,4 @@
-"""What `segment` says: results on standard output, everything else on standard error."""
+"""The output of `segment`: results on standard output, everything else on standard error."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Report:
     Args:
         quiet: print errors only, and JSON if it is asked for.
         verbose: print the time of each stage.
-        as_json: print one JSON object per image on standard output; the lines for people go to standard error.
+        as_json: print one JSON object per image on standard output; readable lines go to standard error.
     """
 
     def __init__(self, *, quiet: bool = False, verbose: bool = False, as_json: bool = False) -> None:
@@ -31,7 +31,7 @@ class Report:
         self._results, self._errors = consoles()
 
     def status(self, line: str) -> None:
-        """Say what is going on."""
+        """Print a line of status."""
         if not self.quiet:
             self._errors.print(line, style="dim")
 
@@ -47,7 +47,7 @@ class Report:
             typer.echo(json.dumps({"origin": {"source": str(source)}, "error": message}))
 
     def done(self, source: object, result: Segmentation, files: Sequence[Path], seconds: float) -> None:
-        """Report an image whose results were written to `files`, within `seconds` in all."""
+        """Report an image whose results were written to `files`, after `seconds` in all."""
         if self.as_json:
             typer.echo(json.dumps(result.to_dict()))
         if not self.quiet:

@@ -19,7 +19,7 @@ from diffseg.engines.bundle.settings import MAX_TAU, Method, Refine
 from diffseg.engines.errors import DiffsegError, ImageError
 from diffseg.engines.providers.select import Provider
 from diffseg.formats.names import DEFAULT_FORMATS, FORMATS, Format, parse_formats
-from diffseg.formats.naming import source_record
+from diffseg.formats.result_names import source_record
 from diffseg.image import Fit
 
 if TYPE_CHECKING:
@@ -73,18 +73,18 @@ def segment(
     ] = None,
     recursive: Annotated[
         bool,
-        typer.Option("--recursive", "-r", help="Take the images in folders within folders; results keep the tree."),
+        typer.Option("--recursive", "-r", help="Include images in subfolders; results keep the folder structure."),
     ] = False,
     overwrite: Annotated[
         bool,
         typer.Option(
             "--overwrite/--skip-existing",
-            help="Replace the results of earlier runs, or pass over images that have all of them.",
+            help="Replace the results of earlier runs, or skip images that have all of them.",
         ),
     ] = True,
     resume: Annotated[
         bool,
-        typer.Option("--resume", help="Pass over images that were done with the same bundle and settings."),
+        typer.Option("--resume", help="Skip images that were done with the same bundle and settings."),
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace files that diffseg did not write.")] = False,
     as_json: Annotated[

@@ -1,4 +1,4 @@
-"""What the arguments of `segment` name: files, folders, standard input and images on the web."""
+"""Find the images that the arguments of `segment` name: files, folders, standard input and URLs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from urllib.parse import unquote, urlsplit
 import typer
 from diffseg.engines.errors import ImageError
 from diffseg.engines.files import expand_user
-from diffseg.formats.naming import result_name
+from diffseg.formats.result_names import result_name
 
 OUTPUT_ENDINGS = (".labels.png", ".overlay.png")
 SCHEMES = ("http", "https")
@@ -33,7 +33,7 @@ class Download:
 
     @property
     def file_name(self) -> str:
-        """The last part of the URL's path, else its host, as a name that any file system takes."""
+        """The last part of the URL's path, else its host, as a file name that any system accepts."""
         parts = urlsplit(self.name)
         name = PurePosixPath(unquote(parts.path)).name or parts.hostname or "image"
         return re.sub(r"[^\w.() -]", "_", name)[-LONGEST_NAME:]
@@ -42,7 +42,7 @@ class Download:
         """Download the whole image; with a size of 0, return nothing.
 
         Raises:
-            ImageError: it cannot be downloaded, or not within the bounds.
+            ImageError: it cannot be downloaded, or exceeds a limit.
         """
         from diffseg.cli.download import download  # takes a tenth of a second
 
@@ -78,12 +78,12 @@ Source: TypeAlias = Path | Download | StandardInput
 
 
 def is_url(text: str) -> bool:
-    """Whether an argument names something on a network, of whatever scheme."""
+    """Whether an argument is a URL of any scheme."""
     return "://" in text
 
 
 def sources(images: Iterable[str], *, recursive: bool = False) -> list[tuple[Source, str]]:
-    """Read the arguments: standard input, URLs, and everything that `expand` knows.
+    """Read the arguments: standard input, URLs, and the files, folders and patterns that `expand` resolves.
 
     Args:
         images: the arguments.

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from diffseg.engines.bundle.specs import Axis
     from diffseg.engines.inspect import BundleFacts
     from diffseg.measure.capabilities import Capabilities
-    from diffseg.measure.compare import Comparison
+    from diffseg.measure.compare import ProviderComparison
     from diffseg.measure.differences import BundleDifference
     from rich.table import Table
 
@@ -81,7 +81,7 @@ def machine_tables(facts: Capabilities) -> Iterator[Table | str]:
         yield from _placement(facts.loaded.placement)
 
 
-def comparison_tables(comparison: Comparison) -> Iterator[Table | str]:
+def comparison_tables(comparison: ProviderComparison) -> Iterator[Table | str]:
     """Lay out the result of `compare_providers`."""
     table = _table("output", "row cosine p1", "symmetric KL", "row sum error", "NaN or infinite", "")
     for found in comparison.outputs:

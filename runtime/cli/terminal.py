@@ -71,7 +71,7 @@ def end_interrupted(message: str) -> NoReturn:
 
 @contextmanager
 def wrong_usage() -> Iterator[None]:
-    """Report a value that an option cannot have as wrong usage. Errors about files, bundles and machines pass."""
+    """Report a ValueError as wrong usage. Errors about files, bundles and machines pass through."""
     try:
         yield
     except DiffsegError:
@@ -91,7 +91,7 @@ def show_facts(facts: object, tables: Iterable[Any], *, as_json: bool) -> None:
 
 
 def log_to_stderr() -> None:
-    """Print what the package logs, from INFO on, on standard error."""
+    """Print the package's log, from level INFO, on standard error."""
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
     logger = logging.getLogger("diffseg")

@@ -38,13 +38,13 @@ def triton(
 ) -> None:
     """Write a model repository from which NVIDIA Triton Inference Server serves a bundle."""
     from diffseg.engines.bundle.bundle import open_bundle
-    from diffseg.serving.triton.config import Options
+    from diffseg.serving.triton.config import RepositoryOptions
     from diffseg.serving.triton.repository import write_repository
 
     if plan is not None and platform is not Platform.TENSORRT:
         raise typer.BadParameter("a plan needs --platform tensorrt", param_hint="--plan")
     with wrong_usage():
-        options = Options(platform, batch, provider.value if provider else None, device, environment)
+        options = RepositoryOptions(platform, batch, provider.value if provider else None, device, environment)
         models = write_repository(open_bundle(bundle), output, options, plan=plan, overwrite=force)
     console, _ = consoles()
     for name, model in models.items():

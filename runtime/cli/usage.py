@@ -96,14 +96,14 @@ def _values(message: str) -> str:
 
 
 def _name(parameter: Any) -> str:  # noqa: ANN401
-    """The longest name of an option, or an argument's placeholder."""
+    """Return the longest name of an option, or an argument's placeholder."""
     if parameter.param_type_name == "argument":
         return str(parameter.metavar or parameter.name.upper())
     return str(max(parameter.opts, key=len))
 
 
 def _expected(parameter: Any, message: str) -> str:  # noqa: ANN401
-    """What a parameter accepts, in words; the framework's message where it does not tell."""
+    """Describe what a parameter accepts, in words, or in the framework's message if its type does not tell."""
     annotation = getattr(getattr(parameter, "type_descriptor", None), "annotation", None)
     choices = get_args(annotation) or tuple(getattr(annotation, "__members__", {}).values())
     if choices and all(isinstance(choice, str) for choice in choices):

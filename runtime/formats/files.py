@@ -34,7 +34,7 @@ def save(
 ) -> list[Path]:
     """Write a result in each of `formats`, as `<name>.<ending>`. Each file is written atomically.
 
-    Each says that diffseg wrote it; see `marks`. The JSON is written last: where it exists, the other files do, too.
+    Each file says that diffseg wrote it; see `marks`. The JSON is written last: if it exists, so do the other files.
 
     Args:
         result: the result.
@@ -88,9 +88,9 @@ def output_paths(folder: Path, name: str, formats: Iterable[Format], masks: int 
     """Return the files that `save` writes.
 
     Args:
-        folder: of the files.
-        name: of the files, without their endings.
-        formats: what is written.
+        folder: folder of the files.
+        name: name of the files, without their endings.
+        formats: formats that are written.
         masks: number of masks, each of which has a cut-out; None leaves out the cut-outs.
     """
     paths: list[Path] = []

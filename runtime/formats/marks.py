@@ -1,4 +1,4 @@
-"""The mark in every file that is written here, by which it can be told from the files of others."""
+"""The mark in every file that diffseg writes, which distinguishes it from other files."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def png_mark() -> PngInfo:
 
 
 def is_marked(path: Path) -> bool:
-    """Whether a file was written here, by its mark; False if it cannot be read."""
+    """Whether a file has the mark of diffseg; False if it cannot be read."""
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             return False

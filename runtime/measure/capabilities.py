@@ -56,7 +56,7 @@ class PlanFit(Struct, frozen=True):
 
 
 class Loaded(Struct, frozen=True):
-    """What loading a bundle into a provider showed."""
+    """The result of loading a bundle into a provider."""
 
     model: str
     provider: str  # with `auto`, the one that was taken

@@ -53,7 +53,7 @@ class Agreement:
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class ProviderComparison:
     """Agreement of all outputs in the order of computation: the latent, attention finest first, masks."""
 
     provider: str
@@ -82,7 +82,7 @@ class Comparison:
         return self.first_difference is None
 
 
-def compare_providers(bundle: Bundle, provider: str, images: Sequence[Path]) -> Comparison:
+def compare_providers(bundle: Bundle, provider: str, images: Sequence[Path]) -> ProviderComparison:
     """Run images through the CPU and through another provider.
 
     Both UNets get the latent that the CPU computed, so that each output shows only its own differences. The masks are
@@ -109,7 +109,7 @@ def compare_providers(bundle: Bundle, provider: str, images: Sequence[Path]) -> 
     for path, original in zip(images, decoded, strict=True):
         ious[path.name] = mask_iou(*(segmenter(original).labels for segmenter in segmenters))
     worst = tuple(_worst(rows[name]) for name in names)
-    return Comparison(provider, bundle.manifest.precision, worst, ious, found.placement)
+    return ProviderComparison(provider, bundle.manifest.precision, worst, ious, found.placement)
 
 
 def _outputs(expected: Network, found: Network, image: NDArray[np.uint8]) -> Iterator[list[NDArray[np.float32]]]:

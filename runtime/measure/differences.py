@@ -87,8 +87,8 @@ def compare_bundles(
 ) -> BundleDifference:
     """Run images through two bundles.
 
-    Each bundle computes everything from the image, so that a difference of the latents is part of that of what follows.
-    The masks are made with the default settings of the first bundle, or with each one's own if their methods need
+    Each bundle computes everything from the image, so a difference of the latents also affects the later outputs.
+    The masks are made with the default settings of the first bundle, or with each bundle's own if their methods need
     other outputs.
 
     Args:

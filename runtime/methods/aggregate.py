@@ -127,7 +127,7 @@ def _shares(shapes: list[tuple[int, int]], weights: Sequence[float] | None) -> l
 def _upsampled(
     attention: Array, grid: tuple[int, int], target: tuple[int, int], share: float
 ) -> tuple[Array, Array | int]:
-    """Rows on `target` that sum to `share`, and how many of them had to be mended.
+    """Return rows on `target` that sum to `share`, and how many of them had to be mended.
 
     Args:
         attention: (heads, r, h·w) or (r, h·w) on `grid`, any float dtype.
@@ -159,8 +159,8 @@ def _upsampled(
 def _scaled(attention: Array) -> Array:
     """(heads, r, n²) or (r, n²) → float32, each row of all heads divided by its largest finite entry.
 
-    Sums over heads and keys then neither overflow nor vanish. Unlike the CPU's second look at rare rows, this needs
-    no answer from the device.
+    Sums over heads and keys then neither overflow nor vanish. The CPU treats such rare rows
+    in a second pass, but deciding whether one is needed would wait for the device.
     """
     xp = namespace(attention)
     attention = xp.astype(attention, xp.float64 if attention.dtype == xp.float64 else xp.float32, copy=False)

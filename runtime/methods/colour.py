@@ -96,7 +96,7 @@ def colour_refine_reduced(
 
 
 def features_of(colours: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return what is summed for a colour model: a one, the colours and their squares, (3, …) → (7, …)."""
+    """Return the summands of a colour model: a one, the colours and their squares, (3, …) → (7, …)."""
     return np.concatenate([np.ones((1, *colours.shape[1:]), np.float32), colours, colours**2])
 
 

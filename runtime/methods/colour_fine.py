@@ -1,4 +1,4 @@
-"""Colour refinement at a higher resolution: only pixels near the borders of masks are looked at again."""
+"""Colour refinement at a higher resolution: only pixels near the borders of masks are assigned anew."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def _shares(mask: NDArray[np.bool_], y: NDArray[np.int64], x: NDArray[np.int64],
     top, bottom = np.maximum(y - radius, 0), np.minimum(y + radius + 1, mask.shape[0])
     left, right = np.maximum(x - radius, 0), np.minimum(x + radius + 1, mask.shape[1])
     area = (bottom - top) * (right - left)
-    # Beyond the part there is nothing of the mask.
+    # Outside this part, the mask is empty.
     top, bottom = np.maximum(top, rows.start) - rows.start, np.minimum(bottom, rows.stop) - rows.start
     left, right = np.maximum(left, columns.start) - columns.start, np.minimum(right, columns.stop) - columns.start
     inside = sums[bottom, right] - sums[top, right] - sums[bottom, left] + sums[top, left]

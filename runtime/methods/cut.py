@@ -49,7 +49,7 @@ class Region:
         places: indices of the places that take part in the division.
         upper: for each of `places`, whether it lies on the side that is numbered higher; None: indivisible.
         cost: the normalised cut of that division, from 0 to 2; infinite if the region is indivisible.
-        parts: the upper and the lower side, once they were needed.
+        parts: the upper and the lower side; None until they are needed.
     """
 
     places: NDArray[np.int64]
@@ -60,7 +60,7 @@ class Region:
 
 @dataclass(slots=True, eq=False)
 class CutTree:
-    """A graph of places, and all divisions of it that were found so far.
+    """A graph of places, and all of its divisions found so far.
 
     Each division costs an eigenproblem. The tree keeps them, so labels for a second `tau` cost no more than the
     regions that only the second one divides.
@@ -120,7 +120,7 @@ class CutTree:
             side[region.places[region.upper]] = True
             sides.append(side)
         # The reference adds the sides up, each with a weight above the sum of all before it. So the sides are the
-        # digits of a binary number, the last one the highest. Sorting by digits does not run out of them.
+        # digits of a binary number, the last one the highest. Sorting by digits works for any number of sides.
         digits = np.stack(sides)  # (s, N)
         order = np.lexsort(digits)
         new = np.any(digits[:, order[1:]] != digits[:, order[:-1]], axis=0)

@@ -1,4 +1,4 @@
-"""Recursive normalised cuts of the attention itself: regions between which attention seldom walks."""
+"""Recursive normalised cuts of the attention itself: regions that a random walk along attention seldom leaves."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SIDE = 32
 
 @dataclass(frozen=True, slots=True, eq=False)
 class AttentionCut:
-    """The graph of an image's attention, all its divisions that were found so far, and the maps of its places.
+    """The graph of an image's attention, all of its divisions found so far, and the maps of its places.
 
     After "Diffusing, walking and cutting" (2024, arXiv 2412.04678): attention is the transition matrix P of a random
     walk over the image, and W = (P + Pᵀ) / 2 the affinity of its places.

@@ -10,7 +10,7 @@ DENSE = 64
 """Places up to which all eigenvectors are computed: a few hundred microseconds."""
 
 STEPS = 160
-"""Lanczos steps before the solver falls back on computing all eigenvectors, which then takes no longer."""
+"""Lanczos steps before the solver computes all eigenvectors instead, which takes no longer than more steps would."""
 
 TOLERANCE = 1e-8
 """Largest residual, relative to the largest eigenvalue, of an eigenvector that has converged."""

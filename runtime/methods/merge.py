@@ -239,7 +239,7 @@ def _merge_greedily(maps: Array, threshold: float) -> Array:
 
 
 def _product(left: Array, right: Array) -> Array:
-    """Return left @ right. The product of thousands of rows is taken in blocks, between which it can be stopped."""
+    """Return left @ right. Products of thousands of rows are computed in blocks, between which work can be stopped."""
     xp = namespace(left, right)
     blocks = row_blocks(left.shape[0], 4 * right.shape[1], left, least=512)
     if len(blocks) == 1:

@@ -83,7 +83,7 @@ def median_filter(labels: Array) -> Array:
 
 
 def _weights(image: Array, shifts: list[tuple[int, int]]) -> Array:
-    """Weights of the neighbours: (H, W, 3) → (P, H, W) float32 that sum to 1 over the first axis."""
+    """Return the weights of the neighbours of an image (H, W, 3): (P, H, W) float32, sum 1 over the first axis."""
     xp = namespace(image)
     height, width, channels = image.shape
     margin = max(max(abs(y), abs(x)) for y, x in shifts)

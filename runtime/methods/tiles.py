@@ -1,7 +1,7 @@
 """Label maps at any resolution: maps on a coarse grid are resized bilinearly in tiles, and compete for every pixel.
 
-A tile looks only at the maps that can win in it, mostly one or two, and needs memory only for those. So time grows with
-the length of the borders between masks rather than with the number of maps, and memory with the labels alone.
+Only the maps that can win in a tile, mostly one or two, are computed and held in memory there. So time grows with
+the length of the borders between masks rather than with the number of maps, and memory with the labels only.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ TILE = 48
 """Least side of a tile in pixels. Smaller tiles have fewer maps each, but there are more of them."""
 
 SLACK = 1e-6
-"""Part of the largest value by which a map may fall short of another one and still be looked at. Rounding is less."""
+"""Fraction of the largest value by which a map may fall short and still compete. Rounding errors are smaller."""
 
 SPREAD = 2
 """Cells around a cell that influence it when label maps are enlarged."""
 
 Field: TypeAlias = "Callable[[slice, slice], tuple[NDArray[np.intp], NDArray[np.floating]]]"
-"""Rows and columns of the grid → numbers (c,) of the maps that can win between these cells, and their values there."""
+"""Takes rows and columns of the grid; returns numbers (c,) of the maps that can win there, and their values."""
 
 
 class Points(NamedTuple):
     """The centres of pixels along one axis of the area that the grid covers.
 
     Attributes:
-        places: (N,) float, distances from the start of the area, rising.
-        length: of the area, in the same unit.
+        places: (N,) float, distances from the start of the area, ascending.
+        length: length of the area, in the same unit.
     """
 
     places: NDArray[np.floating]
@@ -47,12 +47,12 @@ class Points(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Axis:
-    """Where pixels lie along one axis of a grid: between the centres of two neighbouring cells.
+class GridPositions:
+    """Positions of pixels along one axis of a grid, between the centres of two neighbouring cells.
 
     Attributes:
-        lower: (N,) the cell before each pixel; it never decreases.
-        upper: (N,) the cell behind it; at the borders of the grid the same.
+        lower: (N,) the cell before each pixel, in ascending order.
+        upper: (N,) the cell after each pixel; at the borders of the grid, the same as `lower`.
         fraction: (N,) float32, weight of the upper one.
     """
 
@@ -61,7 +61,7 @@ class Axis:
     fraction: NDArray[np.float32]
 
     @classmethod
-    def of(cls, points: Points, cells: int) -> Axis:
+    def of(cls, points: Points, cells: int) -> GridPositions:
         """Place the centres of pixels on an axis of `cells` cells."""
         position = np.clip(points.places * (cells / points.length) - 0.5, 0, cells - 1)
         lower = np.floor(position).astype(np.int64)
@@ -78,7 +78,7 @@ class Axis:
         return tiles
 
     def cells(self, tile: slice) -> slice:
-        """Return the cells on which a tile depends."""
+        """Return the cells that a tile depends on."""
         return slice(int(self.lower[tile.start]), int(self.upper[tile.stop - 1]) + 1)
 
 
@@ -93,7 +93,7 @@ def label_by_maps(maps: NDArray[np.floating], rows: Points, columns: Points, out
         columns: the W columns, from its left.
         out: (H, W), receives the labels.
     """
-    down, across = Axis.of(rows, maps.shape[1]), Axis.of(columns, maps.shape[2])
+    down, across = GridPositions.of(rows, maps.shape[1]), GridPositions.of(columns, maps.shape[2])
     possible = _possible(maps)
 
     def field(vertical: slice, horizontal: slice) -> tuple[NDArray[np.intp], NDArray[np.floating]]:
@@ -108,7 +108,7 @@ def label_by_maps(maps: NDArray[np.floating], rows: Points, columns: Points, out
 def label_by_labels(
     labels: NDArray[np.uint16], rows: Points, columns: Points, out: NDArray[np.uint16], *, spread: int = SPREAD
 ) -> None:
-    """Resize a label map without stairs: its masks are smoothed a little, resized bilinearly, and compete.
+    """Resize a label map without jagged borders: its masks are smoothed a little, resized bilinearly, and compete.
 
     Args:
         labels: (h, w).
@@ -117,7 +117,7 @@ def label_by_labels(
         out: (H, W), receives the labels.
         spread: cells around a cell that influence it. With 0, nothing is smoothed, and details of one cell survive.
     """
-    down, across = Axis.of(rows, labels.shape[0]), Axis.of(columns, labels.shape[1])
+    down, across = GridPositions.of(rows, labels.shape[0]), GridPositions.of(columns, labels.shape[1])
     padded = np.pad(labels, spread, mode="edge")
 
     def field(vertical: slice, horizontal: slice) -> tuple[NDArray[np.intp], NDArray[np.floating]]:
@@ -161,7 +161,7 @@ def _corners(maps: NDArray[np.floating], choose: Any) -> NDArray[np.floating]:  
     return both
 
 
-def _compete(field: Field, down: Axis, across: Axis, out: NDArray[np.uint16]) -> None:
+def _compete(field: Field, down: GridPositions, across: GridPositions, out: NDArray[np.uint16]) -> None:
     vertical = [(tile, down.cells(tile)) for tile in down.tiles()]
     horizontal = [(tile, across.cells(tile)) for tile in across.tiles()]
     for rows, row_cells in vertical:

@@ -1,4 +1,4 @@
-"""Run a batch: find the images, leave out what is done, and let workers write the rest."""
+"""Run a batch: find the images, skip those that are done, and let workers process the rest."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from diffseg.engines.text import first_line
 from diffseg.scale.cluster import nodes_of
 from diffseg.scale.dataset import worker_options
 from diffseg.scale.inputs import find_inputs
-from diffseg.scale.plan import WorkerPlan, plan_workers
-from diffseg.scale.run import Report, Run, UnitWorker
+from diffseg.scale.resources import WorkerPlan, plan_workers
+from diffseg.scale.run import BatchReport, BatchRun, UnitWorker
 from diffseg.scale.storage import is_remote, local_path
 from diffseg.scale.units import Unit, container_unit, file_units, of_shard, unit_count
 
 
 @dataclass(slots=True)
 class Work:
-    """What is left to do.
+    """The remaining work of a run.
 
     Attributes:
-        units: that are not done.
-        done: number of units that are.
-        others: in what other runs in the output differ from this one; one line each.
+        units: the units that are not done.
+        done: number of units that are done.
+        others: how the other runs in the output differ from this one, one line each.
     """
 
     units: list[Unit] = field(default_factory=list)
@@ -40,7 +40,7 @@ class Work:
 
 
 def find_work(
-    run: Run,
+    run: BatchRun,
     inputs: Sequence[str],
     *,
     per_file: int = 100,
@@ -48,15 +48,15 @@ def find_work(
     shard: int = 0,
     shards: int = 1,
 ) -> Work:
-    """Begin a run, or go on with it.
+    """Start a run, or resume it.
 
     Args:
         run: where results go and how they are made.
         inputs: see `find_inputs`.
         per_file: images per file of results, on average.
-        column: of Parquet inputs; see `find_inputs`.
-        shard: which part of the work to return, from 0. The parts do not depend on what is done.
-        shards: into how many parts the work is divided.
+        column: name of the column to read from Parquet inputs; see `find_inputs`.
+        shard: index of the part of the work to return, from 0. The parts do not depend on what is done.
+        shards: number of parts into which the work is divided.
 
     Raises:
         ClusterError: there are no images, or inputs or outputs cannot be reached.
@@ -64,8 +64,8 @@ def find_work(
         BundleError: the bundle does not exist or is damaged.
         ValueError: a setting is out of range.
     """
-    beside = run.output if is_remote(run.output) else str(local_path(run.output))
-    found = find_inputs(inputs, column=column, beside=beside)
+    output = run.output if is_remote(run.output) else str(local_path(run.output))
+    found = find_inputs(inputs, column=column, output=output)
     count, others = run.begin(unit_count(len(found.files), per_file, shards))
     units = file_units(found.files, count)
     units += [container_unit("tar", name) for name in found.tars]
@@ -74,7 +74,7 @@ def find_work(
     return Work(pending, done, others)
 
 
-def run_local(run: Run, units: Sequence[Unit]) -> Iterator[Report]:
+def run_local(run: BatchRun, units: Sequence[Unit]) -> Iterator[BatchReport]:
     """Process units in this process, without Ray, and yield a report after each.
 
     Raises:
@@ -86,14 +86,14 @@ def run_local(run: Run, units: Sequence[Unit]) -> Iterator[Report]:
 
 
 class RayUnitWorker:
-    """A unit worker in a process of Ray Data. What it raises is returned, because Ray would wrap it in its tracebacks.
+    """A unit worker in a process of Ray Data. It returns errors, because Ray would add tracebacks to raised ones.
 
     Args:
-        run: what is written where.
+        run: the run whose files are written.
         threads: CPU threads of the network.
     """
 
-    def __init__(self, run: Run, threads: int) -> None:
+    def __init__(self, run: BatchRun, threads: int) -> None:
         self._worker: UnitWorker | None = None
         self._problem = ""
         try:
@@ -102,12 +102,12 @@ class RayUnitWorker:
             self._problem = str(error)
 
     def __call__(self, batch: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
-        """Process the units of a batch, and return one row with the report, or the problem, of each."""
+        """Process the units of a batch. Return one row per unit, with its report or its problem."""
         rows = [self._process(Unit.decode(str(text))) for text in batch["unit"]]
         return {name: [row[name] for row in rows] for name in ("images", "errors", "seconds", "problem")}
 
     def _process(self, unit: Unit) -> dict[str, Any]:
-        report, problem = Report(), self._problem
+        report, problem = BatchReport(), self._problem
         if self._worker is not None:
             try:
                 report = self._worker.process(unit)
@@ -121,19 +121,19 @@ class RayUnitWorker:
         }
 
 
-def run_on_ray(ray: Any, run: Run, units: Sequence[Unit], plan: WorkerPlan) -> Iterator[Report]:  # noqa: ANN401
+def run_on_ray(ray: Any, run: BatchRun, units: Sequence[Unit], plan: WorkerPlan) -> Iterator[BatchReport]:  # noqa: ANN401
     """Process units with workers on Ray, and yield a report after each, in the order in which they finish.
 
-    A worker that is killed is started again, and its unit is given to a worker again.
+    A worker that is killed is restarted, and its unit is given to a worker again.
 
     Args:
-        ray: the module, connected to a cluster.
-        run: what is written where.
+        ray: the `ray` module, connected to a cluster.
+        run: the run whose files are written.
         units: what to process.
-        plan: of the workers.
+        plan: number of workers, and the resources of each.
 
     Raises:
-        ClusterError: the job failed. What it wrote until then is kept.
+        ClusterError: the job failed. What it had written by then is kept.
     """
     if not units:
         return
@@ -148,10 +148,10 @@ def run_on_ray(ray: Any, run: Run, units: Sequence[Unit], plan: WorkerPlan) -> I
     try:
         for row in reports.iter_rows():
             if row["problem"]:
-                raise ClusterError(f"{row['problem']}; what is written is kept, and another start goes on")
-            yield Report(row["images"], row["errors"], Counter(json.loads(row["seconds"])))
+                raise ClusterError(f"{row['problem']}; what was written is kept; run the command again to continue")
+            yield BatchReport(row["images"], row["errors"], Counter(json.loads(row["seconds"])))
     except ray.exceptions.RayError as error:
-        raise ClusterError(f"the job failed: {_cause(error)}; start it again to go on") from None
+        raise ClusterError(f"the job failed: {_cause(error)}; run the command again to continue") from None
 
 
 def plan_on_ray(
@@ -162,7 +162,7 @@ def plan_on_ray(
     *,
     may_grow: bool = False,
 ) -> WorkerPlan:
-    """Plan the workers for units: not more workers than units.
+    """Plan the workers for units: at most one worker per unit.
 
     Raises:
         ClusterError: the workers do not fit.
@@ -174,7 +174,7 @@ def plan_on_ray(
 
 
 def _cause(error: BaseException) -> str:
-    """Return the first line of what a worker raised, out of Ray's tracebacks."""
+    """Return the first line of a worker's error, without Ray's tracebacks."""
     cause = getattr(error, "cause", None)
     while cause is not None and getattr(cause, "cause", None) is not None:
         cause = cause.cause

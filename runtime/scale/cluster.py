@@ -12,26 +12,25 @@ from typing import Any
 from diffseg.engines.errors import ClusterError, MissingPackageError
 from diffseg.engines.packages import install_command
 from diffseg.engines.text import first_line
-from diffseg.scale.plan import Node
+from diffseg.scale.resources import Node
 
 OBJECT_STORE = 256 << 20
 """Bytes of a local Ray's object store. Only lists of images and counts pass through it."""
 QUIET = {
-    "RAY_USAGE_STATS_ENABLED": "0",  # no reports to Ray's makers
+    "RAY_USAGE_STATS_ENABLED": "0",  # no usage reports to Ray's developers
     "RAY_BACKEND_LOG_LEVEL": "fatal",  # errors reach Python as exceptions
 }
 
 
 @contextmanager
-def ray_cluster(address: str | None = None, *, cpus: int | None = None) -> Iterator[Any]:
+def ray_cluster(address: str | None = None) -> Iterator[Any]:
     """Connect to Ray, and yield the module `ray`. At the end, disconnect; a local Ray is stopped.
 
     Ray's usage reports are off unless `RAY_USAGE_STATS_ENABLED` is set. A local Ray accepts only processes that have
     its token, which is made here unless `RAY_AUTH_MODE` is set.
 
     Args:
-        address: of a cluster: `auto`, `HOST:PORT` or `ray://HOST:PORT`. None starts a local Ray.
-        cpus: number of CPUs of a local Ray; None: those of this machine.
+        address: address of a cluster: `auto`, `HOST:PORT` or `ray://HOST:PORT`. None starts a local Ray.
 
     Raises:
         MissingPackageError: Ray is not installed.
@@ -53,10 +52,10 @@ def ray_cluster(address: str | None = None, *, cpus: int | None = None) -> Itera
         ) from None
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if local:
-        options |= {"num_cpus": cpus, "include_dashboard": False, "object_store_memory": OBJECT_STORE}
+        options |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE}
     try:
         ray.init(address="local" if local else address, **options)
-    except Exception as error:  # Ray raises many types, of gRPC among them  # noqa: BLE001
+    except Exception as error:  # Ray raises many types, including gRPC's  # noqa: BLE001
         raise ClusterError(_unreachable(address, error)) from None
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False

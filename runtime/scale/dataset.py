@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from diffseg.scale.cluster import nodes_of
-from diffseg.scale.options import Options
-from diffseg.scale.plan import WorkerPlan, plan_workers
+from diffseg.scale.options import BatchOptions
+from diffseg.scale.resources import WorkerPlan, plan_workers
 from diffseg.scale.worker import SegmentWorker
 
 
@@ -20,7 +20,7 @@ def segment_dataset(
     key_column: str = "path",
     rows_per_call: int = 16,
     plan: WorkerPlan | None = None,
-    **settings: Any,  # noqa: ANN401 - checked by Options
+    **settings: Any,  # noqa: ANN401 - checked by BatchOptions
 ) -> Any:  # noqa: ANN401
     """Segment the encoded images of a data set.
 
@@ -36,12 +36,12 @@ def segment_dataset(
         gpus_per_worker: GPUs per worker, which may be a fraction.
         data_column: column with the encoded images.
         key_column: column with the keys; without it, keys are the SHA-256 of the images.
-        rows_per_call: images that a worker is given at once.
-        plan: what the workers ask for; None finds it out, so that tasks that read and write have room.
+        rows_per_call: number of images per call of a worker.
+        plan: resources of the workers; None plans them so that tasks that read and write have room.
         **settings: the other arguments of `SegmentWorker`, such as `threshold` and `provider`.
 
     Returns:
-        A data set with one row per image; see `diffseg.scale.rows`. It is computed when it is used.
+        A data set with one row per image; see `diffseg.scale.rows`. It is computed when it is consumed.
 
     Raises:
         ClusterError: the workers do not fit.
@@ -50,7 +50,7 @@ def segment_dataset(
     """
     import ray
 
-    options = Options(model=model, **settings)
+    options = BatchOptions(model=model, **settings)
     options.describe()  # raises here, and not in a worker
     chosen = plan or plan_workers(nodes_of(ray), workers, gpus_per_worker)
     arguments = options.arguments() | {"data_column": data_column, "key_column": key_column}

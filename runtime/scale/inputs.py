@@ -1,4 +1,4 @@
-"""What a batch is given: folders, globs, lists of URIs, Parquet and WebDataset files, on this machine or elsewhere."""
+"""The inputs of a batch: folders, globs, lists of URIs, Parquet and WebDataset files, on this machine or elsewhere."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ TAR, PARQUET, LIST = ".tar", ".parquet", ".txt"
 URI_COLUMNS = ("uri", "url", "path", "key")
 BYTES_COLUMNS = ("bytes", "image", "image_bytes", "content")
 ROWS_TOGETHER = 100
-"""Rows of Parquet from which on a row group is not read together with the next. Fixed: it decides what a unit holds."""
+"""Row groups of a Parquet file are joined until they hold this many rows. Fixed, as it decides what a unit holds."""
 
 
 @dataclass(slots=True)
 class Inputs:
-    """What was found.
+    """The inputs that were found.
 
     Attributes:
         files: paths or URIs of images, each once.
@@ -39,16 +39,16 @@ class Inputs:
 
 
 def find_inputs(
-    inputs: Sequence[str], *, column: str | None = None, per_unit: int = ROWS_TOGETHER, beside: str = ""
+    inputs: Sequence[str], *, column: str | None = None, per_unit: int = ROWS_TOGETHER, output: str = ""
 ) -> Inputs:
     """List the images that arguments name, without reading them.
 
     Args:
         inputs: folders, which are searched to any depth; glob patterns; images; `.tar`, `.parquet`; `.txt` files with
             a path or URI per line. Each may be local or a URI.
-        column: of Parquet files: the one with encoded images, or with paths or URIs. None looks for a usual name.
-        per_unit: number of images from which on row groups of a Parquet file are not read together.
-        beside: folder of the results, which is left out if it lies in a folder of the arguments.
+        column: column of Parquet files with encoded images, paths or URIs. None looks for a usual name.
+        per_unit: row groups of a Parquet file are joined until they hold this many images.
+        output: folder of the results, which is left out if it lies in a folder of the arguments.
 
     Raises:
         ClusterError: an argument names nothing, or a table has no such column.
@@ -56,13 +56,13 @@ def find_inputs(
     """
     found = Inputs()
     files: dict[str, None] = {}
-    skipped = f"{beside.rstrip('/')}/" if beside else None
+    skipped = f"{output.rstrip('/')}/" if output else None
     for argument in inputs:
         names = [name for name in _expand(argument) if skipped is None or not name.startswith(skipped)]
         if not names:
             raise ClusterError(f"{argument}: no images, .tar or .parquet files found")
         for name in names:
-            suffix = os.path.splitext(name)[1].lower()  # noqa: PTH122 - a URI is no Path
+            suffix = os.path.splitext(name)[1].lower()  # noqa: PTH122 - a URI is not a Path
             if suffix == TAR:
                 found.tars.append(name)
             elif suffix == PARQUET:

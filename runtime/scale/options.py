@@ -1,4 +1,4 @@
-"""What a batch does with each image: the bundle, its settings, and what the rows hold."""
+"""The options of a batch: the bundle, its settings, and the contents of the rows."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from diffseg.image import Fit
 from msgspec import structs
 
 SCHEMA = 1
-"""Of the rows and of the run's record. A new one starts a new run."""
+"""Version of the rows and of the run's record. A new version starts a new run."""
 MOST_PIXELS = 50_000_000
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
-    """What a worker does with each image. It is sent to other processes, so it holds plain values only.
+class BatchOptions:
+    """The options of a batch. They are sent to other processes, so they are plain values only.
 
     Attributes:
         model: embedded model, bundle folder or hub id, as every machine finds it.
         provider: execution provider.
         batch: images per pass through the network.
         threads: CPU threads of the network; None uses all cores.
-        threshold: largest KL distance of maps that are merged; None uses the bundle's.
-        method: None uses the bundle's, as with the following ones.
+        threshold: largest KL distance of maps that are merged; None uses the bundle's default.
+        method: how masks are made; None uses the bundle's default, as for the settings down to `refine`.
         anchors: anchors per side.
         tau: cost of a normalised cut.
         refine: refinement of the masks.

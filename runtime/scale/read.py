@@ -18,14 +18,14 @@ from diffseg.scale.units import Unit
 from diffseg.scale.worker import Item, encoded_image
 
 READERS = 4
-"""Files that are read at once, and held beside those that are decoded."""
+"""Number of files that are read ahead at the same time, and held in memory."""
 
 
 def read_unit(unit: Unit) -> Iterator[Item]:
     """Yield the images of a unit, in order. An image that cannot be read yields its error.
 
     Raises:
-        ClusterError: a file that contains images cannot be read, in whole.
+        ClusterError: a file that contains images cannot be read to its end.
     """
     if unit.kind == "files":
         yield from prefetched(_read, unit.items, READERS)
@@ -60,7 +60,7 @@ def _read_tar(name: str) -> Iterator[Item]:
                     continue
                 content = archive.extractfile(member)
                 yield key, content.read() if content is not None else ImageError("cannot be read")
-    except (tarfile.TarError, EOFError) as error:  # its rest is lost, and stays so
+    except (tarfile.TarError, EOFError) as error:  # the rest of the file is lost, on another attempt too
         yield name, ImageError(f"the tar file is damaged ({first_line(error)})")
     except OSError as error:
         raise ClusterError(f"{name}: cannot be read ({system_reason(error)})") from None

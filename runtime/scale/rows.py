@@ -20,10 +20,10 @@ Row: TypeAlias = dict[str, Any]
 
 key             path, URI, or URI of a file and the name of a sample in it
 sha256          of the encoded image; None if it could not be read
-width, height   of the upright image, in pixels; None with an error, as all of the following up to `void`
+width, height   of the upright image, in pixels; None with an error, like all columns down to `void`
 segments        largest first: label, area in pixels, bbox (left, top, width, height), counts (COCO run lengths)
 void            label of the pixels that the network did not see, with `fit="crop"`, else None
-settings        JSON of the merge settings; the fit follows in a column of its own
+settings        JSON of the merge settings; the fit has a column of its own
 bundle, bundle_sha256, provider   what made the masks
 error           one line that says why there are no masks, else None
 labels_png, overlay_png   encoded images, if they are asked for
@@ -36,9 +36,9 @@ def result_row(key: str, digest: str, result: Segmentation, *, labels: bool = Fa
     """Return the row of an image.
 
     Args:
-        key: of the image.
+        key: key of the image.
         digest: SHA-256 of the encoded image.
-        result: of a segmenter, so that its origin is known.
+        result: result of a segmenter, so that its origin is known.
         labels: add the labels as a PNG, 8-bit grey or 16-bit for over 256 labels.
         overlay: add the image with its masks drawn over it, as a PNG.
     """
@@ -78,7 +78,7 @@ def error_row(key: str, digest: str | None, error: str, like: Row) -> Row:
     """Return the row of an image that has no masks.
 
     Args:
-        key: of the image.
+        key: key of the image.
         digest: SHA-256 of the encoded image; None if it could not be read.
         error: why, in one line.
         like: values of the columns that are the same for all images of a worker.

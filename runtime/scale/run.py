@@ -1,11 +1,11 @@
-"""A run: its folder below the output, what is done in it, and how a unit becomes a file of it.
+"""A run: its folder below the output, the units that are done, and the writing of a unit's file.
 
     OUTPUT/run-0123456789ab/_run.json                     what decides the contents of the rows
     OUTPUT/run-0123456789ab/part-000012-….parquet         the rows of one unit
 
 A file is written under a temporary name and then renamed, or uploaded whole. It holds the keys of its images, so there
 is no second record that could disagree with it: an image is done if and only if it is in a file. The file of a unit has
-the same name and the same bytes whoever writes it, so a unit that is done twice is there once.
+the same name and the same bytes whichever worker writes it, so a unit that is done twice exists once.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 from diffseg.engines.errors import ClusterError
 from diffseg.engines.text import system_reason
 from diffseg.formats.marks import GENERATOR, JSON_KEY
-from diffseg.scale.options import Options
+from diffseg.scale.options import BatchOptions
 from diffseg.scale.read import read_unit
 from diffseg.scale.rows import Row
 from diffseg.scale.sinks import BatchFormat, open_sink
@@ -35,18 +35,18 @@ DIGITS = 12
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class BatchRun:
     """A folder of results of one bundle with one set of settings.
 
     Attributes:
         output: folder or URI that the user named.
-        format: of the files.
-        options: what is done with each image.
+        format: format of the files.
+        options: settings of the work on each image.
     """
 
     output: str
     format: BatchFormat
-    options: Options
+    options: BatchOptions
 
     def record(self) -> dict[str, Any]:
         """Return what decides the contents of the files."""
@@ -64,13 +64,13 @@ class Run:
         return f"{self.output.rstrip('/')}/{self.name}"
 
     def begin(self, units: int) -> tuple[int, list[str]]:
-        """Write the run's record, or read it if the run goes on.
+        """Write the run's record, or read it if the run is resumed.
 
         Args:
-            units: among how many units images are divided, if the run is new.
+            units: number of units among which images are divided, if the run is new.
 
         Returns:
-            Among how many units images are divided, and in what other runs in the same output differ: one line each.
+            The number of units among which images are divided, and one line per other run in the output that differs.
 
         Raises:
             ClusterError: the output cannot be read or written, or the record is damaged.
@@ -121,20 +121,20 @@ class Run:
 
 
 @dataclass(slots=True)
-class Report:
-    """What became of units: plain numbers, which can be added.
+class BatchReport:
+    """Counts and times of processed units, which can be added up.
 
     Attributes:
-        images: rows that were written, those of errors included.
+        images: rows that were written, including those with errors.
         errors: rows with an error.
-        seconds: of the workers, per stage, and `total`, summed over the workers.
+        seconds: seconds per stage, and `total`, summed over the workers.
     """
 
     images: int = 0
     errors: int = 0
     seconds: Counter[str] = field(default_factory=Counter)
 
-    def add(self, other: Report) -> None:
+    def add(self, other: BatchReport) -> None:
         """Add another report."""
         self.images += other.images
         self.errors += other.errors
@@ -145,11 +145,11 @@ class UnitWorker:
     """Turns units into files of a run, with one worker.
 
     Args:
-        run: what is written where.
-        threads: CPU threads of the network; None uses the options'.
+        run: the run whose files are written.
+        threads: CPU threads of the network; None uses those of the run's options.
     """
 
-    def __init__(self, run: Run, threads: int | None = None) -> None:
+    def __init__(self, run: BatchRun, threads: int | None = None) -> None:
         arguments = run.options.arguments()
         if threads is not None:
             arguments["threads"] = threads
@@ -157,7 +157,7 @@ class UnitWorker:
         self.folder = open_folder(run.folder)
         self.sink = open_sink(run.format, self.folder, labels=run.options.labels, overlays=run.options.overlays)
 
-    def process(self, unit: Unit) -> Report:
+    def process(self, unit: Unit) -> BatchReport:
         """Segment a unit and write its file.
 
         Raises:
@@ -165,7 +165,7 @@ class UnitWorker:
         """
         start = time.perf_counter()
         self.worker.seconds.clear()
-        report = Report()
+        report = BatchReport()
         try:
             with self.folder.writing(f"{unit.name}{self.sink.suffix}") as path:
                 self.sink.write(path, _counted(self.worker.rows(read_unit(unit)), report))
@@ -177,7 +177,7 @@ class UnitWorker:
         return report
 
 
-def _counted(rows: Iterator[Row], report: Report) -> Iterator[Row]:
+def _counted(rows: Iterator[Row], report: BatchReport) -> Iterator[Row]:
     for row in rows:
         report.images += 1
         report.errors += row["error"] is not None
@@ -190,7 +190,7 @@ def _runs(output: str) -> list[str]:
 
 
 def _difference(output: str, name: str, record: dict[str, Any]) -> str:
-    """Say in what an earlier run differs from `record`."""
+    """Say how an earlier run differs from `record`."""
     try:
         other = json.loads(open_folder(f"{output.rstrip('/')}/{name}").read(RECORD))
         before, now = (

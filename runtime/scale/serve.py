@@ -81,7 +81,7 @@ def app(args: dict[str, Any]) -> Any:  # noqa: ANN401 - a ray.serve Application
 
 
 class Replica:
-    """What Ray Serve asks of a replica beside the requests."""
+    """The methods that Ray Serve calls on a replica, besides passing it requests."""
 
     app: Any  # the ASGI application, which Ray Serve sets
 
@@ -99,7 +99,7 @@ def make_replica(options: ServeOptions, replica: str) -> Any:  # noqa: ANN401 - 
     """Load the bundle and return the ASGI application of one replica.
 
     Args:
-        options: of the application.
+        options: options of the application.
         replica: unique id of the replica, with which the ids of kept attention begin.
 
     Raises:

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol, get_args
+from typing import Any, ClassVar, Literal, Protocol
 
 from diffseg.engines.errors import MissingPackageError
 from diffseg.engines.packages import install_command
@@ -20,9 +20,8 @@ from diffseg.scale.rows import LABELS, OVERLAY, Row, arrow_schema, arrow_table
 from diffseg.scale.storage import Folder
 
 BatchFormat = Literal["parquet", "webdataset", "coco"]
-BATCH_FORMATS: tuple[BatchFormat, ...] = get_args(BatchFormat)
 ROW_GROUP = 256
-"""Rows that are held at a time while a Parquet file is written."""
+"""Rows held in memory at a time while a Parquet file is written."""
 ENDINGS = {LABELS: "labels.png", OVERLAY: "overlay.png"}
 
 
@@ -75,8 +74,8 @@ class ParquetSink:
 class WebDatasetSink:
     """A tar file with `NAME.json` per image, and `NAME.labels.png` and `NAME.overlay.png` on request.
 
-    NAME is the SHA-256 of the encoded image, or of the key if it could not be read. A second image with the same bytes
-    gets `-2` after it, and so on.
+    NAME is the SHA-256 of the encoded image, or of the key if it could not be read. For a second image with the
+    same bytes, `-2` is appended, and so on.
     """
 
     suffix: ClassVar[str] = ".tar"
@@ -108,7 +107,7 @@ class CocoSink:
     `file_name` is the key. Images without masks are listed under `errors`.
 
     Args:
-        folder: of the label and overlay images.
+        folder: folder of the label and overlay images.
     """
 
     suffix: ClassVar[str] = ".coco.json"
@@ -117,7 +116,7 @@ class CocoSink:
         self.folder = folder
 
     def write(self, path: Path, rows: Iterable[Row]) -> None:
-        """Write a file. The images beside it are written before."""
+        """Write a file. The label and overlay images are written before it."""
         images: list[dict[str, Any]] = []
         annotations: list[dict[str, Any]] = []
         errors: list[dict[str, Any]] = []
@@ -142,7 +141,7 @@ class CocoSink:
         path.write_text(json.dumps(dataset) + "\n", encoding="utf-8")
 
     def keys(self, path: Path) -> list[str]:
-        """Return the keys of the rows in a file, those of errors included."""
+        """Return the keys of the rows in a file, including rows with errors."""
         dataset = json.loads(path.read_text(encoding="utf-8"))
         return [item["file_name"] for item in (*dataset["images"], *dataset["errors"])]
 

@@ -1,4 +1,4 @@
-"""Where images are read from and results are written to: this machine's files, or whatever pyarrow and fsspec reach."""
+"""Storage of images and results: files of this machine, and every file system that pyarrow and fsspec support."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 ARROW_SCHEMES = ("s3", "gs", "gcs", "hdfs", "abfs", "abfss")
 CHUNK = 8 << 20
 MOST_BYTES = 256 << 20
-"""Of one encoded image."""
+"""Largest size of an encoded image, in bytes."""
 
 
 def is_remote(path: str) -> bool:
@@ -54,7 +54,7 @@ def open_remote(uri: str) -> tuple[FileSystem, str]:
         system, path = url_to_fs(uri)
         return PyFileSystem(FSSpecHandler(system)), path
     except ImportError as error:
-        raise MissingPackageError(f"{scheme}:// needs a further package: {first_line(error)}") from None
+        raise MissingPackageError(f"{scheme}:// needs another package: {first_line(error)}") from None
     except (OSError, ValueError) as error:
         raise ClusterError(f"{uri}: cannot be opened ({system_reason(error)})") from None
 

@@ -21,11 +21,11 @@ class Unit:
     """Images that one worker processes, and whose rows are one file.
 
     Attributes:
-        number: of the unit, from which its name and its shard follow.
-        kind: `files` for images that are files of their own, `tar` and `parquet` for images in such a file.
+        number: number of the unit, from which its name and its shard follow.
+        kind: `files` for image files, `tar` and `parquet` for images in such a file.
         items: paths or URIs of images, sorted; or the one file that contains them.
-        row_groups: of a Parquet file.
-        column: of a Parquet file: where the encoded images are.
+        row_groups: row groups of a Parquet file.
+        column: column of a Parquet file that holds the encoded images.
     """
 
     number: int
@@ -42,7 +42,7 @@ class Unit:
 
     @property
     def prefix(self) -> str:
-        """What the names of all files of this unit begin with."""
+        """The prefix of the names of all files of this unit."""
         return f"part-{self.number:06d}"
 
     def without(self, done: Iterable[str]) -> Unit:
@@ -77,7 +77,7 @@ def container_unit(
 
 
 def unit_count(images: int, per_file: int, shards: int) -> int:
-    """Return among how many units to divide images, so that files have about `per_file` of them."""
+    """Return the number of units for some images, so that each file has about `per_file` of them."""
     return max(1, shards, -(-images // per_file))
 
 

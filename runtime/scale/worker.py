@@ -37,13 +37,13 @@ class SegmentWorker:
         dataset.map_batches(SegmentWorker, fn_constructor_kwargs={"model": "tiny"}, batch_size=8, concurrency=2)
 
     On a small machine, also pass the `num_cpus` and `threads` that `plan_workers` finds, or use `segment_dataset`.
-    Images are decoded here, within bounds: bytes from anywhere are safe. Attention never leaves the worker.
+    Images are decoded here, with limits that make untrusted bytes safe. Attention never leaves the worker.
 
     Args:
         model: embedded model, bundle folder or hub id, as the worker's machine finds it.
         provider: execution provider; a named one that cannot run is an error.
         batch: images per pass through the network, at most the bundle's largest batch.
-        threads: CPU threads of the network; None uses all cores, which is right for one worker per machine only.
+        threads: CPU threads of the network; None uses all cores, which suits one worker per machine only.
         threshold: None uses the bundle's default, as with all settings; see `Segmenter`.
         method: how masks are made.
         anchors: anchors per side.
@@ -173,7 +173,7 @@ class SegmentWorker:
 
 
 def encoded_image(value: Any) -> bytes | ImageError:  # noqa: ANN401 - an element of a column
-    """Return the bytes of an encoded image, or the error of a value that is none.
+    """Return the bytes of an encoded image, or an error if the value is something else.
 
     Args:
         value: bytes, an element of an Arrow array, or an image of Hugging Face's datasets: `{"bytes": …, "path": …}`.

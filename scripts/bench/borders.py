@@ -2,8 +2,8 @@
 
     python scripts/bench/borders.py [--out record.json]
 
-The embedded model segments one of the example images, enlarged to each size, with and without colour refinement. Times
-of the CPU are given beside those of the clock, because other work on the machine does not count in them. The largest
+The embedded model segments one of the example images, enlarged to each size, with and without colour refinement. CPU
+times are given beside wall times, because other work on the machine does not count in them. The largest
 size needs 2.5 GB of memory.
 """
 

@@ -2,13 +2,13 @@
 
     python scripts/bench/cpu.py WORK [--only speed,memory,start,growth] [--out record.json]
 
-WORK is a folder for a random checkpoint and its bundles (20 GB with growth); what is there already is used again.
+WORK is a folder for a random checkpoint and its bundles (20 GB with growth); existing ones are reused.
 Needs the extras `cpu`, `export` and `dev`, 20 GB of memory, and an otherwise idle machine.
 
 - speed: one process takes turns between a plain torch pipeline (diffusers' eager VAE encoder and UNet with attention
   probabilities, then aggregation and merging on whole arrays), our segmenter, and a 4096³ float32 matrix product in
   ONNX Runtime, NumPy and torch.
-- memory: `diffseg segment` on one photograph, a process each; the peak of its resident set.
+- memory: `diffseg segment` on one image, in a process per bundle; the peak of its resident set.
 - start: the embedded model in fresh processes, with a warm disk.
 - growth: `diffseg segment` at 320 to 1024 px, and batches of 1, 2 and 4 at 512 px.
 """
@@ -167,7 +167,7 @@ def products() -> dict[str, Callable[[], object]]:
 
 
 def torch_pipeline(checkpoint: Path, image: Path) -> Callable[[], object]:
-    """The pipeline without an export: eager float32, diffusers' own attention with its probabilities.
+    """Return the pipeline without an export: eager float32, diffusers' own attention with its probabilities.
 
     Their mean over the heads is taken immediately; the reference code keeps all of them.
     """

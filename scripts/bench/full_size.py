@@ -5,7 +5,7 @@
 With `--build 8.6 8.9 12.0` each bundle is also built by TensorRT-RTX, for which no GPU is needed (extra `rtx-build`).
 
 Needs the extra `export`, about 12 GB of disk and 20 GB of memory. Each step is a process of its own; its peak memory is
-the largest resident set that the operating system saw. Steps whose result is there already are not run again.
+the largest resident set that the operating system saw. Steps whose result exists are not run again.
 """
 
 from __future__ import annotations

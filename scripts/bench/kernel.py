@@ -3,7 +3,7 @@
     python scripts/bench/kernel.py [--dtype float16] [--runs 50] [--out record.json]
 
 Both are timed by CUDA events in the same run, taking turns, after a warm-up; the figures are medians. CuPy's version
-holds one layer's maps at a time, as float32. Without a GPU it says so, and exits with 0.
+holds one layer's maps at a time, as float32. Without a GPU, the script says so and exits with 0.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
     python scripts/bench/merge.py [--grid 64] [--repeats 7] [--out scripts/results/bench_merge.json]
 
 Seconds depend on the machine; the multiples of a 4096 x 4096 x 4096 float32 product compare between machines. The
-steps interleave with that product, so that both see the same load. Beside them stands the plain NumPy code that this
-package grew out of: whole arrays, two matrix products, no blocks.
+steps interleave with that product, so that both see the same load. The plain NumPy code that this package grew out of
+is timed for comparison: whole arrays, two matrix products, no blocks.
 """
 
 from __future__ import annotations

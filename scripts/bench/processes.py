@@ -1,4 +1,4 @@
-"""Steps of a benchmark that are processes of their own."""
+"""Steps of a benchmark that run in separate processes."""
 
 from __future__ import annotations
 

@@ -34,9 +34,9 @@ from bench.record import environment, read_record, write_record
 from diffseg.engines.examples import example_images
 from diffseg.scale.batch import find_work, run_on_ray
 from diffseg.scale.cluster import nodes_of, ray_cluster
-from diffseg.scale.options import Options
-from diffseg.scale.plan import plan_workers
-from diffseg.scale.run import Report, Run
+from diffseg.scale.options import BatchOptions
+from diffseg.scale.resources import plan_workers
+from diffseg.scale.run import BatchReport, BatchRun
 from PIL import Image
 
 PARTS = ("workers", "memory", "local", "paper")
@@ -86,7 +86,7 @@ def workers(work: Path, count: int, rounds: int) -> dict[str, Any]:
             for number, found in paces.items():
                 results = work / "masks"
                 shutil.rmtree(results, ignore_errors=True)
-                run = Run(str(results), "parquet", Options(provider="cpu"))
+                run = BatchRun(str(results), "parquet", BatchOptions(provider="cpu"))
                 units = find_work(run, [str(photos)], per_file=1).units
                 plan = plan_workers(nodes_of(ray), number)
                 ends = []
@@ -117,13 +117,13 @@ def memory(work: Path, model: str) -> dict[str, Any]:
         _small(photos, count)
         shutil.rmtree(results, ignore_errors=True)
         with ray_cluster() as ray, Watch() as watch:
-            run = Run(str(results), "parquet", Options(model=model, provider="cpu"))
+            run = BatchRun(str(results), "parquet", BatchOptions(model=model, provider="cpu"))
             work_left = find_work(run, [str(photos)], per_file=20)
             plan = plan_workers(nodes_of(ray), 2)
-            total = Report()
+            total = BatchReport()
             for report in run_on_ray(ray, run, work_left.units, plan):
                 total.add(report)
-        assert total.images == count  # noqa: S101 - a measurement of something else otherwise
+        assert total.images == count  # noqa: S101 - otherwise something else was measured
         found[str(count)] = {"driver_bytes": watch.driver, "largest_worker_bytes": watch.worker, "errors": total.errors}
     return found
 

@@ -2,8 +2,8 @@
 
     scripts/bench/serve [--model tiny] [--clients 1,4,16] [--seconds 60] [--requests 5000] [--out record.json]
 
-The server is a process of its own. Before and after the load the same images go through the in-process loop, so that
-a machine that was slower then is seen: `drift` is the later of the two over the earlier.
+The server runs in a separate process. Before and after the load, the same images go through the in-process loop.
+`drift` is the later rate over the earlier one, and shows whether the machine became slower.
 """
 
 from __future__ import annotations

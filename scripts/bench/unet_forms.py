@@ -1,4 +1,4 @@
-"""Build both forms of a full-size UNet with TensorRT-RTX, without a GPU, and compare what the plans say of themselves.
+"""Build both forms of a full-size UNet with TensorRT-RTX, without a GPU, and compare the resulting plans.
 
     python scripts/bench/unet_forms.py /tmp/forms --out scripts/results/unet_forms.json
 
@@ -32,7 +32,7 @@ from diffseg.engines.tensorrt.precision import program_text, read_program
 FORMS = (ATTENTION, QUERIES_KEYS)
 VIEWS = {"Reshape", "Shape", "Squeeze", "Unsqueeze", "Constant", "Gather", "Identity"}
 MAPS = (4096, 1024, 256)
-"""Places of the attention maps at 512 px. The smallest, 64, are as large as latents, and of no weight."""
+"""Places of the attention maps at 512 px. The smallest maps, of 64 places, are as large as latents, and negligible."""
 _RECORD = re.compile(r"^  (\w+)=\{ (.*)", re.MULTILINE)
 
 
@@ -111,9 +111,9 @@ def describe_plan(path: Path, max_batch: int) -> dict[str, Any]:
 
 
 def count_graph(path: Path) -> dict[str, Any]:
-    """Count nodes, and bytes they read and write per image, as if each were a kernel of its own: no GPU is asked.
+    """Count nodes, and the bytes that they read and write per image if each is a separate kernel. Uses no GPU.
 
-    Nodes that only name a tensor anew are left out. What an engine fuses, it does not write.
+    Nodes that only rename a tensor are left out. An engine does not write the results that it fuses.
     """
     import onnx
 

@@ -1,4 +1,4 @@
-"""Check and measure everything that needs a GPU, step by step; a run that was cut off goes on where it ended.
+"""Check and measure everything that needs a GPU, step by step. An interrupted run can be resumed.
 
     python scripts/gpu_check --list
     python scripts/gpu_check --wheels WHEELS [--minutes 9] [--only STEP …] [--again STEP …]
@@ -15,7 +15,7 @@ import argparse
 import sys
 from pathlib import Path
 
-sys.path.pop(0)  # this folder, whose modules would stand before others of the same names
+sys.path.pop(0)  # this folder, whose modules would shadow others of the same names
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for the modules that scripts share
 
 from bench.record import ROOT
@@ -49,7 +49,7 @@ def parse(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, help="begin no step that might not end within this time")
     parser.add_argument("--runs", type=int, default=100, help="repetitions of what is timed")
     parser.add_argument("--seed", type=int, default=0, help="of the weights")
-    parser.add_argument("--rehearse", action="store_true", help="use the CPU, where a step can; publish no record")
+    parser.add_argument("--rehearse", action="store_true", help="use the CPU for steps that can; publish no record")
     commands = parser.add_subparsers(dest="command", metavar="")
     pack = commands.add_parser("pack")
     pack.add_argument("bundle", type=Path)
@@ -84,7 +84,7 @@ def run_step(arguments: argparse.Namespace) -> None:
 
 
 def run_check(arguments: argparse.Namespace) -> None:
-    """Install what is new, and run the steps that are not done; exit with 1 if one failed."""
+    """Install new wheels, and run the steps that are not done; exit with 1 if one failed."""
     work = arguments.work.resolve()
     site = work / "site"
     variables = surroundings(site)
@@ -112,7 +112,7 @@ def run_check(arguments: argparse.Namespace) -> None:
 
 
 def prepare(wheels: Path | None, work: Path, variables: dict[str, str]) -> None:
-    """Join and install wheels, and this checkout of diffseg where wheels are given or it can't be imported.
+    """Join and install wheels; also install this checkout of diffseg if wheels are given or it can't be imported.
 
     Raises:
         WheelError: a folder is missing, pip failed, or diffseg still can't be imported.

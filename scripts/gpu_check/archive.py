@@ -19,7 +19,7 @@ RECIPE, EXACT = "weights.json", "weights.exact"
 
 
 def pack(folder: Path, archive: Path) -> dict[str, int]:
-    """Write the graphs of a bundle to an archive, without the weights outside them → sizes in bytes.
+    """Write the graphs of a bundle to an archive, without their external weights, and return sizes in bytes.
 
     Needs the package onnx. Every form of the graphs is in the archive, on the same weights.
     """
@@ -71,7 +71,7 @@ def check(context: Context) -> Iterator[dict[str, Any]]:
 
 
 def _external(path: Path) -> Iterator[tuple[str, int, int, str]]:
-    """File, offset, length and type of each tensor that a graph has outside its file."""
+    """Yield file, offset, length and type of each external tensor of a graph."""
     import onnx
 
     model = onnx.load(path, load_external_data=False)

@@ -1,4 +1,4 @@
-"""PyTorch as a baseline: the self-attention of Stable Diffusion 1.5 alone, and the whole UNet where diffusers is."""
+"""PyTorch as a baseline: the self-attention of Stable Diffusion 1.5 alone, and with diffusers the whole UNet."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a step is told: folders, sizes, and what earlier steps found."""
+"""The context of a step: folders, sizes, and results of earlier steps."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ WARM_UP = 3
 
 
 class CheckFailedError(Exception):
-    """A step found something wrong; its results up to there are kept."""
+    """A step found a problem; its results so far are kept."""
 
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What a step is told.
+    """The context of a step.
 
     Attributes:
-        work: folder for what can be made again: installed packages, the bundle, the state.
+        work: folder for files that can be recreated: installed packages, the bundle, the state.
         archive: graphs without weights, made by `pack`.
-        runs: repetitions of what is timed.
-        seed: of the weights.
-        gemm: fp16 TFLOP/s of the GPU's own matrix product, of the step `machine`; 0 if it has not run.
+        runs: repetitions of each measurement.
+        seed: seed of the weights.
+        gemm: fp16 TFLOP/s of the GPU's own matrix product, from the step `machine`; 0 if it has not run.
         rehearse: use the CPU in place of the GPU, where a step can.
     """
 
@@ -40,7 +40,7 @@ class Context:
 
     @property
     def provider(self) -> str:
-        """Where the network is executed."""
+        """The provider that executes the network."""
         return "cpu" if self.rehearse else "cuda"
 
     @property

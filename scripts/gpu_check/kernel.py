@@ -1,4 +1,4 @@
-"""The attention kernel on the GPU: its numbers against the NumPy twin, and its time by shape."""
+"""The attention kernel on the GPU: its results compared with the NumPy twin's, and its time by shape."""
 
 from __future__ import annotations
 

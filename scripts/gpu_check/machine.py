@@ -25,7 +25,7 @@ MODULES = ("cupy", "onnxruntime", "torch", "diffusers", "tensorrt_rtx", "tensorr
 
 
 def check(_: Context) -> Iterator[dict[str, Any]]:
-    """Say what is there, then measure matrix products in fp16 and fp32 on random data."""
+    """Describe the machine, then measure matrix products in fp16 and fp32 on random data."""
     yield {"gpus": [asdict(gpu) for gpu in find_gpus().gpus], "driver": driver(), "modules": modules()}
     yield {"onnxruntime": onnxruntime()}
     import cupy
@@ -39,7 +39,7 @@ def check(_: Context) -> Iterator[dict[str, Any]]:
 
 
 def driver() -> str:
-    """What nvidia-smi says of the GPUs, or why it says nothing."""
+    """Return the GPUs as nvidia-smi reports them, or why it reports none."""
     query = "--query-gpu=name,driver_version,memory.total,power.limit,clocks.max.sm"
     try:
         command = ["nvidia-smi", query, "--format=csv,noheader"]
@@ -50,7 +50,7 @@ def driver() -> str:
 
 
 def modules() -> dict[str, str]:
-    """Version of each module, or why it can't be imported."""
+    """Return the version of each module, or why it can't be imported."""
     found = {}
     for name in MODULES:
         try:
@@ -61,7 +61,7 @@ def modules() -> dict[str, str]:
 
 
 def onnxruntime() -> dict[str, Any]:
-    """ONNX Runtime's providers, and what it can't find of CUDA's libraries."""
+    """Return ONNX Runtime's providers, and CUDA's libraries that it can't find."""
     try:
         import onnxruntime as ort
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""What steps need: each says so in a few words, and why it is missing here."""
+"""The requirements of steps, each with a name and a check of why it is missing."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ CUDA_PROVIDER = "CUDAExecutionProvider"
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """Something that must be there.
+    """A requirement of a step.
 
     Attributes:
-        words: what it is.
-        missing: returns why it is not there, or None if it is.
-        of_gpu: whether it is needed to execute on a GPU only; a rehearsal on the CPU does without.
+        words: its name.
+        missing: returns why it is missing, or None if it is met.
+        of_gpu: whether only execution on a GPU needs it, and not a rehearsal on the CPU.
     """
 
     words: str

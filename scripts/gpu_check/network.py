@@ -1,4 +1,4 @@
-"""The full-size network on `cuda`: its outputs, its latency, and what each option of ours is worth."""
+"""The full-size network on `cuda`: its outputs, its latency, and the effect of each of our options."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def measure(context: Context, bundle: Bundle, variables: dict[str, str]) -> dict
 
 
 def describe(network: Any, bundle: Bundle) -> dict[str, Any]:  # noqa: ANN401 - of any provider
-    """Where ONNX Runtime put the nodes, its options, its outputs and the UNet's form; empty for other providers."""
+    """Return the placement of nodes, the options, the outputs and the UNet's form; empty without ONNX Runtime."""
     found: dict[str, Any] = {"placement": network.placement}
     averaged = [tensor.name for tensor in bundle.manifest.graphs[UNET].tensors.outputs]
     for graphs in list(getattr(network, "sessions", {}).values())[:1]:
@@ -94,7 +94,7 @@ def describe(network: Any, bundle: Bundle) -> dict[str, Any]:  # noqa: ANN401 - 
 
 
 def is_finite(segmenter: Segmenter, image: Any) -> bool:  # noqa: ANN401 - (H, W, 3) uint8
-    """Whether latent and attention of an image are without NaN and infinity."""
+    """Whether the latent and the attention of an image contain no NaN or infinity."""
     with segmenter.network.session() as session:
         latent = session.encode(image[None])
         outputs = [to_host(latent), *(to_host(output) for output in session.attend(latent))]
@@ -124,7 +124,7 @@ def _variants(context: Context, variants: dict[str, dict[str, str]]) -> Iterator
             found[name] = measure(context, bundle, variables)
             if found[name].get("form", variables.get(VARIABLE)) != variables.get(VARIABLE, found[name].get("form")):
                 found[name]["failed"] = f"{VARIABLE} is not followed: the form is {found[name]['form']}"
-        except Exception as error:  # one variant must not take the others down  # noqa: BLE001
+        except Exception as error:  # one variant must not stop the others  # noqa: BLE001
             reason = (str(error).strip() or "?").splitlines()[0]
             found[name] = {"variables": variables, "failed": f"{type(error).__name__}: {reason}"}
         gc.collect()

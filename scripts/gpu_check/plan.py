@@ -1,4 +1,4 @@
-"""The steps of a check, in the order in which they are worth a GPU's time."""
+"""The steps of a check, the most valuable first."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ if TYPE_CHECKING:
     from gpu_check.context import Context
 
 LIMIT = 8
-"""Minutes that no step exceeds."""
+"""Longest time limit of a step, in minutes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One step, which runs in a process of its own.
+    """One step, which runs in a separate process.
 
     Attributes:
-        name: to choose it by.
+        name: name by which it is chosen.
         function: `module:function` of this package; yields parts of the result as it finds them.
-        does: what it checks or measures, in one line.
-        needs: what must be there, or the step is skipped.
-        minutes: its limit; it is ended then, and keeps what it had found.
+        does: description of what it checks or measures, in one line.
+        needs: requirements; if one is missing, the step is skipped.
+        minutes: time limit, after which it is ended; its results so far are kept.
         rehearses: whether it can also run on a CPU, with `--rehearse`.
     """
 
@@ -38,7 +38,7 @@ class Step:
     rehearses: bool = False
 
     def load(self) -> Callable[[Context], Iterator[dict[str, Any]]]:
-        """Import the function; what it needs is imported with it."""
+        """Import the function, and with it the packages that it needs."""
         module, _, name = self.function.partition(":")
         function: Callable[[Context], Iterator[dict[str, Any]]] = getattr(import_module(f"gpu_check.{module}"), name)
         return function

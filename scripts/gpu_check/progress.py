@@ -15,8 +15,8 @@ class Progress:
     """The state of all steps on one device, written after each step.
 
     Args:
-        path: the file that a later run goes on from.
-        device: name of the GPU. If the file is of another one, everything begins anew.
+        path: the file from which a later run resumes.
+        device: name of the GPU. If the file belongs to another one, everything starts again.
         results: folder for the same record under the name of the device and the day; None: none is written there.
     """
 
@@ -27,23 +27,23 @@ class Progress:
         self.record: dict[str, Any] = found if found and not self.other else {"device": device, "steps": {}}
 
     def entry(self, step: str) -> dict[str, Any]:
-        """What is known of a step; empty if it has not run."""
+        """Return the stored outcome of a step; empty if it has not run."""
         found: dict[str, Any] = self.record["steps"].get(step, {})
         return found
 
     def is_done(self, step: str) -> bool:
-        """Whether a step needs not run again. One that was skipped or failed does."""
+        """Whether a step need not run again. Skipped and failed steps do."""
         return bool(self.entry(step).get("status") == DONE)
 
     def result(self, step: str, *keys: str) -> Any:  # noqa: ANN401 - a value of a result
-        """Return a value of a step's result; None if it is not there."""
+        """Return a value of a step's result; None if it is missing."""
         value: Any = self.entry(step).get("result", {})
         for key in keys:
             value = value.get(key) if isinstance(value, dict) else None
         return value
 
     def put(self, step: str, outcome: dict[str, Any]) -> None:
-        """Keep the outcome of a step, with the commit that it is of, and write everything."""
+        """Keep the outcome of a step, with its commit, and write everything."""
         surroundings = outcome.pop("environment", {})
         revision = surroundings.pop("revision", "unknown")
         started = self.record.get("date")

@@ -1,4 +1,4 @@
-"""Runs steps, each in a process of its own with a limit, and keeps what they find."""
+"""Runs steps, each in a separate process with a time limit, and keeps their results."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ print(find_gpus().first.name if find_gpus().first else "")
 
 @dataclass(slots=True)
 class Runner:
-    """Runs the steps that are chosen and not done.
+    """Runs the chosen steps that are not done.
 
     Attributes:
-        context: what the steps are told.
-        progress: where their outcomes go.
+        context: the context of the steps.
+        progress: stores their outcomes.
         variables: the environment of their processes.
         only: names of the steps to choose from; None: all.
-        again: names of steps to run though they are done.
+        again: names of steps to run even if they are done.
     """
 
     context: Context
@@ -59,10 +59,10 @@ class Runner:
         return [step for step in STEPS if self.only is None or step.name in self.only]
 
     def run(self, minutes: float | None = None) -> list[str]:
-        """Run what is left → names of the steps that failed.
+        """Run the remaining steps, and return the names of those that failed.
 
         Args:
-            minutes: time in which the steps must end; None: no end. A step that might not is not begun.
+            minutes: time within which the steps must end; None: no limit. A step that might take longer is not started.
         """
         begin, failed = time.monotonic(), []
         for step in self.steps:
@@ -85,14 +85,14 @@ class Runner:
         return failed
 
     def run_step(self, step: Step) -> dict[str, Any]:
-        """Run one step in a process; one that takes too long is killed, and keeps what it had found."""
+        """Run one step in a process. If it takes too long, it is killed, and its results so far are kept."""
         gemm = self.progress.result("machine", "gemm", "float16_tflops") or 0.0
         context = replace(self.context, gemm=float(gemm))
         begin = time.monotonic()
         with tempfile.TemporaryDirectory(prefix="gpu-check-") as folder:
             path = Path(folder) / "outcome.json"
             command = [sys.executable, str(FOLDER), "step", step.name, context.to_json(), str(path)]
-            # A session of its own, so that what it starts itself can be ended with it.
+            # A separate session, so that the processes that it starts can be ended with it.
             process = subprocess.Popen(command, env=self.variables, start_new_session=True)
             try:
                 status = process.wait(60 * step.minutes)

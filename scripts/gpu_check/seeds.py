@@ -1,7 +1,7 @@
 """Weights from a seed: what each tensor of external data is like, and files filled accordingly.
 
-A tensor gets normally distributed values of the mean and the deviation that the real one has. Small tensors, and all
-that are no floating-point numbers, are kept exactly.
+A tensor gets normally distributed values with the mean and deviation of the real one. Small tensors, and tensors that
+are not floating-point, are kept exactly.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from numpy.typing import NDArray
 
 EXACT_BYTES = 1 << 12
 CHUNK = 1 << 22
-"""Values that are drawn at a time."""
+"""Number of values that are drawn at a time."""
 FLOATS = {"float32": 4, "float16": 2, "bfloat16": 2}
-"""Bytes of each floating-point type that is drawn."""
+"""Size in bytes of each floating-point type that is drawn."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """Where a tensor lies, and what it is like.
+    """The location and the statistics of a tensor.
 
     Attributes:
-        file: of external data.
-        offset: of its first byte.
-        length: in bytes.
+        file: file of external data.
+        offset: offset of its first byte.
+        length: length in bytes.
         dtype: NumPy's name of its type, or `bfloat16`.
-        mean: of its values.
+        mean: mean of its values.
         deviation: the standard deviation of its values; None: its bytes are kept as they are.
     """
 
@@ -64,10 +64,10 @@ class Recipe:
 
 
 def describe(folder: Path, tensors: Iterable[tuple[str, int, int, str]]) -> tuple[Recipe, bytes]:
-    """Measure tensors of external data → the recipe, and the bytes of those that are kept exactly, one after another.
+    """Measure tensors of external data. Return the recipe, and the joined bytes of tensors that are kept exactly.
 
     Args:
-        folder: of the files.
+        folder: folder of the files.
         tensors: file, offset, length in bytes and type of each.
 
     Raises:

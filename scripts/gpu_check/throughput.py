@@ -1,4 +1,4 @@
-"""Images per second by batch, with decoding and writing of neighbours in flight, and what they take of the GPU."""
+"""Images per second by batch, while other images are decoded and written, and the share of the GPU's rate."""
 
 from __future__ import annotations
 

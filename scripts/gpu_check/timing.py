@@ -20,7 +20,7 @@ milliseconds = partial(percentiles, unit=1e-3)
 
 
 def device_seconds(xp: Any, work: Callable[[], Any], runs: int) -> list[float]:  # noqa: ANN401 - untyped upstream
-    """Seconds of each of `runs` calls after a warm-up: on the GPU for CuPy, on the clock for NumPy."""
+    """Return the seconds of each of `runs` calls after a warm-up: on the GPU for CuPy, wall time for NumPy."""
     found = []
     for run in range(WARM_UP + runs):
         if xp is np:

@@ -1,4 +1,4 @@
-"""Wheels: cut into pieces that can be carried, joined again, and installed into a folder."""
+"""Wheels: split into pieces for transport, joined again, and installed into a folder."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class WheelError(Exception):
 
 
 def split_wheel(wheel: Path, folder: Path, limit: int = PIECE_BYTES) -> list[Path]:
-    """Write the pieces of a wheel, `NAME.whl.part01` and so on; a wheel within the limit is copied whole."""
+    """Write the pieces of a wheel, `NAME.whl.part01` and so on. A wheel within the limit is copied."""
     folder.mkdir(parents=True, exist_ok=True)
     size = wheel.stat().st_size
     if size <= limit:
@@ -50,11 +50,11 @@ def split_wheel(wheel: Path, folder: Path, limit: int = PIECE_BYTES) -> list[Pat
 
 
 def join_wheels(folder: Path, target: Path) -> tuple[list[Path], list[str]]:
-    """Join the pieces in a folder → the complete wheels, and what is incomplete, in words.
+    """Join the pieces in a folder. Return the complete wheels, and a description of each incomplete one.
 
     Args:
-        folder: has wheels, and pieces of wheels; nothing in it is altered.
-        target: for the joined wheels. One that is there already needs no pieces any more.
+        folder: folder of wheels and pieces of wheels; it is not modified.
+        target: folder for the joined wheels. A wheel that exists there needs no pieces.
     """
     groups: dict[str, dict[int, Path]] = {}
     for path in sorted(folder.iterdir()):
@@ -85,7 +85,7 @@ def join_wheels(folder: Path, target: Path) -> tuple[list[Path], list[str]]:
 
 
 def _damage(wheel: Path) -> str | None:
-    """Why a file is no whole wheel; None if it is one. A wheel is a zip archive, whose directory is at its end."""
+    """Return why a file is not a complete wheel; None if it is. A wheel is a zip archive, with its directory last."""
     try:
         with zipfile.ZipFile(wheel) as archive:
             bad = archive.testzip()
@@ -95,15 +95,15 @@ def _damage(wheel: Path) -> str | None:
 
 
 def install(wheels: Iterable[Path], target: Path, *, source: bool) -> list[str]:
-    """Install what is new into a folder, without a network → names of what was installed.
+    """Install new wheels into a folder, without a network, and return the names of what was installed.
 
     pip would delete or skip a folder that two wheels share (`nvidia`) in a second `--target`, so the new packages go
     to a folder of their own, whose files are then moved.
 
     Args:
-        wheels: as many as one likes. Nothing is resolved: a machine without a network has what it has. diffseg's own
-            is passed over, and so is plain onnxruntime, which shares its module with onnxruntime-gpu.
-        target: the folder, to be put on PYTHONPATH.
+        wheels: the wheels. Dependencies are not resolved. diffseg's own wheel is ignored, and so is plain onnxruntime,
+            which shares its module with onnxruntime-gpu.
+        target: the folder, which must be put on PYTHONPATH.
         source: install this checkout of diffseg, too, if its files have changed.
 
     Raises:

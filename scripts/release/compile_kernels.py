@@ -1,4 +1,4 @@
-"""Compile the GPU kernels ahead of time, for every architecture: needs triton, but no GPU.
+"""Compile the GPU kernels ahead of time for every architecture. Needs triton, but no GPU.
 
 Writes one archive per architecture (PTX and cubins) and `record.json` into engines/kernels/compiled. `--check` compiles
 one architecture again, and fails if its PTX, the source, the compiler or the list of variants differs from the record.

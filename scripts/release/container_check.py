@@ -1,13 +1,13 @@
-"""Build an image of the Dockerfile without an engine of containers, run it and ask it; see scripts/container_check.
+"""Build an image of the Dockerfile without a container engine, run it and send requests to it.
 
     scripts/release/container_check [--target cpu] [--base IMAGE] [--work FOLDER] [--out scripts/results/container.json]
 
-Buildah builds in a plain chroot; where it may not mount overlays, STORAGE_DRIVER=vfs makes it copy, much slower. The
-server runs as the image says (user, environment, command) in namespaces of its own: the root is read-only, there is no
-network but the loopback, and no capability. Everything is kept in a temporary folder that goes at the end; with --work
-it stays, so that the next run builds only what changed.
+Buildah builds in a plain chroot. If it may not mount overlays, STORAGE_DRIVER=vfs makes it copy, which is much slower.
+The server runs as the image says (user, environment, command) in separate namespaces: the root is read-only, there is
+only the loopback network, and no capability. Files are kept in a temporary folder that is deleted at the end; with
+--work the folder stays, so that the next run builds only what changed.
 
-Ends with 1 at the first thing that is not as it should be, or when the layers above the base are larger than --limit.
+Exits with 1 when a check fails, or when the layers above the base are larger than --limit.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-# What an engine does with --read-only --tmpfs /tmp --cap-drop ALL --security-opt no-new-privileges, of util-linux:
-# a root that can't be written, /tmp and the volumes aside, and a process without capabilities, number 1 to itself.
-# container_check.py calls it: ROOT USER VOLUMES BUNDLE COMMAND…, in the environment that the image asks for.
+# Does with util-linux what a container engine does with --read-only --tmpfs /tmp --cap-drop ALL --security-opt
+# no-new-privileges: only /tmp and the volumes can be written, and the process has no capabilities and the number 1.
+# container_check.py calls it: ROOT USER VOLUMES BUNDLE COMMAND…, in the environment of the image.
 set -euo pipefail
 root=$1 user=$2 volumes=$3 bundle=$4
 shift 4

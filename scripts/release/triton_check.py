@@ -26,7 +26,7 @@ from bench.record import environment, write_record
 from diffseg import Segmenter
 from diffseg.engines import example_images, open_bundle
 from diffseg.image import read_image
-from diffseg.serving.triton.config import Options
+from diffseg.serving.triton.config import RepositoryOptions
 from diffseg.serving.triton.platforms import Platform
 from diffseg.serving.triton.repository import write_repository
 from triton_server import PYTHON, Triton
@@ -48,7 +48,9 @@ def measure(model: str, kind: Platform, segmenter: Segmenter, runs: int) -> dict
     with tempfile.TemporaryDirectory(prefix="diffseg-triton-") as place:
         folder = Path(place)
         provider = "cpu" if kind is Platform.PYTHON else None
-        models = write_repository(open_bundle(model), folder / "repository", Options(kind, batch=1, provider=provider))
+        models = write_repository(
+            open_bundle(model), folder / "repository", RepositoryOptions(kind, batch=1, provider=provider)
+        )
         start = time.perf_counter()
         with Triton(folder / "repository", folder) as server:
             startup = time.perf_counter() - start

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-sys.path.pop(0)  # this folder, whose modules would stand before others of the same names
+sys.path.pop(0)  # this folder, whose modules would shadow others of the same names
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for the modules that scripts share
 
 from reproduce.command import main

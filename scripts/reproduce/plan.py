@@ -1,4 +1,4 @@
-"""What the tables of the papers consist of: data sets, bundles, and runs of the evaluation."""
+"""The contents of the papers' tables: data sets, bundles, and runs of the evaluation."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Run:
         bundle: key of `BUNDLES`.
         dataset: key of `DATASETS`.
         protocol: the protocol.
-        rows: for each row of the table, its method and refinement.
+        rows: method and refinement of each row of the table.
         threshold: merge threshold.
     """
 
@@ -92,7 +92,7 @@ def make_plan(tables: tuple[str, ...], datasets: tuple[str, ...]) -> list[Run]:
 
     Args:
         tables: `diffseg`, `diffcut`, or both.
-        datasets: keys of the data sets that are there.
+        datasets: keys of the available data sets.
     """
     runs = []
     for name in datasets:

@@ -1,9 +1,9 @@
 """Region hierarchies of an image, from which the embedded model learns which places belong together.
 
-No labels and no network: superpixels are merged by Ward's cost between what they look like (means of
-colour and texture, histograms of colour and of textons, height in the image), dearer across a contour
-and for regions that don't touch. The dearest merge that is needed to join two places tells how far
-apart they are, and several recipes are averaged. Needs scikit-image and scipy.
+No labels and no network: superpixels are merged by Ward's cost between their features (means of
+colour and texture, histograms of colour and of textons, height in the image). Merging costs more across
+a contour and for regions that don't touch. The most expensive merge that is needed to join two places
+tells how far apart they are, and several recipes are averaged. Needs scikit-image and scipy.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ def distances(pixels: Superpixels, recipe: Recipe) -> np.ndarray:
     """Merge the cheapest pair until one region is left.
 
     Returns:
-        (n, n) float32: logarithm of the dearest merge that was needed to join two superpixels.
+        (n, n) float32: logarithm of the most expensive merge that was needed to join two superpixels.
     """
     n = len(pixels.area)
     scale = [recipe.lightness, *(recipe.chroma,) * 2, *(recipe.roughness,) * 3, recipe.height]

@@ -5,7 +5,7 @@
     python scripts/training/train_tiny.py --dev LABELLED --work DIR --evaluate DIR/checkpoint
 
 The first command builds region hierarchies, trains, writes the diffusers checkpoint DIR/checkpoint
-and scores it; started again after a kill, it goes on where it stopped. With a CUDA device it trains
+and scores it; run again after an interruption, it resumes. With a CUDA device it trains
 there, in bfloat16 and with larger batches. Training sees no labels:
 
 1. Superpixels of each photograph are merged into three hierarchies of regions (hierarchy.py). The

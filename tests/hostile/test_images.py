@@ -5,9 +5,9 @@ import struct
 import pytest
 from diffseg.engines.errors import ImageError
 from diffseg.image import read_image
-from diffseg.serving.protocol import headers, untrusted
+from diffseg.serving.protocol import image_structure, untrusted
 from diffseg.serving.protocol.errors import RequestError
-from diffseg.serving.protocol.headers import MOST_SCANS, check_structure
+from diffseg.serving.protocol.image_structure import MOST_SCANS, check_structure
 from diffseg.serving.protocol.untrusted import open_encoded
 from PIL import Image
 
@@ -69,25 +69,25 @@ def tiff(order, big, *entries):
 @pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize("big", [False, True])
 def test_the_directory_of_a_tiff_is_read_in_every_form(order, big):
-    check_structure(tiff(order, big, (273, 4, headers.MOST_STRIPS), (700, 1, 100)))
+    check_structure(tiff(order, big, (273, 4, image_structure.MOST_STRIPS), (700, 1, 100)))
     with pytest.raises(ImageError, match="strips"):
-        check_structure(tiff(order, big, (700, 1, 100), (273, 4, headers.MOST_STRIPS + 1)))
-    check_structure(tiff(order, big, (700, 12, headers.MOST_METADATA // 8)))
+        check_structure(tiff(order, big, (700, 1, 100), (273, 4, image_structure.MOST_STRIPS + 1)))
+    check_structure(tiff(order, big, (700, 12, image_structure.MOST_METADATA // 8)))
     with pytest.raises(ImageError, match="metadata"):
-        check_structure(tiff(order, big, (700, 12, headers.MOST_METADATA // 8), (701, 1, 1)))
+        check_structure(tiff(order, big, (700, 12, image_structure.MOST_METADATA // 8), (701, 1, 1)))
     with pytest.raises(ImageError, match="tags"):
-        check_structure(tiff(order, big, *[(256, 3, 1)] * (headers.MOST_PARTS // 10 + 1)))
-    check_structure(tiff(order, big, *[(256, 3, 1)] * (headers.MOST_PARTS // 10)))
+        check_structure(tiff(order, big, *[(256, 3, 1)] * (image_structure.MOST_PARTS // 10 + 1)))
+    check_structure(tiff(order, big, *[(256, 3, 1)] * (image_structure.MOST_PARTS // 10)))
 
 
 def test_limits_of_structures_are_exact():
     text = b"P3\n9 9\n255\n"
-    check_structure(text + b"1" * (headers.MOST_PLAIN - len(text)))
+    check_structure(text + b"1" * (image_structure.MOST_PLAIN - len(text)))
     with pytest.raises(ImageError, match="1,000,000 bytes"):
-        check_structure(text + b"1" * (headers.MOST_PLAIN - len(text) + 1))
+        check_structure(text + b"1" * (image_structure.MOST_PLAIN - len(text) + 1))
     gif = encode(Image.new("P", (16, 16)), "GIF")
     first = gif.index(b"\x2c", 13 + 3 * 2)
     # A long comment of large blocks: each is passed over as a whole.
     check_structure(gif[:first] + b"!\xfe" + (b"\xff" + b"\x01" * 255) * 11_000 + b"\x00" + gif[first:])
     with pytest.raises(ImageError, match="blocks"):
-        check_structure(gif[:first] + b"!\xfe" + (b"\x01\x01") * headers.MOST_PARTS + b"\x00" + gif[first:])
+        check_structure(gif[:first] + b"!\xfe" + (b"\x01\x01") * image_structure.MOST_PARTS + b"\x00" + gif[first:])

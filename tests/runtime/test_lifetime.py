@@ -53,7 +53,7 @@ def test_a_pickled_folder_is_found_from_another_folder(tmp_path, monkeypatch):
 
 def test_a_segmenter_of_a_network_cannot_be_pickled(fake_bundle):
     segmenter = Segmenter(fake_bundle, LendingNetwork())
-    with pytest.raises(TypeError, match=r"made of a network cannot be pickled; make it with Segmenter\.load"):
+    with pytest.raises(TypeError, match=r"made from a network cannot be pickled; make it with Segmenter\.load"):
         pickle.dumps(segmenter)
 
 

@@ -125,7 +125,7 @@ SHAPES = r"\(H, W\), \(H, W, 1\), \(H, W, 3\) or \(H, W, 4\) of uint8, uint16 or
         (np.full((4, 4, 3), 200.0), "floats must be from 0 to 1, found 200 to 200; divide by 255$"),
         (np.full((4, 4, 3), -1.0), "floats must be from 0 to 1, found -1 to -1$"),
         (np.full((4, 4, 3), np.nan), "floats must be from 0 to 1, found nan to nan$"),
-        (torch.zeros((4, 4, 3), dtype=torch.bfloat16), r"a torch.Tensor could not be made an array of NumPy \(Got"),
+        (torch.zeros((4, 4, 3), dtype=torch.bfloat16), r"a torch.Tensor could not be converted to a NumPy array \(Got"),
         (7, "an image must be a path, bytes, an open file, a PIL image or an array, found int$"),
         ({"image": 1}, "found dict$"),
         (io.StringIO("text"), "image: the file must be open in binary mode"),

@@ -3,7 +3,7 @@
 import threading
 
 import pytest
-from diffseg.measure.profile.recorder import Recorder
+from diffseg.measure.profile.recorder import StageRecorder
 from diffseg.stages import observing, stage
 
 
@@ -19,7 +19,7 @@ def test_seconds_of_a_stage_add_up_also_after_an_error():
 
 
 def test_an_observer_sees_the_stages_of_every_thread_and_only_while_it_watches():
-    recorder = Recorder()
+    recorder = StageRecorder()
 
     def work():
         with stage(None, "decode"):
@@ -43,7 +43,7 @@ def test_an_observer_sees_the_stages_of_every_thread_and_only_while_it_watches()
 
 
 def test_two_observers_and_a_stage_that_outlives_one():
-    outer, inner = Recorder(), Recorder()
+    outer, inner = StageRecorder(), StageRecorder()
     attend = stage(None, "attend")
     with observing(outer):
         with observing(inner):
@@ -54,7 +54,7 @@ def test_two_observers_and_a_stage_that_outlives_one():
 
 
 def test_the_seconds_are_those_of_the_span():
-    recorder, timings = Recorder(), {}
+    recorder, timings = StageRecorder(), {}
     with observing(recorder), stage(timings, "encode"):
         pass
     (span,) = recorder.take()
@@ -66,6 +66,6 @@ def test_ranges_of_nvtx(monkeypatch):
     calls = []
     monkeypatch.setattr(nvtx, "push_range", lambda name, domain: calls.append(("push", name, domain)))
     monkeypatch.setattr(nvtx, "pop_range", lambda domain: calls.append(("pop", domain)))
-    with observing(Recorder()), stage(None, "encode"):
+    with observing(StageRecorder()), stage(None, "encode"):
         calls.append("inside")
     assert calls == [("push", "encode", "diffseg"), "inside", ("pop", "diffseg")]

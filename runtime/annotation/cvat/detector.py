@@ -28,9 +28,9 @@ class Detector:
     Attributes:
         segmenter: segments the images.
         settings: thresholds, anchors and refinement.
-        spec: the one label.
-        shape: its type.
-        tolerance: of polygons, in pixels.
+        spec: the only label.
+        shape: `mask` or `polygon`.
+        tolerance: tolerance of polygons, in pixels.
     """
 
     segmenter: Segmenter
@@ -43,9 +43,9 @@ class Detector:
         """Segment an image.
 
         Args:
-            context: where CVAT asks for polygons in place of masks, and for a least confidence. The confidence of a
+            context: CVAT's request, which may ask for polygons and for a minimum confidence. The confidence of a
                 mask is its score; see `diffseg.annotation.scores`.
-            image: of the frame.
+            image: the frame to annotate.
 
         Returns:
             One `LabeledShapeRequest` per mask, or per part of it as a polygon. Polygons of the same mask are in one
@@ -102,7 +102,7 @@ def create(
         threshold: merge maps closer than this KL divergence, in nats; None uses the bundle's.
         label: name of the label. CVAT maps it to a label of the task.
         shape: `mask`, or `polygon` for tasks whose labels are polygons.
-        tolerance: of polygons, in pixels.
+        tolerance: tolerance of polygons, in pixels.
 
     Raises:
         BundleError: the bundle cannot be used.

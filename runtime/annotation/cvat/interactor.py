@@ -1,4 +1,4 @@
-"""A CVAT interaction function: the mask of an object, by clicks on it and beside it."""
+"""A CVAT interaction function: the mask of an object, from clicks on it and outside it."""
 
 from __future__ import annotations
 
@@ -63,8 +63,8 @@ def create(
         model: embedded model, bundle folder or hub id.
         provider: see `diffseg.Segmenter.load`.
         threads: CPU threads; None uses all cores.
-        threshold: merge maps closer than this KL divergence, in nats; None uses the bundle's. Smaller ones make
-            smaller masks.
+        threshold: merge maps closer than this KL divergence, in nats; None uses the bundle's. A smaller
+            threshold gives smaller masks.
 
     Raises:
         BundleError: the bundle cannot be used.

@@ -207,4 +207,4 @@ OPENERS: dict[Layout, Callable[[Path], Dataset]] = {
     Layout.ADE20K: _open_ade20k,
     Layout.FOLDER: _open_folder,
 }
-"""What opens the folder of a layout. COCO's also take a list of images."""
+"""The function that opens a folder, by layout. Those of COCO also take a list of images."""

@@ -155,7 +155,7 @@ def one_thread() -> AbstractContextManager[Any]:
 
 
 def kmeans_attention(attention: NDArray[np.float32], clusters: int) -> NDArray[np.int32]:
-    """Cluster the h·w attention maps of (h, w, h, w) with k-means → labels (h, w).
+    """Cluster the h·w attention maps of (h, w, h, w) with k-means, and return labels (h, w).
 
     This is scikit-learn's `KMeans` on the float32 maps, with one start by k-means++ and a fixed seed.
     """
@@ -171,7 +171,7 @@ def kmeans_attention(attention: NDArray[np.float32], clusters: int) -> NDArray[n
 
 
 def kmeans_colour(image: Image.Image, clusters: int = CONSTANT_CLUSTERS) -> NDArray[np.int32]:
-    """Cluster pixels by Lab colour and position → labels (H, W)."""
+    """Cluster pixels by Lab colour and position, and return labels (H, W)."""
     from skimage.color import rgb2lab
     from sklearn.cluster import KMeans
 
@@ -186,7 +186,7 @@ def kmeans_colour(image: Image.Image, clusters: int = CONSTANT_CLUSTERS) -> NDAr
 
 
 def merge_superpixels(image: Image.Image, regions: int = REGIONS) -> NDArray[np.int32]:
-    """Divide an image into SLIC superpixels and merge neighbours by Ward's cost on colour and texture → labels (H, W).
+    """Divide an image into SLIC superpixels, merge neighbours by Ward's cost on colour and texture; labels (H, W).
 
     `_ward` is used because superpixels differ in area, and scikit-learn's clustering does not support weights.
     """
@@ -215,7 +215,7 @@ def merge_superpixels(image: Image.Image, regions: int = REGIONS) -> NDArray[np.
 def _ward(
     features: NDArray[np.float64], area: NDArray[np.float64], touch: NDArray[np.bool_], regions: int
 ) -> NDArray[np.int64]:
-    """Merge the cheapest neighbours until `regions` are left or none touch → region of each part, from 0."""
+    """Merge the cheapest neighbours until `regions` are left or none touch. Return the region of each part, from 0."""
     region = np.arange(len(area))
 
     def price(i: int) -> NDArray[np.float64]:

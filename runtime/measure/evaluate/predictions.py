@@ -1,4 +1,4 @@
-"""The masks of every column for one image, by one pass of the network."""
+"""The masks of every column for one image, from one pass of the network."""
 
 from __future__ import annotations
 

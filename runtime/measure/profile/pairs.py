@@ -30,7 +30,7 @@ MATTERS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class ProfileComparison:
     """Record b compared with record a."""
 
     stages: dict[str, tuple[float, float, Ratio]]  # median seconds of a and b, and the paired ratio b/a
@@ -51,7 +51,7 @@ class Comparison:
         return (ratio.median if ratio.low is None else ratio.low) > limit
 
 
-def compare_profiles(a: ProfileRecord, b: ProfileRecord) -> Comparison:
+def compare_profiles(a: ProfileRecord, b: ProfileRecord) -> ProfileComparison:
     """Compare two profiles run by run; the i-th runs of both had the same images.
 
     Raises:
@@ -73,7 +73,7 @@ def compare_profiles(a: ProfileRecord, b: ProfileRecord) -> Comparison:
         raise ProfileError("a record is damaged: its stages and runs do not match; take the profile again") from None
     if TOTAL not in stages:
         raise ProfileError("a record has no whole runs; take the profile again")
-    return Comparison(stages, pairs, list(_warnings(a, b)))
+    return ProfileComparison(stages, pairs, list(_warnings(a, b)))
 
 
 def _warnings(a: ProfileRecord, b: ProfileRecord) -> Iterator[str]:

@@ -25,7 +25,7 @@ class Span:
         return (self.end - self.start) / 1e9
 
 
-class Recorder:
+class StageRecorder:
     """Observer of `diffseg.stages` that keeps spans. Any number of threads may run stages at once."""
 
     def __init__(self) -> None:
@@ -69,5 +69,5 @@ def watching_seconds(repeats: int = 1000) -> float:
         return (time.perf_counter_ns() - start) / 1e9 / repeats
 
     plain = loop()
-    with observing(Recorder()):
+    with observing(StageRecorder()):
         return max(loop() - plain, 0.0)

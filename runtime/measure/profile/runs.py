@@ -10,7 +10,7 @@ from pathlib import Path
 
 from diffseg.engines.providers.operators import Operator
 from diffseg.measure.profile.record import OTHER, TOTAL
-from diffseg.measure.profile.recorder import Recorder, Span
+from diffseg.measure.profile.recorder import Span, StageRecorder
 from diffseg.segmenter import Segmenter
 
 
@@ -50,7 +50,7 @@ class Runner:
     """Runs numbered batches of images. Threads may share it, except for `run`."""
 
     def __init__(
-        self, segmenter: Segmenter, images: Sequence[Path], batch: int, folder: Path, recorder: Recorder
+        self, segmenter: Segmenter, images: Sequence[Path], batch: int, folder: Path, recorder: StageRecorder
     ) -> None:
         self.segmenter = segmenter
         self.images = images

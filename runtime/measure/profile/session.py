@@ -17,7 +17,7 @@ from diffseg.measure.profile.environment import describe_environment
 from diffseg.measure.profile.memory import peak_resident
 from diffseg.measure.profile.operators import record_operators, summarise_operators
 from diffseg.measure.profile.record import OTHER, TOTAL, ProfiledImage, ProfileRecord, ProfileSettings
-from diffseg.measure.profile.recorder import Recorder, watching_seconds
+from diffseg.measure.profile.recorder import StageRecorder, watching_seconds
 from diffseg.measure.profile.runs import Runner, Spans
 from diffseg.measure.profile.startup import measure_starts
 from diffseg.measure.profile.statistics import Summary, drift
@@ -68,7 +68,7 @@ def take_profile(
     segmenter = Segmenter.load(model, batch=settings.batch, provider=settings.provider, threads=settings.threads)
     load_seconds = (time.perf_counter_ns() - start) / 1e9
     peaks = {"after_load": peak_resident()}
-    recorder = Recorder()
+    recorder = StageRecorder()
     with tempfile.TemporaryDirectory(prefix="diffseg-") as folder, observing(recorder):
         runner = Runner(segmenter, images, settings.batch, Path(folder), recorder)
         progress("first image")

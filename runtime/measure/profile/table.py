@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from diffseg.measure.profile.environment import busy_line
-from diffseg.measure.profile.pairs import Comparison
+from diffseg.measure.profile.pairs import ProfileComparison
 from diffseg.measure.profile.record import OperatorTimes, ProfileRecord
 from diffseg.measure.profile.statistics import LEAST_PAIRS, SIGNIFICANCE, Drift
 from rich.table import Table
@@ -41,7 +41,7 @@ def profile_tables(record: ProfileRecord) -> Iterator[Table | str]:
         yield f"operators: {record.operators_note}"
 
 
-def comparison_tables(comparison: Comparison) -> Iterator[Table | str]:
+def comparison_tables(comparison: ProfileComparison) -> Iterator[Table | str]:
     """Yield the ratios by stage, in order, and the number of pairs behind them."""
     table = _table("stage", "a ms", "b ms", "b/a", "95 % interval")
     for stage, (before, after, ratio) in comparison.stages.items():

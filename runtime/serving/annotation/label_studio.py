@@ -1,4 +1,4 @@
-"""Images of a Label Studio server: from this server only, with a token, within bounds of bytes and time."""
+"""Download images from one Label Studio server, with a token and with limits on size and time."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from diffseg.serving.protocol.echo import cut, shorten
 
 SCHEMES = ("http", "https")
 PATHS = re.compile(r"/(data/.+|storage-data/.+|tasks/\d+/(resolve|presign)/?)")
-"""Where Label Studio keeps the files of tasks. The token would open more of its interface to whoever writes tasks."""
+"""Paths of task files in Label Studio. With any path, whoever writes tasks could use the token for other requests."""
 SILENCE = 10.0
-"""Seconds that Label Studio may send nothing."""
+"""Seconds for which Label Studio may send nothing."""
 SECONDS = 20.0
-"""Seconds in which an image must have arrived."""
+"""Seconds within which an image must arrive."""
 ACCESS_SECONDS = 60.0
 """Seconds for which an access token is used; Label Studio accepts it for five minutes."""
 CHUNK = 1 << 18
@@ -30,10 +30,10 @@ SAFE = "/%?:@!$&'()*+,;=~-._[]"  # characters of a URL that are left as they are
 
 
 class LabelStudio:
-    """A Label Studio server, and the right to read the images of its tasks.
+    """A Label Studio server, and the token with which to read the images of its tasks.
 
     Args:
-        url: of the server, such as `https://labels.example.org`.
+        url: URL of the server, such as `https://labels.example.org`.
         token: an access token of either kind; None for images that need none.
         most: largest number of bytes of an image.
 
@@ -66,7 +66,7 @@ class LabelStudio:
 
         Raises:
             ImageError: the value is not the URL of a file on this Label Studio, or the file cannot be downloaded
-                within the bounds.
+                within the limits.
         """
         url = self._checked(value)
         status, data = self._request("GET", url, self._authorisation())
@@ -77,14 +77,14 @@ class LabelStudio:
             return data
         hint = "; set its token" if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN) else ""
         if HTTPStatus.MULTIPLE_CHOICES <= status < HTTPStatus.BAD_REQUEST:
-            hint = ", a redirection, which is not followed; let Label Studio proxy its storage"
+            hint = ", a redirect, which is not followed; let Label Studio proxy its storage"
         raise ImageError(f"Label Studio answered {status} for {cut(urlsplit(url).path)}{hint}")
 
     def _checked(self, value: object) -> str:
         if not isinstance(value, str) or not value:
             raise ImageError(f"the image of a task must be a URL, found {shorten(value)}")
         try:
-            # A path is relative to the server, not to the folder that it may be in.
+            # A path is relative to the root of the server, even if the server's URL has a path.
             url = self._base + value.lstrip("/") if value.startswith("/") and not value.startswith("//") else value
             if self._prefix and value.startswith(self._prefix + "/"):
                 url = urljoin(self._base, value)
@@ -121,7 +121,7 @@ class LabelStudio:
     def _request(
         self, method: str, url: str, authorisation: str | None, body: bytes | None = None
     ) -> tuple[int, bytes]:
-        """Send one request, and return the status and the body. Redirections are not followed."""
+        """Send one request, and return the status and the body. Redirects are not followed."""
         parts = urlsplit(url)
         kind = HTTPSConnection if parts.scheme == "https" else HTTPConnection
         connection = kind(parts.hostname or "", parts.port, timeout=SILENCE)
@@ -131,7 +131,7 @@ class LabelStudio:
         late, timer = threading.Event(), None
         try:
             connection.connect()
-            # The time limit of a socket is per read, so a server that sends a byte at a time would take for ever.
+            # The time limit of a socket is per read, so a server that sends one byte at a time could take forever.
             timer = threading.Timer(SECONDS, _end, (connection.sock, late))
             timer.daemon = True
             timer.start()
@@ -159,7 +159,7 @@ class LabelStudio:
             if len(data) > self._most:
                 raise ImageError(f"an image may have at most {self._most:,} bytes; scale it down")
         if response.length:
-            raise HTTPException("the image did not arrive whole")
+            raise HTTPException("the image did not arrive completely")
         return bytes(data)
 
 

@@ -13,11 +13,11 @@ from importlib.metadata import version
 
 from diffseg.serving.http import images, inference, label_studio, samples
 from diffseg.serving.http.access import authorised
-from diffseg.serving.http.description import describe
 from diffseg.serving.http.document import page_document
 from diffseg.serving.http.errors import status_and_headers
 from diffseg.serving.http.memory import trim
 from diffseg.serving.http.middleware import RequestContext
+from diffseg.serving.http.openapi import describe
 from diffseg.serving.http.service import Service
 from diffseg.serving.http.validation import explain
 from diffseg.serving.protocol.echo import cut

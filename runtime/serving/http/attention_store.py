@@ -21,7 +21,7 @@ class AttentionStore:
             recently used ones.
         seconds: a segmentation is dropped when it has not been used for this long.
         clock: returns monotonic time in seconds.
-        prefix: of the ids, by which a server of several can be found again.
+        prefix: prefix of the ids, by which clients reach the same one of several servers again.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class AttentionStore:
             return sum(_held(Cache.__getitem__(self._kept, key)) for key in self._kept)
 
     def _size(self, result: Segmentation) -> int:
-        """Bytes that an entry counts for. One that outgrows the whole store stays in it alone."""
+        """Return the bytes that an entry counts for. One that outgrows the whole store stays as its only entry."""
         return min(_held(result), self.capacity)
 
 

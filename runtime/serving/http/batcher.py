@@ -40,7 +40,7 @@ class Health(StrEnum):
     CLOSED = "closed"
 
 
-# Our own instead of a library's, because it decodes ahead, drops the images of clients that left, refuses images that
+# No library is used, because this batcher decodes ahead, drops the images of disconnected clients, rejects images that
 # would be late, and runs the network on one thread.
 class Batcher:
     """A bounded queue that feeds one worker thread. A pool of other threads decodes images ahead of the worker.
@@ -103,7 +103,7 @@ class Batcher:
 
     @property
     def masking_seconds(self) -> float:
-        """Seconds that the masks of one image may take: as many as the network, so that no settings block others."""
+        """Seconds that the masks of one image may take: as long as the network, so that no settings block others."""
         return max(LEAST_MASKING, self._pace)
 
     async def segment(self, prepares: Sequence[Callable[[], Prepared]], seconds: float) -> list[Segmentation]:
@@ -133,7 +133,7 @@ class Batcher:
             message = "no turn before the deadline: other images were ahead; try again later"
             raise busy(message, self.expected_wait) from None
         finally:
-            for job in jobs:  # if the client leaves or one image fails, free the places of all its images
+            for job in jobs:  # if the client disconnects or one image fails, free the places of all its images
                 job.abandon()
 
     def _submit(self, jobs: list[Job]) -> bool:
@@ -208,7 +208,7 @@ class Batcher:
                 job.fail(unavailable("the worker ended before this image's turn"))
 
     def _warm_up(self) -> None:
-        """Segment grey images in batches of every size whose first pass takes longer; without such, a single image."""
+        """Segment grey images in batches of each size whose first pass takes longer; if none does, a single image."""
         for size in self.segmenter.network.sizes_to_warm(self.segmenter.batch):
             self._probe(size)
 
@@ -273,7 +273,7 @@ class Batcher:
             logger.exception("a batch of size %d failed", len(good))
             self._probe()  # raises if the device is lost; the worker then ends, and the server is no longer ready
             return
-        # Of the network alone: settings that make merging slow must not make the server refuse other requests.
+        # Count the network's time only: settings that make merging slow must not make the server reject other requests.
         done = [outcome for outcome in outcomes if not isinstance(outcome, StoppedError)]
         if done:
             self._pace = PACE_MEMORY * self._pace + (1 - PACE_MEMORY) * _pace(done)

@@ -8,7 +8,7 @@ SCRIPTS = (
     *("colours", "sheets", "server", "waiting", "zip", "downloads"),
     *("view", "edits", "panel", "images", "main"),
 )
-"""Parts of the script, in their order. They share one scope."""
+"""Parts of the script, in the order in which they are joined. They share one scope."""
 
 
 def page_document() -> str:

@@ -136,7 +136,7 @@ async def segment(
     async with service.bodies.read(request) as body:
         data = await _image(service, request, body)
         result = (await service.segment(request, [data], settings, fit, timeout=timeout))[0]
-    return _answer(kind, await service.beside(encode, result, kind, service.facts, counts))
+    return _answer(kind, await service.in_thread(encode, result, kind, service.facts, counts))
 
 
 @router.post("/images", responses=MASKS, openapi_extra=BODY, response_class=Response, status_code=HTTPStatus.CREATED)
@@ -157,9 +157,9 @@ async def keep(
     async with service.bodies.read(request) as body:
         data = await _image(service, request, body)
         result = (await service.segment(request, [data], settings, fit, keep=True))[0]
-    facts = service.facts | {"id": await service.beside(service.store.add, result)}
-    small = await service.beside(shrink, result, side)
-    answer = _answer(Kind.JSON, await service.beside(encode, small, Kind.JSON, facts, counts))
+    facts = service.facts | {"id": await service.in_thread(service.store.add, result)}
+    small = await service.in_thread(shrink, result, side)
+    answer = _answer(Kind.JSON, await service.in_thread(encode, small, Kind.JSON, facts, counts))
     answer.status_code = HTTPStatus.CREATED
     return answer
 
@@ -189,7 +189,7 @@ async def masks(
     result = await service.resegment(request, small, settings)
     service.store.get(key)  # measures it again: more anchors take more memory
     service.metrics.image(result.timings)
-    return _answer(kind, await service.beside(encode, result, kind, service.facts, counts))
+    return _answer(kind, await service.in_thread(encode, result, kind, service.facts, counts))
 
 
 @router.get("/images/{key}/attention", response_class=Response, responses=MAP)  # noqa: FAST003
@@ -210,7 +210,7 @@ async def attention(
     def draw() -> bytes:
         return png_bytes(Image.fromarray(attention_map(kept, x, y, side)))
 
-    return _answer(Kind.LABELS, await service.beside(draw))
+    return _answer(Kind.LABELS, await service.in_thread(draw))
 
 
 @router.delete("/images/{key}", status_code=HTTPStatus.NO_CONTENT)
@@ -221,7 +221,7 @@ async def forget(service: Served, key: str) -> None:
 
 async def _image(service: Service, request: Request, body: bytes) -> bytes:
     if request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
-        return await service.beside(image_part, request.headers, body)
+        return await service.in_thread(image_part, request.headers, body)
     return body
 
 

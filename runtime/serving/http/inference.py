@@ -104,7 +104,7 @@ async def infer(
     per element. In JSON, the elements of `encoded` are base64 strings.
     """
     async with service.bodies.read(request) as body:
-        inference = await service.beside(read_inference, body, inference_header_content_length, service.limits.queue)
+        inference = await service.in_thread(read_inference, body, inference_header_content_length, service.limits.queue)
         wanted = inference.parameters
         fit = wanted.get("fit", "stretch")
         if fit not in get_args(Fit):
@@ -121,7 +121,7 @@ async def infer(
             if not isinstance(image, bytes):
                 check_pixels(image.shape[0], image.shape[1], service.limits.pixels)
         results = await service.segment(request, inference.images, settings, fit, timeout=seconds)
-        content, head = await service.beside(write_inference, inference, results)
+        content, head = await service.in_thread(write_inference, inference, results)
     if head is None:
         return Response(content, media_type="application/json")
     headers = {"Inference-Header-Content-Length": str(head)}

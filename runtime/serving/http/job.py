@@ -15,14 +15,14 @@ from diffseg.segmentation import Segmentation
 from diffseg.serving.http.errors import HTTPRequestError
 
 LEAST_MASKING = 2.0
-"""Processor seconds that the masks of an image may always take. Usual settings take a tenth of that."""
+"""Processor seconds that the masks of any image may take. Usual settings take a tenth of that."""
 
 
 class Budget:
-    """The time for the masks of one image. It is called between the steps of making them, and begins with the first.
+    """The time limit for the masks of one image. It is called between steps of the work; the first call starts it.
 
     Args:
-        seconds: processor time that the masks may take of the calling thread. Other programs that keep the machine busy
+        seconds: processor time of the calling thread that the masks may take. Other programs that keep the machine busy
             do not use it up.
         expires: when the request expires, in seconds of `time.monotonic`.
     """
@@ -30,14 +30,14 @@ class Budget:
     def __init__(self, seconds: float, expires: float) -> None:
         self.seconds = seconds
         self.expires = expires
-        self.abandoned = False  # nobody waits for the masks any longer
+        self.abandoned = False  # nobody waits for the masks any more
         self._end: float | None = None
 
     def __call__(self) -> None:
-        """Check whether to go on.
+        """Check whether the work may continue.
 
         Raises:
-            StoppedError: the time is over.
+            StoppedError: the time is used up.
         """
         spent = time.thread_time()
         if self._end is None:
@@ -47,7 +47,7 @@ class Budget:
 
     @property
     def error(self) -> Exception:
-        """What the client is told after the budget has stopped the work."""
+        """Return the error for the client after the budget has stopped the work."""
         return TimeoutError() if self.abandoned or time.monotonic() >= self.expires else too_slow(self.seconds)
 
 
@@ -60,9 +60,9 @@ class Job:
         seconds: time limit from `queued` on.
         queued: when the image was queued, in seconds of `time.monotonic`.
         result: the masks.
-        prepared: the decoded image, once its decoding was begun.
+        prepared: the decoded image; None until its decoding has begun.
         begun: whether the worker has taken it.
-        budget: the time for its masks.
+        budget: the time limit for its masks.
     """
 
     prepare: Callable[[], Prepared]
@@ -78,21 +78,21 @@ class Job:
 
     @property
     def expires(self) -> float:
-        """When its request expires."""
+        """When the request expires, in seconds of `time.monotonic`."""
         return self.queued + self.seconds
 
     def begin(self, masking: float) -> None:
-        """Note that the worker takes it. Its masks may then take `masking` seconds."""
+        """Note that the worker has taken the image. Its masks may then take `masking` seconds."""
         self.begun = True
         self.budget.seconds = masking
 
     def abandon(self) -> None:
-        """Free its place, or stop the making of its masks."""
+        """Free the place of the image in the queue, or stop the work on its masks."""
         self.result.cancel()
         self.budget.abandoned = True
 
     def fail(self, error: BaseException) -> None:
-        """End it with an error, unless its request has ended."""
+        """End the job with an error, unless its request has ended."""
         if self.result.running() or self.result.set_running_or_notify_cancel():
             self.result.set_exception(error)
 

@@ -35,7 +35,7 @@ PARAMETERS = (*SHARED_PARAMETERS, "timeout", "binary_data_output")
 LENGTH = struct.Struct("<I")
 LONGEST_ID = 200  # characters
 MOST_JSON = 4_000_000
-"""Bytes. Objects that JSON describes take many times as much memory, and reading them blocks other threads."""
+"""Largest JSON, in bytes. Parsed objects take many times as much memory, and parsing blocks other threads."""
 
 MOST_DIMENSIONS = 4
 

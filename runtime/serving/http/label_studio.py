@@ -33,7 +33,7 @@ from fastapi.security import HTTPAuthorizationCredentials
 logger = logging.getLogger(__name__)
 
 SECONDS = 60.0
-"""Seconds after which no further task of a request is begun. Label Studio waits for 100."""
+"""Seconds after which no further task of a request is started. Label Studio waits for 100 s."""
 JSON: dict[str, Any] = {
     "requestBody": {"required": True, "content": {"application/json": {"schema": {"type": "object"}}}}
 }
@@ -77,7 +77,7 @@ async def health(service: Served) -> JSONResponse:
 
 @router.post("/setup", openapi_extra=JSON)
 async def setup(request: Request, service: Served) -> dict[str, str]:
-    """Check that masks can be given in the form that a project's labelling configuration asks for.
+    """Check that masks can be sent in the form that a project's labelling configuration asks for.
 
     The host name and the token that Label Studio sends here are ignored: images are read from the server's own
     `--label-studio` only.
@@ -130,7 +130,7 @@ async def predict(request: Request, service: Served) -> dict[str, Any]:
 
 
 async def _predicted(request: Request, service: Service, labelling: Labelling, task: object) -> dict[str, Any]:
-    """Segment the image of one task, with the deadline of a request of its own.
+    """Segment the image of one task, with its own deadline.
 
     Raises:
         ImageError: the image cannot be downloaded.
@@ -140,12 +140,12 @@ async def _predicted(request: Request, service: Service, labelling: Labelling, t
     if not isinstance(data, dict) or labelling.field not in data:
         raise bad_request(f"the task has no {shorten(labelling.field)} in its data")
     source = service.label_studio
-    assert isinstance(source, LabelStudio)  # noqa: S101 - these routes exist with one only
+    assert isinstance(source, LabelStudio)  # noqa: S101 - without one, there are no such routes
     image = await unless_disconnected(request, asyncio.to_thread(source.fetch, data[labelling.field]))
     request.state.start = time.monotonic()
     try:
         (result,) = await service.segment(request, [image], service.segmenter.settings, "stretch", keep=True)
-        return await service.beside(partial(_written, labelling, result, _version(service)))
+        return await service.in_thread(partial(_written, labelling, result, _version(service)))
     finally:
         if (charge := getattr(request.state, "charge", None)) is not None:
             request.state.charge = None
@@ -159,7 +159,7 @@ def _written(labelling: Labelling, result: Segmentation, version: str) -> dict[s
 async def _message(request: Request, service: Service) -> dict[str, Any]:
     async with service.bodies.read(request) as body:
         try:
-            message = await service.beside(json.loads, body)
+            message = await service.in_thread(json.loads, body)
         except (ValueError, RecursionError):
             raise bad_request("the body is not JSON that can be read") from None
     if not isinstance(message, dict):
@@ -184,5 +184,5 @@ def _version(service: Service) -> str:
 
 @cache
 def _digest(folder: Path) -> str:
-    """Return the hash of a bundle's manifest, which holds those of all its files."""
+    """Return the hash of a bundle's manifest, which contains the hashes of all its files."""
     return sha256(folder / MANIFEST)

@@ -17,12 +17,11 @@ from structlog.typing import EventDict, Processor
 LogFormat = Literal["auto", "json", "console"]
 
 
-def configure_logging(style: LogFormat = "auto", level: int = logging.INFO) -> None:
-    """Write every log record of this process to standard error.
+def configure_logging(style: LogFormat = "auto") -> None:
+    """Write the log records of this process, from level INFO, to standard error.
 
     Args:
         style: `json` for one object per line, `console` for readable text, `auto` for text on a terminal only.
-        level: least severe level that is written.
     """
     terminal = sys.stderr.isatty()
     readable = style == "console" or (style == "auto" and terminal)
@@ -30,7 +29,7 @@ def configure_logging(style: LogFormat = "auto", level: int = logging.INFO) -> N
     handler.setFormatter(console_formatter(colours=terminal) if readable else json_formatter())
     root = logging.getLogger()
     root.handlers[:] = [handler]
-    root.setLevel(level)
+    root.setLevel(logging.INFO)
     if readable:  # the server reports its start and stop itself
         logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
 

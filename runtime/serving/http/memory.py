@@ -12,10 +12,10 @@ from diffseg.serving.http.errors import busy
 from diffseg.serving.protocol.errors import too_large
 
 LARGE = 64_000_000
-"""Bytes. Memory that was charged for more than this is returned to the system when it is released."""
+"""Bytes. When a charge of more than this is released, its memory is returned to the system."""
 
 MAPPED = 16 << 20
-"""Bytes. Larger arrays are returned when they are freed. By default, freeing a larger one raises the limit for ever."""
+"""Bytes. Larger arrays are returned to the system when freed. By default, freeing one raises the limit permanently."""
 M_MMAP_THRESHOLD, M_ARENA_MAX = -3, -8  # of malloc.h
 
 
@@ -29,14 +29,14 @@ def set_allocator() -> None:
 
 
 def trim() -> None:
-    """Return what the C library keeps for later to the system."""
+    """Return freed memory that the C library keeps for reuse to the system."""
     if sys.platform == "linux":
         malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
         if malloc_trim is not None:
             malloc_trim(0)
 
 
-class Memory:
+class MemoryBudget:
     """Counts the bytes that decoded images take, from their decoding to their response.
 
     Args:
@@ -52,7 +52,7 @@ class Memory:
         """Take `size` bytes out of the budget. The caller releases the charge.
 
         Raises:
-            RequestError: the images would never fit (413), or don't fit beside those of other requests (503).
+            RequestError: the images can never fit (413), or do not fit beside those of other requests (503).
         """
         if size > self.capacity:
             raise too_large(
@@ -66,7 +66,7 @@ class Memory:
         return Charge(self, size)
 
     def give_back(self, size: int) -> None:
-        """Return `size` bytes to the budget, and large amounts first to the system."""
+        """Return `size` bytes to the budget. Large amounts are returned to the system first."""
         if size > LARGE:
             gc.collect()  # the finished tasks of a request refer to each other, and to its masks
             trim()
@@ -75,7 +75,7 @@ class Memory:
 
 
 async def release(charge: Charge) -> None:
-    """Release a charge at the end of a request, without blocking others."""
+    """Release a charge at the end of a request, without blocking other requests."""
     if charge.size > LARGE:
         await asyncio.to_thread(charge.release)
     else:
@@ -83,9 +83,9 @@ async def release(charge: Charge) -> None:
 
 
 class Charge:
-    """Bytes that are taken out of a budget until all their users have released them."""
+    """Bytes that are reserved in a budget until all their users have released them."""
 
-    def __init__(self, memory: Memory, size: int) -> None:
+    def __init__(self, memory: MemoryBudget, size: int) -> None:
         self.memory = memory
         self.size = size
         self._users = 1

@@ -47,7 +47,7 @@ class Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Handle a signal to stop: mark the service as draining."""
         if not self.service.draining:
-            # A signal arrives while some request runs, whose id is not that of this line.
+            # A signal may arrive while a request runs. Its id must not appear in this line.
             Context().run(logger.info, "stopping once the requests in progress are finished")
         self.service.draining = True
         super().handle_exit(sig, frame)
@@ -115,7 +115,7 @@ def run_server(service: Service, host: str, port: int, sockets: Sequence[socket.
     After SIGTERM or Ctrl-C, the server finishes the requests in progress. A second Ctrl-C stops it at once.
 
     Args:
-        service: what is served.
+        service: the service to run.
         host: name or address that `sockets` are bound to.
         port: their port, or 0.
         sockets: see `open_sockets`.

@@ -1,4 +1,4 @@
-"""What the routes share: the segmenter and its queue, the stored attention, and threads for other work."""
+"""The state that the routes share: the segmenter and its queue, the stored attention, and threads for other work."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from diffseg.serving.http.batcher import Batcher, Health
 from diffseg.serving.http.errors import busy, client_disconnected, late
 from diffseg.serving.http.job import Budget
 from diffseg.serving.http.limits import Bodies, Limits, open_image
-from diffseg.serving.http.memory import Charge, Memory
+from diffseg.serving.http.memory import Charge, MemoryBudget
 from diffseg.serving.http.metrics import Metrics
 from diffseg.serving.protocol.errors import bad_request
 from diffseg.serving.protocol.untrusted import RESULT_BYTES, decode_in_strips, memory_of
@@ -48,7 +48,7 @@ class Service:
         token: bearer token that requests must send. None: no token is needed.
         keep: largest amount of attention to store for new masks, in bytes.
         keep_seconds: seconds after which unused attention is dropped.
-        label_studio: where the images of annotation tasks are. None: the server has no routes for Label Studio.
+        label_studio: source of the images of annotation tasks. None: the server has no routes for Label Studio.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Service:
         self.draining = False
         self.metrics = Metrics()
         self.bodies = Bodies(self.limits)
-        self.memory = Memory(self.limits.decoded)
+        self.memory = MemoryBudget(self.limits.decoded)
         self.store = AttentionStore(keep, keep_seconds)
         stall = max(120.0, 2 * self.limits.deadline)
         self.batcher = Batcher(segmenter, self.metrics, capacity=self.limits.queue, stall=stall)
@@ -189,7 +189,7 @@ class Service:
             budget.abandoned = True
             self._merging -= 1
 
-    async def beside(self, function: Callable[..., T], *arguments: Any) -> T:  # noqa: ANN401
+    async def in_thread(self, function: Callable[..., T], *arguments: Any) -> T:  # noqa: ANN401
         """Run a function that takes milliseconds on another thread, so that it does not block other requests."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, partial(function, *arguments))
 

@@ -25,7 +25,7 @@ EXPECTED: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "literal_error": lambda context: "one of " + str(context["expected"]).replace("'", "").replace(" or ", ", "),
     "enum": lambda context: "one of " + str(context["expected"]).replace("'", "").replace(" or ", ", "),
 }
-"""What a parameter must be, by the framework's kind of error."""
+"""The text of what a parameter must be, by the framework's kind of error."""
 
 
 def explain(problem: Mapping[str, Any]) -> str:

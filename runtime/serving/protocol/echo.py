@@ -1,11 +1,11 @@
-"""Repeat a client's value in an error or in the log: on one line, and never more than a few words of it."""
+"""Quote a client's value in an error or in the log: on one line, and cut off after a few words."""
 
 from __future__ import annotations
 
 import reprlib
 
-LONGEST = 60  # characters of a value that are repeated
-MOST_BITS = 256  # of a whole number whose digits are written
+LONGEST = 60  # characters of a value that are quoted
+MOST_BITS = 256  # of the largest integer whose digits are written
 
 _repr = reprlib.Repr()
 _repr.maxlevel = 3  # the standard repr() recurses as deep as the value is nested, and may exceed the stack

@@ -16,5 +16,5 @@ def to_json(result: Segmentation, counts: Counts = "string") -> dict[str, Any]:
         counts: run lengths as the string that pycocotools writes, or as a list of integers.
     """
     document = result.to_dict(counts)
-    del document["origin"]  # the server names its model and provider itself, and knows no file of the image
+    del document["origin"]  # responses name the model and provider elsewhere, and a request's image has no file
     return document

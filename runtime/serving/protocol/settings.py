@@ -12,7 +12,7 @@ from diffseg.serving.protocol.errors import bad_request
 MOST_ROUNDS, MOST_ANCHORS = 8, 64
 MOST_THRESHOLD = 1e6  # nats; far above every distance, and no overflow in float32
 MOST_REFINED = 32
-"""Anchors per side with a refinement, whose time grows with the number of masks, so with the square of this."""
+"""Most anchors per side with a refinement, whose time grows with the number of masks: the square of this number."""
 
 
 def updated_settings(

@@ -8,12 +8,12 @@ from diffseg.engines.errors import ImageError
 from diffseg.image import FORMATS, open_lazily, read_image
 from diffseg.pixels import is_transparent
 from diffseg.serving.protocol.errors import too_large
-from diffseg.serving.protocol.headers import check_structure
+from diffseg.serving.protocol.image_structure import check_structure
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 MOST_SIDE = 32_768  # pixels
 STRIP = 4_000_000  # pixels that are converted at once
-RESULT_BYTES = 12  # per pixel: the RGB image, its labels, and what the response is written from
+RESULT_BYTES = 12  # per pixel: the RGB image, its labels, and the buffers of the response
 MODE_BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16L": 2, "I;16B": 2, "I": 36, "F": 36}
 """Bytes per pixel while an image is decoded; 4 in the modes that are not listed. I and F are scaled in float64."""
 DECODER_BYTES = {"WEBP": 4, "AVIF": 8, "JPEG2000": 12}

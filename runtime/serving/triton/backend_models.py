@@ -1,6 +1,6 @@
 """The Python models of a repository: arrays in, arrays out. Only `model.py` uses Triton's own interface.
 
-Clients send and receive the tensors of our `/v2` endpoint. Between the models of an ensemble pass the tensors of the
+Clients send and receive the tensors of our `/v2` endpoint. The models of an ensemble exchange the tensors of the
 bundle's graphs, `pixels` (the image at the network's size) and `placement` (where these pixels lie in the image).
 """
 
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 BUNDLE = "bundle"
-"""Folder, in a version's folder, of the bundle that a `segment` model runs."""
+"""Name of the folder, within a version's folder, that holds the bundle of a `segment` model."""
 MOST_DIGITS = 9  # of a number that arrives as text
 MOST_PIXELS = 50_000_000
 """Maximum number of pixels per image. An image whose header states more is not decoded."""
@@ -128,7 +128,7 @@ class SegmentModel:
 
 
 class ResizeModel:
-    """The first model of an ensemble: images of any size → images of the network's size and their placements."""
+    """The first model of an ensemble: resizes images to the network's size, and returns their placements."""
 
     def __init__(self, manifest: Manifest, limit: int) -> None:
         self.manifest = manifest
@@ -151,7 +151,7 @@ class ResizeModel:
 
 
 class MergeModel:
-    """The last model of an ensemble: attention or features → labels at the image's size, on the device that holds them.
+    """The last model of an ensemble: turns attention or features into labels at the image's size, on their device.
 
     Raises:
         MissingPackageError: the model is to run on a GPU, and CuPy is not installed.
@@ -213,7 +213,7 @@ def _answer(work: Callable[P, T], *arguments: P.args, **keywords: P.kwargs) -> T
         return Refused(str(error))
     except MemoryError:
         raise
-    except Exception:  # of this request alone
+    except Exception:  # this request fails, and no other
         logger.exception("a request failed")
         return Refused("the request failed; see the log of the server")
 

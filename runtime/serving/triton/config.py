@@ -23,7 +23,7 @@ NETWORK = {graph: f"{MODEL}_{graph}" for graph in (ENCODER, UNET)}
 PIXELS, PLACEMENT = "pixels", "placement"
 PLACEMENT_VALUES = 6
 KIND = "model"
-"""Parameter of a Python model: its name in `diffseg.serving.triton.backend_models`."""
+"""Parameter of a Python model that selects its class in `diffseg.serving.triton.backend_models`."""
 PROVIDER = "provider"
 ENVIRONMENT = "EXECUTION_ENV_PATH"
 WARMUP = "warmup"
@@ -50,7 +50,7 @@ PLATFORM_NAMES = {Platform.TENSORRT: "tensorrt_plan", Platform.ONNXRUNTIME: "onn
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class RepositoryOptions:
     """Options of a model repository.
 
     Attributes:
@@ -88,7 +88,7 @@ class Options:
         return self.device is Device.GPU or self.platform is Platform.TENSORRT
 
 
-def model_configs(manifest: Manifest, options: Options) -> dict[str, Message]:
+def model_configs(manifest: Manifest, options: RepositoryOptions) -> dict[str, Message]:
     """Return the configurations of a repository's models by name. The model that clients call is the first."""
     batch = options.batch or manifest.max_batch
     if options.platform is Platform.PYTHON:
@@ -102,7 +102,7 @@ def model_configs(manifest: Manifest, options: Options) -> dict[str, Message]:
     return {MODEL: _ensemble(models, limit), **models}
 
 
-def _segment(manifest: Manifest, options: Options, batch: int) -> Message:
+def _segment(manifest: Manifest, options: RepositoryOptions, batch: int) -> Message:
     """Return the configuration of the whole bundle as one Python model."""
     return {
         "name": MODEL,
@@ -119,8 +119,8 @@ def _segment(manifest: Manifest, options: Options, batch: int) -> Message:
     }
 
 
-def _resize(manifest: Manifest, options: Options, limit: int) -> Message:
-    """Return the configuration of the head: images of any size → the network's size, and their placement in it."""
+def _resize(manifest: Manifest, options: RepositoryOptions, limit: int) -> Message:
+    """Return the configuration of the first model, which resizes images and returns their placement."""
     return {
         "name": RESIZE,
         "backend": "python",
@@ -135,7 +135,7 @@ def _resize(manifest: Manifest, options: Options, limit: int) -> Message:
     }
 
 
-def _network(manifest: Manifest, graph: str, options: Options, limit: int) -> Message:
+def _network(manifest: Manifest, graph: str, options: RepositoryOptions, limit: int) -> Message:
     """Return the configuration of one of the two graphs."""
     tensors = manifest.graphs[graph].tensors
     return {
@@ -151,8 +151,8 @@ def _network(manifest: Manifest, graph: str, options: Options, limit: int) -> Me
     }
 
 
-def _merge(manifest: Manifest, options: Options, limit: int) -> Message:
-    """Return the configuration of the tail: attention → masks of the image's size."""
+def _merge(manifest: Manifest, options: RepositoryOptions, limit: int) -> Message:
+    """Return the configuration of the last model, which turns attention into masks of the image's size."""
     attention = manifest.graphs[UNET].tensors.outputs
     between = _between(manifest, limit)
     placement = between[-1] | {"input_data_file": PLACEMENT}
@@ -215,7 +215,7 @@ def _protocol(tensor: Mapping[str, object], limit: int) -> Message:
 
 
 def _between(manifest: Manifest, limit: int) -> list[Message]:
-    """Declare the outputs of the head: pixels for the network, and the placement for the tail."""
+    """Declare the outputs of the first model: pixels for the network, and the placement for the last model."""
     image = manifest.graphs[ENCODER].tensors.inputs[0]
     pixels = _declared(image, limit) | {"name": PIXELS}
     return [pixels, _tensor(PLACEMENT, "float64", triton_shape((-1, PLACEMENT_VALUES), batched=limit > 0))]
@@ -233,7 +233,7 @@ def _instances(kind: str) -> list[Message]:
     return [{"count": 1, "kind": Word(kind)}]
 
 
-def _kind(options: Options) -> str:
+def _kind(options: RepositoryOptions) -> str:
     return "KIND_GPU" if options.on_gpu else "KIND_CPU"
 
 
@@ -274,7 +274,7 @@ def _this_version() -> Message:
     return {"specific": {"versions": [VERSION]}}
 
 
-def _parameters(kind: str, options: Options, more: dict[str, str] | None = None) -> Map:
+def _parameters(kind: str, options: RepositoryOptions, more: dict[str, str] | None = None) -> Map:
     """Return the parameters that a Python model reads from its configuration."""
     chosen = {ENVIRONMENT: options.environment} if options.environment else {}
     return Map({key: {"string_value": value} for key, value in ({KIND: kind} | (more or {}) | chosen).items()})

@@ -83,7 +83,7 @@ def check_numpy() -> None:
     """Check that this backend reads arrays correctly. Before Triton 2.53, it reads zeros from arrays of NumPy 2.
 
     Raises:
-        RuntimeError: it does not.
+        RuntimeError: it reads them wrongly.
     """
     if np.lib.NumpyVersion(np.__version__) < "2.0.0":
         return

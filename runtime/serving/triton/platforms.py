@@ -12,7 +12,7 @@ class Platform(StrEnum):
 
 
 class Device(StrEnum):
-    """Where the network and the merging of an ensemble run."""
+    """The device that runs the network and the merging of an ensemble."""
 
     CPU = "cpu"
     GPU = "gpu"

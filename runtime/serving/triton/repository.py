@@ -26,7 +26,7 @@ from diffseg.serving.triton.config import (
     RESIZE,
     VERSION,
     WARMUP,
-    Options,
+    RepositoryOptions,
     model_configs,
 )
 from diffseg.serving.triton.pbtxt import to_text
@@ -44,7 +44,12 @@ MODEL_FILES = {Platform.TENSORRT: "model.plan", Platform.ONNXRUNTIME: "model.onn
 
 
 def write_repository(
-    bundle: Bundle, target: Path, options: Options | None = None, *, plan: str | None = None, overwrite: bool = False
+    bundle: Bundle,
+    target: Path,
+    options: RepositoryOptions | None = None,
+    *,
+    plan: str | None = None,
+    overwrite: bool = False,
 ) -> dict[str, Message]:
     """Write a model repository that serves a bundle.
 
@@ -69,7 +74,7 @@ def write_repository(
         ProviderError: the platform can't execute the bundle.
         ValueError: a batch that is larger than the bundle's.
     """
-    options = options or Options()
+    options = options or RepositoryOptions()
     manifest = bundle.manifest
     if options.batch is not None and options.batch > manifest.max_batch:
         raise ValueError(f"batch must be 1 to {manifest.max_batch} for bundle {manifest.name!r}, found {options.batch}")
@@ -215,7 +220,7 @@ def _real_path(bundle: Bundle, plan: Plan, path: Path) -> Path:
 
 
 def _place(source: Path, target: Path, *, link: bool) -> None:
-    """Hard-link a file, which takes no space, or copy it if `link` is false or the file system refuses.
+    """Hard-link a file, which takes no space, or copy it if `link` is false or the file system cannot link it.
 
     `target` must be new: writing to an existing file would change the file that it is linked to.
     """
@@ -255,7 +260,7 @@ def _taken_twice(path: Path) -> BundleError:
     return BundleError(f"two files of the bundle would become {path.name} of the repository; do not use this bundle")
 
 
-def _record(bundle: Bundle, options: Options, plan: Plan | None) -> dict[str, object]:
+def _record(bundle: Bundle, options: RepositoryOptions, plan: Plan | None) -> dict[str, object]:
     return {
         "diffseg": version("diffseg"),
         "bundle": bundle.manifest.name,

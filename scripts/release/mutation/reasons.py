@@ -2,7 +2,7 @@
 
 REASONS: dict[tuple[str, str, str], str] = {
     (
-        "runtime/serving/protocol/headers.py",
+        "runtime/serving/protocol/image_structure.py",
         'order = "<" if data[:2] == b"II" else ">"',
         'order = "<" if data[:2] <= b"II" else ">"',
     ): "equivalent: the function is called for files that begin with II or MM only",

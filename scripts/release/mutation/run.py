@@ -39,7 +39,7 @@ PRELOADED = (
 )
 SLOW = ("--deselect=tests/runtime/methods/test_numerics.py::test_memory_above_the_inputs_is_bounded",)
 CPU_SECONDS, WALL_SECONDS = 180, 900
-"""Time for the tests of one change. More means that the change made something endless, which is noticed."""
+"""Time for the tests of one change. More means that the change caused an endless loop, which counts as noticed."""
 BYTES = 12 << 30
 NOTICED, UNNOTICED, ENDLESS = "noticed", "unnoticed", "endless"
 
@@ -67,7 +67,7 @@ def package_name(path: str) -> str:
 
 
 def run_child(change: dict[str, Any], tests: Sequence[str]) -> None:
-    """Run tests with a changed module, in a process of its own. The exit status is that of pytest."""
+    """Run tests with a changed module in a separate process. The exit status is that of pytest."""
     os.setsid()
     silence = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silence, 1)
@@ -87,7 +87,7 @@ def run_child(change: dict[str, Any], tests: Sequence[str]) -> None:
 
 
 def outcome(change: dict[str, Any], tests: Sequence[str]) -> tuple[str, float]:
-    """Run the tests of one change, and return what came of it and the CPU seconds."""
+    """Run the tests of one change, and return the outcome and the CPU seconds."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     process = os.fork()
     if process == 0:

@@ -17,7 +17,7 @@ from diffseg.engines.packages import install_command
 from diffseg.engines.providers import bound_session, onnxruntime_gpu
 from diffseg.engines.providers.onnxruntime import OrtNetwork
 from diffseg.engines.providers.onnxruntime_gpu import OrtGpuNetwork, check_bf16, cuda_options
-from diffseg.measure.compare import Comparison
+from diffseg.measure.compare import ProviderComparison
 from onnx import TensorProto, helper
 
 from tests.engines.doubles.cupy import make_cupy
@@ -206,7 +206,9 @@ def test_where_nodes_are_executed_is_read(load, caplog):
 
 
 def test_verify_says_where_nodes_are_executed():
-    comparison = Comparison("cuda", "fp16", (), {}, {"unet": {"CPUExecutionProvider": 9, "CUDAExecutionProvider": 812}})
+    comparison = ProviderComparison(
+        "cuda", "fp16", (), {}, {"unet": {"CPUExecutionProvider": 9, "CUDAExecutionProvider": 812}}
+    )
     assert list(comparison_tables(comparison))[-1] == (
         "unet: 9 nodes on CPUExecutionProvider, 812 nodes on CUDAExecutionProvider"
     )

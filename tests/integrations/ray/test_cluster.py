@@ -10,8 +10,8 @@ from diffseg.engines.errors import ClusterError
 from diffseg.scale import SegmentWorker, segment_dataset
 from diffseg.scale.batch import plan_on_ray, run_on_ray
 from diffseg.scale.cluster import nodes_of
-from diffseg.scale.plan import plan_workers
-from diffseg.scale.run import Run
+from diffseg.scale.resources import plan_workers
+from diffseg.scale.run import BatchRun
 from diffseg.scale.units import file_units
 from pycocotools.coco import COCO
 
@@ -49,10 +49,10 @@ def test_a_plan_that_cannot_run_is_refused(cluster):
 
 def test_a_job_that_fails_says_so_in_a_line(cluster, images, tmp_path, bundle):
     import ray
-    from diffseg.scale.options import Options
+    from diffseg.scale.options import BatchOptions
 
     (tmp_path / "out").write_bytes(b"")  # no folder can be made here
-    run = Run(str(tmp_path / "out"), "coco", Options(model=str(bundle), provider="cpu"))
+    run = BatchRun(str(tmp_path / "out"), "coco", BatchOptions(model=str(bundle), provider="cpu"))
     units = file_units([str(images[0])], 1)
     with pytest.raises(ClusterError, match="cannot write to") as caught:
         list(run_on_ray(ray, run, units, plan_on_ray(ray, units, 1, None)))

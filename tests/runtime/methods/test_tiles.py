@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from diffseg.arrays import resize_last
-from diffseg.methods.tiles import Axis, Points, label_by_labels, label_by_maps
+from diffseg.methods.tiles import GridPositions, Points, label_by_labels, label_by_maps
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -42,7 +42,7 @@ def test_maps_that_are_nowhere_the_largest_are_not_looked_at(monkeypatch):
 
 def test_tiles_are_neither_small_nor_empty():
     for cells, pixels in ((64, 512), (64, 4000), (8, 5), (1, 1000), (64, 64)):
-        axis = Axis.of(Points.evenly(pixels), cells)
+        axis = GridPositions.of(Points.evenly(pixels), cells)
         tiles = axis.tiles()
         assert [tile.start for tile in tiles] == [0, *(tile.stop for tile in tiles)][:-1]
         assert tiles[-1].stop == pixels

@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 from diffseg.engines.errors import ClusterError
 from diffseg.scale.batch import RayUnitWorker, find_work, run_local
-from diffseg.scale.options import Options
-from diffseg.scale.run import Run
+from diffseg.scale.options import BatchOptions
+from diffseg.scale.run import BatchRun
 
 from tests.commands import diffseg
 
 
 def run_of(model, output, kind="webdataset", **settings):
-    return Run(str(output), kind, Options(model=model, **settings))
+    return BatchRun(str(output), kind, BatchOptions(model=model, **settings))
 
 
 def go(run, inputs, **options):
@@ -110,15 +110,15 @@ def test_another_bundle_starts_a_new_run(model, photos, tmp_path):
     assert run.name != name
 
 
-@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(Options)])
+@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(BatchOptions)])
 def test_the_run_follows_from_what_decides_the_rows(model, tmp_path, field):
     same = {"model", "provider", "batch", "threads"}
     values = {"method": "cut", "refine": "colour", "fit": "pad", "threshold": 0.1, "tau": 0.3, "anchors": 4}
     if field == "model":
         return
     value = values.get(field, {"provider": "cpu"}.get(field, 2))
-    changed = dataclasses.replace(Options(model=model), **{field: value})
-    runs = {Run(str(tmp_path), "coco", options).name for options in (Options(model=model), changed)}
+    changed = dataclasses.replace(BatchOptions(model=model), **{field: value})
+    runs = {BatchRun(str(tmp_path), "coco", options).name for options in (BatchOptions(model=model), changed)}
     assert (len(runs) == 1) == (field in same)
 
 

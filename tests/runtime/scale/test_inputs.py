@@ -25,7 +25,7 @@ def test_folders_globs_lists_and_images(photos, tmp_path):
 
 def test_the_folder_of_the_results_is_no_input(photos):
     inside = photos / "more"
-    assert not [name for name in find_inputs([str(photos)], beside=str(inside)).files if name.startswith(str(inside))]
+    assert not [name for name in find_inputs([str(photos)], output=str(inside)).files if name.startswith(str(inside))]
 
 
 @pytest.mark.parametrize("name", ["lost", "lost/*.jpg", "notes"])

@@ -2,12 +2,13 @@
 
 import json
 import tarfile
+from typing import get_args
 
 import numpy as np
 import pytest
 from diffseg.scale import SegmentWorker
-from diffseg.scale.merge import merge_coco
-from diffseg.scale.sinks import BATCH_FORMATS, open_sink
+from diffseg.scale.join_coco import join_coco
+from diffseg.scale.sinks import BatchFormat, open_sink
 from diffseg.scale.storage import LocalFolder
 
 
@@ -18,7 +19,7 @@ def rows(model, jpeg):
     return list(worker.rows(items))
 
 
-@pytest.mark.parametrize("kind", BATCH_FORMATS)
+@pytest.mark.parametrize("kind", get_args(BatchFormat))
 def test_keys_are_read_back_and_bytes_are_equal(kind, rows, tmp_path):
     if kind == "parquet":
         pytest.importorskip("pyarrow")
@@ -52,7 +53,7 @@ def test_coco_files_are_joined_with_ids_that_count_through(rows, tmp_path):
     for name, part in (("part-000000-1", rows[:2]), ("part-000001-2", rows[2:])):
         with folder.writing(f"{name}{sink.suffix}") as path:
             sink.write(path, part)
-    assert merge_coco(folder) == "annotations.json"
+    assert join_coco(folder) == "annotations.json"
     found = coco.COCO(tmp_path / "annotations.json")
     assert sorted(found.imgs) == [1, 2, 3]
     assert sorted(found.anns) == list(range(1, len(found.anns) + 1))
@@ -70,4 +71,4 @@ def test_coco_files_are_joined_with_ids_that_count_through(rows, tmp_path):
 
 
 def test_there_may_be_nothing_to_join(tmp_path):
-    assert merge_coco(LocalFolder(tmp_path)) is None
+    assert join_coco(LocalFolder(tmp_path)) is None

@@ -79,7 +79,7 @@ def test_it_is_given_columns_and_returns_a_table(model, jpeg):
     assert isinstance(table, pa.Table)
     assert table["key"].to_pylist() == ["a", "b", "c"]
     assert table["error"].to_pylist()[1:] == [f"an encoded image must be bytes, found {t}" for t in ("nothing", "int")]
-    assert worker({"bytes": [{"bytes": jpeg(), "path": None}]})["error"].to_pylist() == [None]  # a row of Hugging Face's
+    assert worker({"bytes": [{"bytes": jpeg(), "path": None}]})["error"].to_pylist() == [None]  # as in Hugging Face's
     assert worker({"bytes": [b"x"]}).schema == table.schema  # of a batch without masks, too
     assert worker({"bytes": [b"x"]})["key"].to_pylist() == [hashlib.sha256(b"x").hexdigest()]
 

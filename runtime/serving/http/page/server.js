@@ -3,8 +3,8 @@ const NO_ANSWER = "The server does not answer. Check that it is running and that
 const UNREADABLE = "The file can no longer be read. Choose the image again.";
 const DROPPED = "The server dropped the attention of this image at once, to make room for other images. Try again later.";
 const NOT_KEPT = "The server has too little memory to keep the attention of this image, so it cannot show the attention of a point.";
-const LOCKED = "This server is locked. Enter its token above, which works like a password; whoever runs the server can tell it to you.";
-const WRONG_TOKEN = "This is not the token of this server. Look for a typing error, or ask whoever runs the server.";
+const LOCKED = "This server is locked. Enter its token above, which works like a password; ask whoever runs the server for it.";
+const WRONG_TOKEN = "This is not the token of this server. Check for a typing error, or ask whoever runs the server.";
 
 // Send a request and read its response as "json" or "blob". Errors carry a sentence for the user and the HTTP status, if
 // any; `lost` says that the server did not answer, `gone` that the file to send could not be read.

@@ -79,7 +79,7 @@ def test_nothing_else_is_asked_for(tool, value):
 
 def test_redirections_are_not_followed(tool):
     tool.files["/data/away"] = redirect(tool.url + PHOTO)
-    with pytest.raises(ImageError, match="302 for /data/away, a redirection, which is not followed"):
+    with pytest.raises(ImageError, match="302 for /data/away, a redirect, which is not followed"):
         LabelStudio(tool.url, "token").fetch("/data/away")
     assert len(tool.asked) == 1
 
@@ -124,7 +124,7 @@ def test_slow_files_are_given_up(tool, monkeypatch):
 
 def test_a_file_that_ends_early_is_refused(tool):
     tool.files["/data/short"] = cut_off
-    with pytest.raises(ImageError, match="did not arrive whole"):
+    with pytest.raises(ImageError, match="did not arrive completely"):
         LabelStudio(tool.url).fetch("/data/short")
 
 

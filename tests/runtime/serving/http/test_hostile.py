@@ -17,7 +17,7 @@ from diffseg.image import read_image
 from diffseg.serving.http import batcher
 from diffseg.serving.http.kserve import MOST_JSON, read_inference
 from diffseg.serving.http.limits import open_image
-from diffseg.serving.http.memory import Memory
+from diffseg.serving.http.memory import MemoryBudget
 from diffseg.serving.protocol import untrusted
 from diffseg.serving.protocol.echo import LONGEST, cut, shorten
 from diffseg.serving.protocol.errors import RequestError
@@ -237,7 +237,7 @@ def test_decoded_images_have_a_budget(serve, png, monkeypatch):
 
 
 def test_a_charge_ends_with_its_last_user():
-    memory = Memory(100)
+    memory = MemoryBudget(100)
     charge = memory.charge(100)
     charge.hold()
     charge.release()

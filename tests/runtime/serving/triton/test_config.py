@@ -6,7 +6,7 @@ from diffseg.engines.bundle import specs
 from diffseg.engines.bundle.manifest import ENCODER, UNET
 from diffseg.engines.errors import PlanError
 from diffseg.serving.protocol.tensors import INPUTS, OUTPUTS
-from diffseg.serving.triton.config import Options, model_configs
+from diffseg.serving.triton.config import RepositoryOptions, model_configs
 from diffseg.serving.triton.pbtxt import to_text
 from diffseg.serving.triton.platforms import Device, Platform
 from msgspec.structs import replace
@@ -22,7 +22,7 @@ PROTOCOL = {"TYPE_UINT8": "UINT8", "TYPE_UINT16": "UINT16", "TYPE_STRING": "BYTE
 
 def read(manifest, **options):
     """Parsed configurations by name. The parsed text must equal the intended configuration."""
-    models = model_configs(manifest, Options(**options))
+    models = model_configs(manifest, RepositoryOptions(**options))
     parsed = {name: text_format.Parse(to_text(model), proto.ModelConfig()) for name, model in models.items()}
     for name, model in models.items():
         assert parsed[name] == json_format.ParseDict(model, proto.ModelConfig())
@@ -173,7 +173,7 @@ def test_what_python_models_are_told(tiny):
 )
 def test_options_that_do_not_go_together(options, message):
     with pytest.raises(ValueError, match=message):
-        Options(**options)
+        RepositoryOptions(**options)
 
 
 def test_graphs_that_do_not_fit_each_other(fake_bundle):
@@ -181,7 +181,7 @@ def test_graphs_that_do_not_fit_each_other(fake_bundle):
     other = replace(unet, tensors=replace(unet.tensors, inputs=(replace(unet.tensors.inputs[0], name="sample"),)))
     manifest = replace(fake_bundle.manifest, graphs=fake_bundle.manifest.graphs | {UNET: other})
     with pytest.raises(PlanError, match="export the bundle again"):
-        model_configs(manifest, Options(platform=Platform.ONNXRUNTIME))
+        model_configs(manifest, RepositoryOptions(platform=Platform.ONNXRUNTIME))
 
 
 def test_shapes_follow_the_declaration():

@@ -7,7 +7,7 @@ import pytest
 from diffseg import Segmenter
 from diffseg.engines.bundle.manifest import ENCODER, UNET, read_manifest
 from diffseg.serving.triton.backend_models import MergeModel, Refused, Request, ResizeModel, SegmentModel
-from diffseg.serving.triton.config import Options, model_configs
+from diffseg.serving.triton.config import RepositoryOptions, model_configs
 from diffseg.serving.triton.platforms import Platform
 from diffseg.serving.triton.repository import write_repository
 
@@ -68,7 +68,7 @@ def test_what_is_refused(model, photo):
 @pytest.mark.parametrize("platform", Platform)
 def test_a_repository(segmenter, tmp_path, platform):
     bundle = segmenter.bundle
-    models = model_configs(bundle.manifest, Options(platform=platform))
+    models = model_configs(bundle.manifest, RepositoryOptions(platform=platform))
     if platform is not Platform.PYTHON:
         (features,) = models["diffseg_unet"]["output"]
         assert features["name"] == "features"
@@ -76,7 +76,7 @@ def test_a_repository(segmenter, tmp_path, platform):
         assert models["diffseg_vae_encoder"]["output"] == models["diffseg_unet"]["input"]
     if platform is Platform.TENSORRT:
         return  # needs a plan
-    write_repository(bundle, tmp_path / "models", Options(platform=platform))
+    write_repository(bundle, tmp_path / "models", RepositoryOptions(platform=platform))
     written = json.loads((tmp_path / "models" / "diffseg.json").read_text(encoding="utf-8"))
     assert written["content"] == {graph: bundle.content_hash(graph) for graph in (ENCODER, UNET)}
     if platform is Platform.ONNXRUNTIME:

@@ -13,7 +13,7 @@ from diffseg.engines.bundle.manifest import File
 from diffseg.engines.errors import BundleError, PlanError, ProviderError
 from diffseg.engines.tensorrt.plan import BuildOptions, Target
 from diffseg.serving.triton.backend_models import BUNDLE
-from diffseg.serving.triton.config import NETWORK, Options
+from diffseg.serving.triton.config import NETWORK, RepositoryOptions
 from diffseg.serving.triton.platforms import Device, Platform
 from diffseg.serving.triton.repository import write_repository
 from msgspec.structs import replace
@@ -47,7 +47,7 @@ ENSEMBLE = {
 
 
 def test_an_ensemble_around_onnx_runtime(fake_bundle, repository):
-    write_repository(fake_bundle, repository, Options(Platform.ONNXRUNTIME))
+    write_repository(fake_bundle, repository, RepositoryOptions(Platform.ONNXRUNTIME))
     graphs = {"diffseg_vae_encoder/1/model.onnx", "diffseg_unet/1/model.onnx", "diffseg_unet/1/unet.onnx.data"}
     assert listing(repository) == ENSEMBLE | graphs
     for source, target in (
@@ -64,7 +64,7 @@ def test_an_ensemble_around_onnx_runtime(fake_bundle, repository):
 def test_an_ensemble_around_a_plan(fake_bundle, repository):
     plan = plan_of(fake_bundle)
     plan_of(fake_bundle, engine="tensorrt-rtx")
-    write_repository(fake_bundle, repository, Options(Platform.TENSORRT))
+    write_repository(fake_bundle, repository, RepositoryOptions(Platform.TENSORRT))
     assert listing(repository) == ENSEMBLE | {"diffseg_vae_encoder/1/model.plan", "diffseg_unet/1/model.plan"}
     assert (repository / "diffseg_unet/1/model.plan").read_bytes() == (plan / "unet.plan").read_bytes()
     assert json.loads((repository / "diffseg.json").read_text())["plan"] == plan.name
@@ -87,7 +87,7 @@ def test_files_are_copied_where_they_cannot_be_linked(fake_bundle, repository, m
         raise OSError(errno.EXDEV, "Invalid cross-device link")
 
     monkeypatch.setattr(os, "link", refuse)
-    write_repository(fake_bundle, repository, Options(Platform.ONNXRUNTIME))
+    write_repository(fake_bundle, repository, RepositoryOptions(Platform.ONNXRUNTIME))
     copied, source = repository / "diffseg_unet" / "1" / "model.onnx", fake_bundle.folder / "unet.onnx"
     assert copied.read_bytes() == source.read_bytes()
     assert not copied.samefile(source)
@@ -100,7 +100,7 @@ def test_a_link_of_a_hub_s_cache_is_not_linked_to(fake_bundle, repository, tmp_p
     blob.parent.mkdir()
     graph.rename(blob)
     graph.symlink_to(os.path.relpath(blob, graph.parent))
-    write_repository(Bundle.open(snapshot), repository, Options(Platform.ONNXRUNTIME))
+    write_repository(Bundle.open(snapshot), repository, RepositoryOptions(Platform.ONNXRUNTIME))
     placed = repository / "diffseg_unet" / "1" / "model.onnx"
     assert not placed.is_symlink()
     assert placed.samefile(blob)
@@ -132,7 +132,7 @@ def test_a_link_that_leaves_the_bundle_is_refused(fake_bundle, repository, victi
     (fake_bundle.folder / file).unlink()
     (fake_bundle.folder / file).symlink_to(victim)
     with pytest.raises(BundleError, match=rf"{file} is a link that leaves the bundle, to .*victim; do not use"):
-        write_repository(sealed(fake_bundle), repository, Options(platform))
+        write_repository(sealed(fake_bundle), repository, RepositoryOptions(platform))
     assert not repository.exists()
 
 
@@ -154,7 +154,7 @@ def test_nothing_is_written_through_a_file_with_two_names(fake_bundle, repositor
     (folder / "model.onnx").write_bytes(b"the attacker's own content")
     bundle = sealed(fake_bundle, cpu_file="unet.cpu.onnx", external_data=("model.onnx",))
     with pytest.raises(BundleError, match=r"two files of the bundle would become model\.onnx of the repository"):
-        write_repository(bundle, repository, Options(Platform.ONNXRUNTIME))
+        write_repository(bundle, repository, RepositoryOptions(Platform.ONNXRUNTIME))
     assert (folder / "unet.cpu.onnx").read_bytes() == VICTIM
     assert not repository.exists()
 
@@ -186,7 +186,7 @@ def test_a_link_of_a_plan_that_leaves_the_bundle_is_refused(fake_bundle, reposit
     path.rename(tmp_path / "outside")
     path.symlink_to(tmp_path / "outside")
     with pytest.raises(BundleError, match=f"{name} is a link that leaves the bundle"):
-        write_repository(fake_bundle, repository, Options(platform))
+        write_repository(fake_bundle, repository, RepositoryOptions(platform))
     assert (tmp_path / "outside").stat().st_nlink == 1
 
 
@@ -195,18 +195,18 @@ def test_external_data_outside_the_graph_s_folder(fake_bundle, repository):
     (fake_bundle.folder / "unet.onnx").rename(fake_bundle.folder / "sub" / "unet.onnx")
     bundle = sealed(fake_bundle, file="sub/unet.onnx")
     with pytest.raises(BundleError, match=r"unet.onnx.data is outside the folder of sub/unet.onnx"):
-        write_repository(bundle, repository, Options(Platform.ONNXRUNTIME))
+        write_repository(bundle, repository, RepositoryOptions(Platform.ONNXRUNTIME))
 
 
 def test_an_installation_shares_no_file_with_a_repository(tiny, repository):
     for platform in (Platform.ONNXRUNTIME, Platform.PYTHON):
-        write_repository(tiny, repository, Options(platform), overwrite=True)
+        write_repository(tiny, repository, RepositoryOptions(platform), overwrite=True)
         assert {path.stat().st_nlink for path in repository.rglob("*") if path.is_file()} == {1}
 
 
 def test_a_name_cannot_add_lines_to_a_configuration(fake_bundle, repository):
     manifest = replace(fake_bundle.manifest, name='x\nparameters { key: "EXECUTION_ENV_PATH" }')  # made without a file
-    write_repository(Bundle(fake_bundle.folder, manifest), repository, Options(Platform.ONNXRUNTIME))
+    write_repository(Bundle(fake_bundle.folder, manifest), repository, RepositoryOptions(Platform.ONNXRUNTIME))
     for path in repository.rglob("config.pbtxt"):
         head, second, *_ = path.read_text().splitlines()
         assert head.endswith('from bundle x\\nparameters { key: "EXECUTION_ENV_PATH" } (fp32).')
@@ -222,7 +222,7 @@ def test_only_our_own_repository_is_replaced(fake_bundle, repository):
     write_repository(fake_bundle, repository)
     with pytest.raises(BundleError, match="with --force"):
         write_repository(fake_bundle, repository)
-    write_repository(fake_bundle, repository, Options(Platform.ONNXRUNTIME), overwrite=True)
+    write_repository(fake_bundle, repository, RepositoryOptions(Platform.ONNXRUNTIME), overwrite=True)
     assert (repository / "diffseg_unet").is_dir()
     assert not (repository / "diffseg" / "1" / "model.py").exists()
 
@@ -239,7 +239,7 @@ def test_other_models_are_not_lost(fake_bundle, repository):
 def test_a_damaged_bundle_is_not_served(fake_bundle, repository, platform):
     (fake_bundle.folder / "unet.onnx.data").write_bytes(b"UNET.ONNX.DATA" * 100)
     with pytest.raises(BundleError, match=r"unet.onnx.data is not as it was exported: sha256 .*; copy or export"):
-        write_repository(fake_bundle, repository, Options(platform))
+        write_repository(fake_bundle, repository, RepositoryOptions(platform))
     assert list(repository.parent.iterdir()) == [fake_bundle.folder]  # nothing half-written stays
 
 
@@ -247,14 +247,14 @@ def test_a_damaged_plan_is_not_served(fake_bundle, repository):
     plan = plan_of(fake_bundle)
     (plan / "unet.plan").write_bytes(b"tenu" * 50)
     with pytest.raises(PlanError, match=r"unet.plan is not as it was built: .*; delete .* and build the plan again"):
-        write_repository(fake_bundle, repository, Options(Platform.TENSORRT))
+        write_repository(fake_bundle, repository, RepositoryOptions(Platform.TENSORRT))
     assert not repository.exists()
 
 
 def test_which_plan(fake_bundle, repository):
     def refused(message, plan=None):
         with pytest.raises(PlanError, match=message):
-            write_repository(fake_bundle, repository, Options(Platform.TENSORRT), plan=plan)
+            write_repository(fake_bundle, repository, RepositoryOptions(Platform.TENSORRT), plan=plan)
 
     refused("no tensorrt plan; build one on the GPU that will serve it: diffseg build .*fake --engine tensorrt$")
     plan_of(fake_bundle, engine="tensorrt-rtx")
@@ -264,7 +264,7 @@ def test_which_plan(fake_bundle, repository):
     refused("has no tensorrt plan 'other'; it has tensorrt-10.13.3.9-sm89", plan="other")
     plan_of(fake_bundle, target=Target(("9.0",), "NVIDIA H100", "13.0", "linux", "x86_64"))
     refused(r"has 2 tensorrt plans; name one with --plan: .*NVIDIA H100 \(9.0\)")
-    write_repository(fake_bundle, repository, Options(Platform.TENSORRT), plan=one.name)
+    write_repository(fake_bundle, repository, RepositoryOptions(Platform.TENSORRT), plan=one.name)
     assert json.loads((repository / "diffseg.json").read_text())["plan"] == one.name
 
 
@@ -273,7 +273,7 @@ def test_triton_s_backend_gets_a_plan_of_the_attention(formed_bundle, repository
     form = "queries_keys"
     profiles = {name: graph.tensors.profile() for name, graph in formed_bundle.graphs(form).items()}
     other = plan_of(formed_bundle, form=form, content=formed_bundle.contents(form), profiles=profiles)
-    options = Options(Platform.TENSORRT)
+    options = RepositoryOptions(Platform.TENSORRT)
     with pytest.raises(
         PlanError,
         match="no tensorrt plan of the form attention .Triton has no kernel for queries_keys.; .* --form attention$",
@@ -286,7 +286,7 @@ def test_triton_s_backend_gets_a_plan_of_the_attention(formed_bundle, repository
     config = (repository / "diffseg_unet/config.pbtxt").read_text()
     assert "attention_8" in config
     assert "queries_8" not in config
-    write_repository(formed_bundle, repository, Options(Platform.ONNXRUNTIME), overwrite=True)
+    write_repository(formed_bundle, repository, RepositoryOptions(Platform.ONNXRUNTIME), overwrite=True)
     assert (repository / "diffseg_unet/1/model.onnx").read_bytes() == (formed_bundle.folder / "unet.onnx").read_bytes()
     write_repository(formed_bundle, repository, overwrite=True)  # the whole bundle, in which diffseg itself chooses
     assert (repository / "diffseg/1" / BUNDLE / "plans" / other.name / "unet.plan").is_file()
@@ -295,16 +295,16 @@ def test_triton_s_backend_gets_a_plan_of_the_attention(formed_bundle, repository
 def test_a_plan_without_weights_is_refused(fake_bundle, repository):
     plan_of(fake_bundle, options=BuildOptions(strip_weights=True))
     with pytest.raises(PlanError, match="--strip-weights, and Triton cannot restore the weights"):
-        write_repository(fake_bundle, repository, Options(Platform.TENSORRT))
+        write_repository(fake_bundle, repository, RepositoryOptions(Platform.TENSORRT))
 
 
 @pytest.mark.parametrize("engine", ["tensorrt", "tensorrt-rtx"])
 def test_a_provider_that_needs_a_plan(fake_bundle, repository, engine):
     with pytest.raises(PlanError, match=f"has no {engine} plan; build one: diffseg build .* --engine {engine}$"):
-        write_repository(fake_bundle, repository, Options(provider=engine))
+        write_repository(fake_bundle, repository, RepositoryOptions(provider=engine))
     assert not repository.exists()
     plan_of(fake_bundle, engine=engine)
-    write_repository(fake_bundle, repository, Options(provider=engine))
+    write_repository(fake_bundle, repository, RepositoryOptions(provider=engine))
 
 
 def test_a_precision_without_kernels(fake_bundle, repository):
@@ -312,8 +312,8 @@ def test_a_precision_without_kernels(fake_bundle, repository):
         fake_bundle.folder, write_manifest(fake_bundle.folder, replace(fake_bundle.manifest, precision="bf16"))
     )
     with pytest.raises(ProviderError, match="no CPU kernels, .*choose --device gpu"):
-        write_repository(bundle, repository, Options(Platform.ONNXRUNTIME))
-    write_repository(bundle, repository, Options(Platform.ONNXRUNTIME, device=Device.GPU))
+        write_repository(bundle, repository, RepositoryOptions(Platform.ONNXRUNTIME))
+    write_repository(bundle, repository, RepositoryOptions(Platform.ONNXRUNTIME, device=Device.GPU))
 
 
 def test_a_cpu_gets_the_graphs_for_cpus(fake_bundle, repository):
@@ -323,7 +323,7 @@ def test_a_cpu_gets_the_graphs_for_cpus(fake_bundle, repository):
         graphs[name] = replace(graph, cpu_file=f"{name}.cpu.onnx")
     bundle = Bundle(folder, write_manifest(folder, replace(fake_bundle.manifest, precision="bf16", graphs=graphs)))
     for device in Device:
-        write_repository(bundle, repository, Options(Platform.ONNXRUNTIME, device=device), overwrite=True)
+        write_repository(bundle, repository, RepositoryOptions(Platform.ONNXRUNTIME, device=device), overwrite=True)
         for graph, model in NETWORK.items():
             expected = bundle.cpu_path(graph) if device is Device.CPU else bundle.graph_path(graph)
             assert (repository / model / "1" / "model.onnx").read_bytes() == expected.read_bytes()

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from diffseg.engines.examples import example_images
 from diffseg.image import read_image
-from diffseg.serving.triton.config import Options
+from diffseg.serving.triton.config import RepositoryOptions
 from diffseg.serving.triton.platforms import Platform
 from diffseg.serving.triton.repository import write_repository
 
@@ -27,7 +27,9 @@ def served(request, tiny, tmp_path_factory, triton_here):
     """A client of `tiny` on a real server."""
     folder = tmp_path_factory.mktemp(request.param)
     provider = "cpu" if request.param == "python" else None
-    write_repository(tiny, folder / "repository", Options(Platform(request.param), batch=2, provider=provider))
+    write_repository(
+        tiny, folder / "repository", RepositoryOptions(Platform(request.param), batch=2, provider=provider)
+    )
     with Triton(folder / "repository", folder) as server:
         client = triton_here.InferenceServerClient(f"127.0.0.1:{server.port}", concurrency=4, network_timeout=300)
         yield triton_here, client, server
@@ -139,7 +141,7 @@ def test_a_backend_that_is_missing_is_all_that_is_missing(tiny, tmp_path, triton
         return libraries
 
     monkeypatch.setattr(serving, "make_backends", only_python)
-    write_repository(tiny, tmp_path / "repository", Options(Platform.ONNXRUNTIME, batch=1))
+    write_repository(tiny, tmp_path / "repository", RepositoryOptions(Platform.ONNXRUNTIME, batch=1))
     with Triton(tmp_path / "repository", tmp_path, fails=True) as server:
         text = server.text()
     assert "unable to find backend library for backend 'onnxruntime'" in text
@@ -149,7 +151,7 @@ def test_a_backend_that_is_missing_is_all_that_is_missing(tiny, tmp_path, triton
 @pytest.mark.skipif(np.lib.NumpyVersion(np.__version__) < "2.0.0", reason="needs NumPy 2 in the tests' own Python")
 def test_zeros_are_not_served(tiny, tmp_path, triton_here):
     """This server reads zeros out of NumPy 2's arrays: the model says so instead of loading."""
-    write_repository(tiny, tmp_path / "repository", Options(batch=1, provider="cpu"))
+    write_repository(tiny, tmp_path / "repository", RepositoryOptions(batch=1, provider="cpu"))
     with Triton(tmp_path / "repository", tmp_path, fails=True, python=sys.executable) as server:
         text = server.text()
     assert f"cannot read arrays of NumPy {np.__version__}, and would return zeros;" in text

@@ -1,4 +1,4 @@
-"""The description of the interface at `/openapi.json`, with what depends on how the server was started."""
+"""The OpenAPI description at `/openapi.json`, adapted to the options that the server was started with."""
 
 from __future__ import annotations
 

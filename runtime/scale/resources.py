@@ -1,8 +1,8 @@
-"""How many workers a batch gets, and what each may use, so that no worker waits for ever.
+"""The number of workers of a batch, and the CPUs and GPUs of each, planned so that no worker waits forever.
 
 Ray starts a task only where the CPUs that it asks for are free. On a machine with 2 CPUs, two workers of one CPU each
-leave nothing for the tasks that read and write, so the job hangs without a word. So do two on two machines of one CPU.
-Workers therefore ask for shares that leave one CPU free.
+leave nothing for the tasks that read and write, so the job hangs without a message. So do two workers on two machines
+with one CPU each. Workers therefore ask for shares that leave one CPU free.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from diffseg.engines.errors import ClusterError
+from diffseg.engines.text import counted
 
 CPUS_PER_WORKER = 4
-"""On a CPU, without GPUs and unless told otherwise. More threads do little for one image at a time."""
+"""Default for workers without a GPU. More threads speed up a single image only little."""
 CPUS_PER_GPU = 4
-"""At most, for a worker with a GPU: it decodes and merges images."""
+"""Largest number of CPUs for a worker with a GPU, which decodes and merges images on them."""
 MOST_WORKERS = 10_000
 ROUNDING = 1e-9
 STEP = 0.01
@@ -25,7 +26,7 @@ STEP = 0.01
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """What one machine of a cluster has."""
+    """The CPUs and GPUs of one machine of a cluster."""
 
     cpus: float
     gpus: float = 0.0
@@ -33,12 +34,12 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class WorkerPlan:
-    """What the workers ask for.
+    """The workers, and the resources that each reserves.
 
     Attributes:
         workers: number of workers.
-        cpus: CPUs that each reserves; this is less than it uses if it has a machine with few CPUs.
-        gpus: GPUs that each reserves.
+        cpus: CPUs that each worker reserves; fewer than it uses on a machine with few CPUs.
+        gpus: GPUs that each worker reserves.
         threads: CPU threads of each worker's network.
     """
 
@@ -51,7 +52,7 @@ class WorkerPlan:
 def plan_workers(
     nodes: Sequence[Node], workers: int | None = None, gpus: float | None = None, *, may_grow: bool = False
 ) -> WorkerPlan:
-    """Find out what each worker may use.
+    """Plan how many workers run, and what each may use.
 
     Args:
         nodes: the machines of the cluster.
@@ -71,16 +72,16 @@ def plan_workers(
         workers = max(1, workers)
     if gpus and not may_grow and (room := sum(math.floor(node.gpus / gpus) for node in nodes)) < workers:
         raise ClusterError(
-            f"{_count(workers, 'worker')} with {gpus:g} GPUs each do not fit: the cluster has {all_gpus:g} GPUs in "
-            f"{_count(len(nodes), 'machine')}, room for {room}; choose fewer --workers or --gpus-per-worker, or pass "
-            "--autoscaling if the cluster starts machines on demand"
+            f"{counted(workers, 'worker')} with {counted(gpus, 'GPU')} each do not fit: the cluster has "
+            f"{counted(all_gpus, 'GPU')} in {counted(len(nodes), 'machine')}, room for {room}; choose "
+            "fewer --workers or --gpus-per-worker, or pass --autoscaling if the cluster starts machines on demand"
         )
     if may_grow and _room(nodes, STEP, gpus) < workers:  # there are no machines yet to divide
         return WorkerPlan(workers, 1.0, gpus, max(1, int(max((node.cpus for node in nodes), default=1.0)) - 1))
     if workers > total * 4:
         raise ClusterError(
-            f"{_count(workers, 'worker')} are too many for {total:g} CPUs; choose at most {max(1, int(total * 4))} "
-            "with --workers"
+            f"{counted(workers, 'worker')} are too many for {counted(total, 'CPU')}; choose at most "
+            f"{max(1, int(total * 4))} with --workers"
         )
     return WorkerPlan(workers, _share(nodes, workers, gpus), gpus, max(1, int(total // workers)))
 
@@ -102,13 +103,9 @@ def _share(nodes: Sequence[Node], workers: int, gpus: float) -> float:
 
 
 def _room(nodes: Sequence[Node], cpus: float, gpus: float) -> int:
-    """Return how many workers fit."""
+    """Return how many workers fit on the machines."""
     room = 0
     for node in nodes:
         by_gpus = [math.floor(node.gpus / gpus + ROUNDING)] if gpus else []
         room += min(math.floor(node.cpus / cpus + ROUNDING), *by_gpus, MOST_WORKERS)
     return room
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'s' * (number != 1)}"

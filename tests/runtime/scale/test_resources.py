@@ -2,7 +2,7 @@
 
 import pytest
 from diffseg.engines.errors import ClusterError
-from diffseg.scale.plan import Node, WorkerPlan, plan_workers
+from diffseg.scale.resources import Node, WorkerPlan, plan_workers
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -57,7 +57,7 @@ def test_every_plan_fits_and_leaves_a_cpu(nodes, workers, gpus):
 @pytest.mark.parametrize(
     ("nodes", "workers", "gpus", "message"),
     [
-        ([Node(8)], 2, 1, "2 workers with 1 GPUs each do not fit: the cluster has 0 GPUs in 1 machine, room for 0"),
+        ([Node(8)], 2, 1, "2 workers with 1 GPU each do not fit: the cluster has 0 GPUs in 1 machine, room for 0"),
         ([Node(8, 1)] * 2, 1, 2, "the cluster has 2 GPUs in 2 machines, room for 0"),
         ([Node(2)], 9, None, "9 workers are too many for 2 CPUs; choose at most 8 with --workers"),
     ],

@@ -1,4 +1,4 @@
-"""Limits on what surrounds the pixels of an encoded image, checked before Pillow reads any of it.
+"""Limits on the structure and metadata of an encoded image, checked before Pillow reads any of it.
 
 Pillow reads markers, chunks and comments one at a time, in Python, and JPEG decoders go over the whole image once per
 scan. A small file can therefore take minutes. The checks here walk over the same structures in bounded steps. They
@@ -19,7 +19,7 @@ MOST_SCANS = 64  # of a JPEG; usual files have 1 to 10
 MOST_SCANNED = 640_000_000  # pixels, summed over the scans of a JPEG
 MOST_STRIPS = 65_536  # of a TIFF
 MOST_PLAIN = 1_000_000  # bytes of a PPM that writes its pixels as text
-_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # what ends the coded data of a JPEG scan
+_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # ends the coded data of a JPEG scan
 _TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 _STRIPS = (273, 279, 324, 325)  # TIFF tags: offsets and sizes of strips and tiles
 

@@ -1,9 +1,9 @@
-"""Files that are taken for images but are not: what they are, by their first bytes."""
+"""Files that are mistaken for images, such as videos and PDFs, recognised by their first bytes."""
 
 from __future__ import annotations
 
 HEAD = 64
-"""Bytes from the start of a file that tell what it is."""
+"""Number of bytes at the start of a file that show what it is."""
 
 VIDEO = "a video; extract its frames as images first"
 PDF = "a PDF; convert its pages to images first"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -16,11 +16,11 @@ SOURCE_KEY, RULE_KEY = "source", "naming"
 def result_name(image: PurePath, folder: PurePath | None = None) -> str:
     """Name the results of an image: `a.jpg` for `a.jpg.labels.png` and so on.
 
-    The suffix stays, so `a.jpg` and `a.png` have different results, and a result without its ending is an image.
+    The suffix stays, so `a.jpg` and `a.png` have different results. A result's name without its ending is its image's.
 
     Args:
         image: path of the image.
-        folder: the results keep the path below this folder; None: they have the file name alone.
+        folder: the name keeps the path below this folder; None: the name is the file name.
 
     Returns:
         A relative path with `/` between its parts.
@@ -31,13 +31,8 @@ def result_name(image: PurePath, folder: PurePath | None = None) -> str:
     return image.name if folder is None else image.relative_to(folder).as_posix()
 
 
-def source_name_of(result: str, endings: Iterable[str]) -> str | None:
-    """Return the image's name that a result's name belongs to, or None if it has none of the endings."""
-    return next((result.removesuffix(ending) for ending in endings if result.endswith(ending)), None)
-
-
 def source_record(image: Path, name: str) -> dict[str, Any]:
-    """Return what the JSON of a result says of its image's file.
+    """Return what the JSON of a result records about the image's file.
 
     Args:
         image: the file.
@@ -59,12 +54,11 @@ def read_record(path: Path) -> dict[str, Any] | None:
 
 
 def same_work(record: Mapping[str, Any], made: Mapping[str, Any]) -> bool:
-    """Whether a result was made of the same image in the same way.
+    """Whether a result was made from the same image in the same way.
 
     Args:
         record: the JSON of the result.
-        made: what it must say: some of its keys, with their values as JSON has them. In place of a value there may be
-            another such mapping.
+        made: the values that some of its keys must have, as in JSON. A value may be another such mapping.
     """
     return all(
         key in record

@@ -1,4 +1,4 @@
-"""Join the COCO files of a run to one data set, with ids that count through."""
+"""Join the COCO files of a run into one data set, with consecutive ids."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from diffseg.scale.storage import Folder
 MERGED = "annotations.json"
 
 
-def merge_coco(folder: Folder) -> str | None:
-    """Write `annotations.json` out of the COCO files in a folder, one after another.
+def join_coco(folder: Folder) -> str | None:
+    """Write `annotations.json` from the COCO files in a folder, one after another.
 
     Images are numbered in the order of the files. The label and overlay images stay where they are.
 
@@ -37,7 +37,7 @@ def merge_coco(folder: Folder) -> str | None:
 
 
 def _numbered(folder: Folder, names: list[str], kind: str) -> Iterator[dict[str, Any]]:
-    """Yield the images or annotations of all files, with ids that count through."""
+    """Yield the images or annotations of all files, with consecutive ids."""
     images = annotations = 0
     for name in names:
         dataset = _load(folder, name)
