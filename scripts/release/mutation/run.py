@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import importlib
 import importlib.abc
 import importlib.machinery
@@ -106,63 +107,116 @@ def outcome(change: dict[str, Any], tests: Sequence[str]) -> tuple[str, float]:
     return (UNNOTICED if found[1] == 0 else NOTICED), spent
 
 
-def summary(found: list[dict[str, Any]], possible: dict[str, int]) -> dict[str, Any]:
-    """Return the record: per module and in all, how many changes were noticed, and which were not."""
-    modules = {}
-    for module, count in possible.items():
-        own = [change for change in found if change["module"] == module]
-        missed = sum(change["outcome"] == UNNOTICED for change in own)
-        modules[module] = {"changes": count, "sampled": len(own), "noticed": len(own) - missed}
-    unnoticed = [change for change in found if change["outcome"] == UNNOTICED]
-    for change in unnoticed:
-        change["reason"] = REASONS.get((change["module"], change["before"], change["after"]), "")
-    share = 1 - len(unnoticed) / max(1, len(found))
-    return {"sampled": len(found), "noticed_share": round(share, 4), "modules": modules, "unnoticed": unnoticed}
+class Record:
+    """The record on disk, which is written after each module: a run that was stopped goes on with the next one."""
+
+    def __init__(self, path: Path, per_module: int, seed: int) -> None:
+        self.path = path
+        self.head = {"per_module": per_module, "seed": seed}
+        self.modules: dict[str, dict[str, Any]] = {}
+        known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        if self.head.items() <= known.items():
+            self.modules = {module: facts for module, facts in known["modules"].items() if module in TARGETS}
+
+    def knows(self, module: str) -> bool:
+        """Whether the module was run, and has not changed since."""
+        return module in self.modules and self.modules[module]["sha256"] == digest(module)
+
+    def add(self, module: str, possible: int, found: list[dict[str, Any]]) -> None:
+        """Record the outcomes of a module's changes. Where it was run before, they are those of its survivors."""
+        missed = [shown(change) for change in found if change["outcome"] == UNNOTICED]
+        if not self.knows(module):
+            first = len(found) - len(missed)
+            facts = {"sha256": digest(module), "possible": possible, "changes": len(found), "noticed_at_first": first}
+            self.modules[module] = facts
+        self.modules[module]["unnoticed"] = missed
+        self.write()
+
+    def write(self) -> None:
+        """Write the record with its sums."""
+        modules = {module: self.modules[module] for module in TARGETS if module in self.modules}
+        changes = sum(facts["changes"] for facts in modules.values())
+        left = [change for facts in modules.values() for change in facts["unnoticed"]]
+        for change in left:
+            change["reason"] = REASONS.get((change["module"], change["before"], change["after"]), "")
+        equivalent = sum(change["reason"].startswith("equivalent") for change in left)
+        sums = {
+            "modules_run": len(modules),
+            "modules_of_targets": len(TARGETS),
+            "changes": changes,
+            "noticed_at_first": sum(facts["noticed_at_first"] for facts in modules.values()),
+            "noticed": changes - len(left),
+            "equivalent": equivalent,
+            "noticed_share": round(1 - len(left) / max(1, changes), 4),
+            "noticed_share_without_equivalent": round(1 - (len(left) - equivalent) / max(1, changes - equivalent), 4),
+        }
+        text = json.dumps(self.head | sums | {"modules": modules}, indent=2)
+        self.path.write_text(text + "\n", encoding="utf-8")
+
+
+def digest(module: str) -> str:
+    """Return the SHA-256 of a module's code."""
+    return hashlib.sha256((ROOT / module).read_bytes()).hexdigest()
+
+
+def key(change: dict[str, Any]) -> tuple[str, int, str, str]:
+    """Return what a change is found by."""
+    return change["module"], change["line"], change["before"], change["after"]
+
+
+def shown(change: dict[str, Any]) -> dict[str, Any]:
+    """Return what the record shows of a change."""
+    return {name: change[name] for name in ("module", "operator", "line", "before", "after", "outcome")}
+
+
+def make_changes(tool: str, module: str, count: int, seed: int) -> list[dict[str, Any]]:
+    """Return at most `count` changes of a module, always the same for the same code and seed."""
+    command = [tool, "scripts/release/mutation/changes.py", str(count), str(seed), module]
+    done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 def main() -> None:
     """Sample changes, run them, and write the record."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tool", required=True, help="Python with cosmic-ray")
-    parser.add_argument("--per-module", type=int, default=20)
+    parser.add_argument("--per-module", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", default="", help="part of the path of a module")
-    parser.add_argument("--again", type=Path, help="a record, whose unnoticed changes alone are run")
+    parser.add_argument("--again", action="store_true", help="run the survivors of the record, and nothing else")
     parser.add_argument("--out", type=Path, default=ROOT / "scripts/results/mutants.json")
     options = parser.parse_args()
-    targets = {module: tests for module, tests in TARGETS.items() if options.only in module}
-    command = [
-        options.tool,
-        "scripts/release/mutation/changes.py",
-        str(options.per_module),
-        str(options.seed),
-        *targets,
-    ]
-    lines = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.splitlines()
-    changes = [json.loads(line) for line in lines]
-    possible = {change["module"]: change["possible"] for change in changes}
-    known = json.loads(options.again.read_text(encoding="utf-8"))["unnoticed"] if options.again else None
-    if known is not None:
-        keys = {(change["module"], change["before"], change["after"]) for change in known}
-        changes = [change for change in changes if (change["module"], change["before"], change["after"]) in keys]
     for name in PRELOADED:
         importlib.import_module(name)
-    found = []
+    record = Record(options.out, options.per_module, options.seed)
+    checked = set[tuple[str, ...]]()
     with tempfile.TemporaryDirectory() as folder:
         os.environ["TMPDIR"] = folder
-        for module in dict(zip(targets.values(), targets, strict=True)).values():  # one module per group of tests
-            unchanged = {"module": module, "code": (ROOT / module).read_text(encoding="utf-8")}
-            result, seconds = outcome(unchanged, targets[module])
-            print(f"unchanged {seconds:5.1f} s  {module}", flush=True)
-            if result != UNNOTICED:
-                sys.exit(f"the tests of {module} fail without a change; see pytest {' '.join(targets[module])}")
-        for change in changes:
-            result, seconds = outcome(change, targets[change["module"]])
-            change["outcome"] = result
-            print(f"{result:9} {seconds:5.1f} s  {change['module']}:{change['line']}  {change['after']}", flush=True)
-            found.append({key: value for key, value in change.items() if key not in ("code", "possible")})
-    record = {"seed": options.seed, "per_module": options.per_module} | summary(found, possible)
-    options.out.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        for module, tests in TARGETS.items():
+            known = record.knows(module)
+            survivors = {key(change) for change in record.modules[module]["unnoticed"]} if known else set()
+            if options.only not in module or known != options.again or (known and not survivors):
+                continue
+            if tests not in checked:
+                check_unchanged(module, tests)
+                checked.add(tests)
+            changes = make_changes(options.tool, module, options.per_module, options.seed)
+            for change in (wanted := [c for c in changes if not known or key(c) in survivors]):
+                change["outcome"], seconds = outcome(change, tests)
+                print(
+                    f"{change['outcome']:9} {seconds:5.1f} s  {module}:{change['line']}  {change['after']}", flush=True
+                )
+            record.add(module, changes[0]["possible"], wanted)
+    record.write()
+
+
+def check_unchanged(module: str, tests: Sequence[str]) -> None:
+    """Check that the tests of a module pass without a change."""
+    unchanged = {"module": module, "code": (ROOT / module).read_text(encoding="utf-8")}
+    result, seconds = outcome(unchanged, tests)
+    print(f"unchanged {seconds:5.1f} s  {module}", flush=True)
+    if result != UNNOTICED:
+        sys.exit(f"the tests of {module} fail without a change; see pytest {' '.join(tests)}")
 
 
 if __name__ == "__main__":
