@@ -19,15 +19,13 @@ from diffseg.prepared import Prepared
 from diffseg.segmentation import Segmentation
 from diffseg.segmenter import Segmenter
 from diffseg.serving.http.errors import HTTPRequestError, busy, unavailable
-from diffseg.serving.http.job import LEAST_MASKING, Job
+from diffseg.serving.http.job import Job
 from diffseg.serving.http.metrics import Metrics
+from diffseg.serving.protocol.masking import LEAST_MASKING, network_seconds, next_pace
 
 logger = logging.getLogger(__name__)
 
 DECODERS = 4
-NETWORK = ("encode", "attend", "aggregate")  # the stages whose time each image takes, whatever its settings
-PACE_MEMORY = 0.8
-"""Share of the old value in the moving average of the seconds per image."""
 
 
 class Health(StrEnum):
@@ -215,7 +213,7 @@ class Batcher:
     def _probe(self, count: int = 1) -> None:
         """Segment a batch of grey images, to see whether the device works."""
         size = self.segmenter.bundle.manifest.image_size
-        self._pace = _pace(self.segmenter([np.full((*size, 3), 127, np.uint8)] * count))
+        self._pace = network_seconds(self.segmenter([np.full((*size, 3), 127, np.uint8)] * count))
 
     def _step(self) -> bool:
         group = self._take()  # a separate function, so that no local variable keeps results alive during the next wait
@@ -274,9 +272,7 @@ class Batcher:
             self._probe()  # raises if the device is lost; the worker then ends, and the server is no longer ready
             return
         # Of the network alone: settings that make merging slow must not make the server refuse other requests.
-        done = [outcome for outcome in outcomes if not isinstance(outcome, StoppedError)]
-        if done:
-            self._pace = PACE_MEMORY * self._pace + (1 - PACE_MEMORY) * _pace(done)
+        self._pace = next_pace(self._pace, [outcome for outcome in outcomes if not isinstance(outcome, StoppedError)])
         self.metrics.batch([start - job.queued for job, _ in good])
         for (job, _), outcome in zip(good, outcomes, strict=True):
             if isinstance(outcome, StoppedError):
@@ -284,11 +280,6 @@ class Batcher:
             else:
                 self.metrics.image(outcome.timings)
                 job.result.set_result(outcome)
-
-
-def _pace(results: Sequence[Segmentation]) -> float:
-    """Return the seconds per image that the network took."""
-    return sum(result.timings.get(stage, 0.0) for result in results for stage in NETWORK) / len(results)
 
 
 def _images(count: int) -> str:
