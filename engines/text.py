@@ -8,6 +8,8 @@ UNSAFE = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 """Categories of characters that move the cursor, start a line, reorder text or cannot be encoded."""
 JOINERS = "\u200c\u200d"
 """Characters of these categories that words and emoji need."""
+LONGEST = 60
+"""Characters of a text that are quoted in a message."""
 
 
 def first_line(error: BaseException) -> str:
@@ -18,6 +20,11 @@ def first_line(error: BaseException) -> str:
 def system_reason(error: BaseException) -> str:
     """Return what the operating system says of an error, or the first line of its text if it says nothing."""
     return str(getattr(error, "strerror", None) or first_line(error)).splitlines()[0]
+
+
+def quoted(text: str) -> str:
+    """Return the text in quotes, with escapes where a terminal would act on it, cut to 60 characters."""
+    return repr(text) if len(text) <= LONGEST else f"{text[:LONGEST]!r}…"
 
 
 def printable(text: str) -> str:
