@@ -23,6 +23,7 @@ from typing import Any
 
 sys.path.append(str(Path(__file__).parents[3]))  # for the modules that scripts share
 
+from scripts.release.mutation.order import Durations, FastestFirst
 from scripts.release.mutation.reasons import REASONS
 from scripts.release.mutation.targets import TARGETS
 
@@ -41,6 +42,10 @@ PRELOADED = (
 SLOW = ("--deselect=tests/runtime/methods/test_numerics.py::test_memory_above_the_inputs_is_bounded",)
 CPU_SECONDS, WALL_SECONDS = 180, 900
 """Time for the tests of one change. More means that the change made something endless, which is noticed."""
+TEST_SECONDS = 25.0
+"""Processor seconds of tests per change, the fastest first. What only slower tests would notice counts as unnoticed."""
+HYPOTHESIS_EXAMPLES = 25
+"""Examples of each test with hypothesis that does not set a number. Usually there are 100."""
 BYTES = 12 << 30
 NOTICED, UNNOTICED, ENDLESS = "noticed", "unnoticed", "endless"
 
@@ -67,7 +72,7 @@ def package_name(path: str) -> str:
     return ".".join({"runtime": ["diffseg"], "engines": ["diffseg", "engines"]}[folder] + rest)
 
 
-def run_child(change: dict[str, Any], tests: Sequence[str]) -> None:
+def run_child(change: dict[str, Any], tests: Sequence[str], plugin: object) -> None:
     """Run tests with a changed module, in a process of its own. The exit status is that of pytest."""
     os.setsid()
     silence = os.open(os.devnull, os.O_WRONLY)
@@ -78,21 +83,24 @@ def run_child(change: dict[str, Any], tests: Sequence[str]) -> None:
     os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = tempfile.mkdtemp(dir=os.environ["TMPDIR"])
     sys.meta_path.insert(0, Changed(package_name(change["module"]), str(ROOT / change["module"]), change["code"]))
     import pytest
+    from hypothesis import settings
 
+    settings.register_profile("changes", max_examples=HYPOTHESIS_EXAMPLES)
+    settings.load_profile("changes")
     status = 1
     try:
         plugins = ["-p", "no:cacheprovider", "-p", "no:xdist", "--assert=plain"]
-        status = pytest.main(["-x", "-q", *plugins, "--hypothesis-seed=0", *SLOW, *tests])
+        status = pytest.main(["-x", "-q", *plugins, "--hypothesis-seed=0", *SLOW, *tests], plugins=[plugin])
     finally:
         os._exit(int(status))
 
 
-def outcome(change: dict[str, Any], tests: Sequence[str]) -> tuple[str, float]:
+def outcome(change: dict[str, Any], tests: Sequence[str], plugin: object) -> tuple[str, float]:
     """Run the tests of one change, and return what came of it and the CPU seconds."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     process = os.fork()
     if process == 0:
-        run_child(change, tests)
+        run_child(change, tests, plugin)
     end = time.monotonic() + WALL_SECONDS
     while (found := os.waitpid(process, os.WNOHANG))[0] == 0:
         if time.monotonic() > end:
@@ -189,7 +197,7 @@ def main() -> None:
     for name in PRELOADED:
         importlib.import_module(name)
     record = Record(options.out, options.per_module, options.seed)
-    checked = set[tuple[str, ...]]()
+    measured = dict[tuple[str, ...], Path]()
     with tempfile.TemporaryDirectory() as folder:
         os.environ["TMPDIR"] = folder
         for module, tests in TARGETS.items():
@@ -197,12 +205,13 @@ def main() -> None:
             survivors = {key(change) for change in record.modules[module]["unnoticed"]} if known else set()
             if options.only not in module or known != options.again or (known and not survivors):
                 continue
-            if tests not in checked:
-                check_unchanged(module, tests)
-                checked.add(tests)
+            if tests not in measured:
+                measured[tests] = Path(folder, f"seconds{len(measured)}.json")
+                check_unchanged(module, tests, measured[tests])
+            fastest = FastestFirst(measured[tests], TEST_SECONDS)
             changes = make_changes(options.tool, module, options.per_module, options.seed)
             for change in (wanted := [c for c in changes if not known or key(c) in survivors]):
-                change["outcome"], seconds = outcome(change, tests)
+                change["outcome"], seconds = outcome(change, tests, fastest)
                 print(
                     f"{change['outcome']:9} {seconds:5.1f} s  {module}:{change['line']}  {change['after']}", flush=True
                 )
@@ -210,11 +219,11 @@ def main() -> None:
     record.write()
 
 
-def check_unchanged(module: str, tests: Sequence[str]) -> None:
-    """Check that the tests of a module pass without a change."""
+def check_unchanged(module: str, tests: Sequence[str], seconds: Path) -> None:
+    """Check that the tests of a module pass without a change, and write how long each takes."""
     unchanged = {"module": module, "code": (ROOT / module).read_text(encoding="utf-8")}
-    result, seconds = outcome(unchanged, tests)
-    print(f"unchanged {seconds:5.1f} s  {module}", flush=True)
+    result, spent = outcome(unchanged, tests, Durations(seconds))
+    print(f"unchanged {spent:5.1f} s  {module}", flush=True)
     if result != UNNOTICED:
         sys.exit(f"the tests of {module} fail without a change; see pytest {' '.join(tests)}")
 
