@@ -165,6 +165,7 @@ class Batcher:
                 self._jobs.remove(job)
                 if job.prepared is not None:
                     job.prepared.cancel()
+                    job.prepared = None
                 self._decode_ahead()
 
     def _decode_ahead(self) -> None:
@@ -258,6 +259,7 @@ class Batcher:
                 good.append((job, replace(job.prepared.result(0), check=job.budget)))
             except Exception as error:  # fails this image only  # noqa: BLE001
                 job.fail(error)
+            job.prepared = None  # a request that failed is freed late, and should not keep its image
         if not good:
             return
         start = time.monotonic()

@@ -1,10 +1,12 @@
 """Requests that are meant to harm: each gets one line, and none blocks the others."""
 
+import gc
 import io
 import json
 import socket
 import threading
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from types import SimpleNamespace
@@ -300,6 +302,7 @@ def endless(monkeypatch):
 
     def refine(labels, pixels):
         counts.begun += 1
+        counts.seen = weakref.ref(labels)
         try:
             while True:
                 checkpoint()
@@ -339,6 +342,26 @@ def test_masks_that_take_too_long_are_stopped_and_others_of_the_batch_are_made(s
     assert server.service.batcher._pace != pace
     assert server.metric("diffseg_requests_total", route="/v1/segment", outcome="costly") == 1
     until(lambda: server.service.memory.held == 0, "the memory")
+
+
+@pytest.mark.parametrize("kind", ["costly", "late", "new masks"])
+def test_stopped_masks_leave_nothing_in_memory(serve, png, endless, monkeypatch, kind):
+    """Frames of the error that stops them would refer to the attention, and to themselves."""
+    server = serve(batch=1)
+    key = server.ask("POST", "/v1/images", png).json()["id"]
+    monkeypatch.setattr(batcher, "LEAST_MASKING", 1000.0 if kind == "late" else 0.3)
+    gc.collect()
+    gc.disable()
+    try:
+        if kind == "new masks":
+            answer = server.ask("GET", f"/v1/images/{key}/masks?refine=colour")
+        else:
+            answer = server.ask("POST", f"/v1/segment?refine=colour{'&timeout=2' * (kind == 'late')}", png)
+        assert answer.status == (504 if kind == "late" else 400)
+        until(lambda: endless.stopped == 1, "the end of the refinement")
+        until(lambda: endless.seen() is None, "the end of its arrays")
+    finally:
+        gc.enable()
 
 
 def test_masks_are_stopped_at_the_deadline_or_when_the_client_leaves(serve, png, endless, monkeypatch):
