@@ -20,6 +20,7 @@ from diffseg.segmentation import Segmentation
 from diffseg.segmenter import Segmenter
 from diffseg.serving.http.errors import HTTPRequestError, busy, unavailable
 from diffseg.serving.http.job import Job
+from diffseg.serving.http.memory import collect
 from diffseg.serving.http.metrics import Metrics
 from diffseg.serving.protocol.masking import LEAST_MASKING, network_seconds, next_pace
 
@@ -165,7 +166,6 @@ class Batcher:
                 self._jobs.remove(job)
                 if job.prepared is not None:
                     job.prepared.cancel()
-                    job.prepared = None
                 self._decode_ahead()
 
     def _decode_ahead(self) -> None:
@@ -220,9 +220,12 @@ class Batcher:
         group = self._take()  # a separate function, so that no local variable keeps results alive during the next wait
         if not group:
             return False
-        self._run(group)
+        ended = self._run(group)
         with self._changed:
             self._running = 0
+        if ended:
+            del group
+            collect()  # a request that ended before could not free its images
         return True
 
     def _take(self) -> list[Job]:
@@ -251,7 +254,8 @@ class Batcher:
                     self._running, self._since = len(group), time.monotonic()
                     return group
 
-    def _run(self, group: list[Job]) -> None:
+    def _run(self, group: list[Job]) -> bool:
+        """Segment a batch, and return whether the request of one of its images has ended before."""
         good: list[tuple[Job, Prepared]] = []
         for job in group:
             assert job.prepared is not None  # noqa: S101 - see `_decoded`
@@ -259,9 +263,8 @@ class Batcher:
                 good.append((job, replace(job.prepared.result(0), check=job.budget)))
             except Exception as error:  # fails this image only  # noqa: BLE001
                 job.fail(error)
-            job.prepared = None  # a request that failed is freed late, and should not keep its image
         if not good:
-            return
+            return False
         start = time.monotonic()
         try:
             outcomes = self.segmenter.outcomes([prepared for _, prepared in good])
@@ -272,16 +275,18 @@ class Batcher:
                 raise
             logger.exception("a batch of size %d failed", len(good))
             self._probe()  # raises if the device is lost; the worker then ends, and the server is no longer ready
-            return
+            return False
         # Of the network alone: settings that make merging slow must not make the server refuse other requests.
         self._pace = next_pace(self._pace, [outcome for outcome in outcomes if not isinstance(outcome, StoppedError)])
         self.metrics.batch([start - job.queued for job, _ in good])
+        ended = any(job.budget.abandoned for job, _ in good)
         for (job, _), outcome in zip(good, outcomes, strict=True):
             if isinstance(outcome, StoppedError):
                 job.fail(job.budget.error)
             else:
                 self.metrics.image(outcome.timings)
                 job.result.set_result(outcome)
+        return ended
 
 
 def _images(count: int) -> str:

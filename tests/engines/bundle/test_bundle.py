@@ -220,7 +220,9 @@ def test_bundles_of_earlier_exports_still_open():
     for added in ("defaults", "versions", "parity"):
         value.pop(added)
     manifest = Manifest.from_json(json.dumps(value))
-    assert manifest.graphs["unet"].layers == {}
+    graph = manifest.graphs["unet"]
+    assert (graph.parameters_dropped, graph.flops_dropped, graph.activation_bytes) == (0, 0, 0)
+    assert graph.layers == {}
     assert manifest.graphs["unet"].forms == {}
     assert manifest.defaults.thresholds == (1.0, 1.0, 1.0)
 

@@ -364,6 +364,32 @@ def test_stopped_masks_leave_nothing_in_memory(serve, png, endless, monkeypatch,
         gc.enable()
 
 
+def test_an_image_is_freed_when_its_masks_end_after_its_request(serve, png, endless, monkeypatch):
+    server = serve(batch=1)
+    monkeypatch.setattr(batcher, "LEAST_MASKING", 1000.0)
+    prepare, seen = server.service.segmenter.prepare, []
+
+    def opened(data, pixels):
+        image = open_image(data, pixels)
+        seen.append(weakref.ref(image))
+        return image
+
+    def prepared(image, *arguments, **options):
+        seen.append(weakref.ref(image))
+        return prepare(image, *arguments, **options)
+
+    monkeypatch.setattr("diffseg.serving.http.service.open_image", opened)
+    monkeypatch.setattr(server.service.segmenter, "prepare", prepared)
+    gc.collect()
+    gc.disable()
+    try:
+        assert server.ask("POST", "/v1/segment?refine=colour&timeout=2", png).status == 504
+        until(lambda: endless.stopped == 1, "the end of the refinement")
+        until(lambda: [image() for image in seen] == [None, None], "the end of the image")
+    finally:
+        gc.enable()
+
+
 def test_masks_are_stopped_at_the_deadline_or_when_the_client_leaves(serve, png, endless, monkeypatch):
     monkeypatch.setattr(batcher, "LEAST_MASKING", 1000.0)
     server = serve(batch=1)
