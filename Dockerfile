@@ -4,7 +4,8 @@
 #
 # Behind a mirror, or a proxy with its own certificate, pass two files to the build. They are not kept in the image:
 #   --secret id=pip,src=pip.conf --secret id=ca,src=ca.crt    with this line in pip.conf: cert = /run/secrets/ca
-ARG BASE=python:3.13-slim-trixie
+# Python 3.13.15. `python scripts/release/pin_base.py` writes the digest that the tag has now.
+ARG BASE=python:3.13-slim-trixie@sha256:9d2e5553305c7c7b0097999bb17187c69b921ccd6bc9d40e4bb5ebe652c00285
 
 # An empty virtual environment, which is filled and then copied as a whole. The tools that build wheels are outside it.
 FROM ${BASE} AS environment

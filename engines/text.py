@@ -8,6 +8,8 @@ UNSAFE = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 """Categories of characters that move the cursor, start a line, reorder text or cannot be encoded."""
 JOINERS = "\u200c\u200d"
 """Characters of these categories that words and emoji need."""
+LONGEST = 60
+"""Characters of a text that are quoted in a message."""
 
 
 def first_line(error: BaseException) -> str:
@@ -23,6 +25,11 @@ def system_reason(error: BaseException) -> str:
 def counted(number: float, noun: str) -> str:
     """Return a number with its noun, which gets an s unless the number is 1: `2 workers`, `1 GPU`."""
     return f"{number if isinstance(number, int) else f'{number:g}'} {noun}{'s' * (number != 1)}"
+
+
+def quoted(text: str) -> str:
+    """Return the text in quotes, with escapes where a terminal would act on it, cut to 60 characters."""
+    return repr(text) if len(text) <= LONGEST else f"{text[:LONGEST]!r}…"
 
 
 def printable(text: str) -> str:

@@ -48,4 +48,4 @@ class Prepared:
                     origin=self.origin,
                 )
         except StoppedError as error:
-            return error
+            return error.with_traceback(None)  # whose frames would keep the attention of the whole batch

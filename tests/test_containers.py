@@ -405,3 +405,11 @@ def test_the_record_is_of_a_small_image():
 def test_python_of_the_base_is_one_that_the_project_takes():
     (python,) = re.findall(r"^ARG BASE=python:([\d.]+)-slim", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
     assert SpecifierSet(PROJECT["project"]["requires-python"]).contains(f"{python}.0")
+
+
+def test_the_base_is_pinned_by_a_digest_as_the_script_reads_it():
+    (base,) = re.findall(r"^ARG BASE=(.*)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+    assert re.fullmatch(r"python:[\w.-]+@sha256:[0-9a-f]{64}", base)
+    assert {parent for parent, _ in STAGES.values()} <= {"${BASE}", *STAGES}, "an image that is not pinned"
+    for word in ("docs/containers.md", "SECURITY.md"):
+        assert "python scripts/release/pin_base.py" in (ROOT / word).read_text()

@@ -13,6 +13,7 @@ from diffseg.engines.bundle.hub import blobs_folder, is_hub_id, snapshot
 from diffseg.engines.bundle.manifest import ATTENTION, MANIFEST, UNET, File, Form, Graph, Manifest, read_manifest
 from diffseg.engines.errors import BundleError, BundleNotFoundError
 from diffseg.engines.files import atomic_folder, expand_user
+from diffseg.engines.text import quoted
 from msgspec.structs import replace
 
 MODELS = Path(__file__).parents[1] / "models"
@@ -80,7 +81,7 @@ class Bundle:
         if form is None or form == ATTENTION:
             return declared
         if form not in declared.forms:
-            raise BundleError(f"{self.folder}: {graph} has no form {form!r}; export the bundle again")
+            raise BundleError(f"{self.folder}: {graph} has no form {quoted(form)}; export the bundle again")
         return declared.forms[form]
 
     def graph_path(self, graph: str, form: str | None = None) -> Path:
@@ -122,7 +123,8 @@ class Bundle:
             problem = file.problem(self.folder / name)
             if problem is None and name in allowed:
                 unlisted = sorted(external_data(self.folder / name, name) - allowed[name])
-                problem = f"takes weights from {unlisted[0]!r}, which the manifest does not list" if unlisted else None
+                if unlisted:
+                    problem = f"takes weights from {quoted(unlisted[0])}, which the manifest does not list"
             yield name, problem
         for name in _listing(self.folder):
             if name not in self.manifest.files and name != MANIFEST:

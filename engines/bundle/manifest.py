@@ -13,6 +13,7 @@ from diffseg.engines.bundle.specs import AttentionOutput, FeatureOutput, GraphTe
 from diffseg.engines.errors import BundleError
 from diffseg.engines.files import sha256
 from diffseg.engines.records import Count, RecordError, Size, parse_record, read_record
+from diffseg.engines.text import quoted
 from msgspec import field
 
 SCHEMA = 2
@@ -27,6 +28,8 @@ QUERIES_KEYS: Final = "queries_keys"
 """Form of the UNet whose outputs are `specs.queries_keys_tensors`, from which a kernel computes the attention."""
 CPU_SUFFIX = ".cpu.onnx"
 """Ending of a `Graph.cpu_file`."""
+MOST_CHARACTERS = 255
+"""Of the name of a file, as most file systems have it."""
 
 Precision = Literal["fp32", "fp16", "bf16"]
 Form = Literal["attention", "queries_keys"]
@@ -155,17 +158,19 @@ class Manifest(msgspec.Struct, frozen=True):
                 f"found {self.name[:65]!r}; {FIX} under such a name"
             )
         if set(self.graphs) != {ENCODER, UNET}:
-            raise BundleError(f"{where}: graphs must be {ENCODER} and {UNET}, found {sorted(self.graphs)}")
+            found = ", ".join(map(quoted, sorted(self.graphs)[:4])) or "none"
+            raise BundleError(f"{where}: graphs must be {ENCODER} and {UNET}, found {found}; {FIX}")
         self._check_files(where)
         self._check_tensors(where)
 
     def _check_files(self, where: str) -> None:
         """Check that every file is named safely, and that those of the graphs have a size and a hash."""
         graphs = [g for graph in self.graphs.values() for g in (graph, *graph.forms.values())]
-        names = [*self.files, *(name for graph in graphs for name in (*graph.files, graph.cpu_file) if name)]
+        named = [name for graph in graphs for name in (*graph.files, graph.cpu_file)]
+        names = [*self.files, *(name for name in named if name is not None)]
         for name in names:
             if not is_safe_name(name):
-                raise BundleError(f"{where}: {name!r} is not a path inside the bundle; do not use this bundle")
+                raise BundleError(f"{where}: {quoted(name)} is not a path inside the bundle; do not use this bundle")
             if name not in self.files:
                 raise BundleError(f"{where}: {name} has no size and hash under 'files'; {FIX}")
         for name, file in self.files.items():
@@ -216,7 +221,7 @@ class Manifest(msgspec.Struct, frozen=True):
         """Check that only the UNet has another form, with the queries and keys of every attention output."""
         for name, graph in self.graphs.items():
             if unknown := set(graph.forms) - ({QUERIES_KEYS} if name == UNET else set()):
-                raise BundleError(f"{where}: {name} has an unknown form {min(unknown)!r}; upgrade diffseg")
+                raise BundleError(f"{where}: {name} has an unknown form {quoted(min(unknown))}; upgrade diffseg")
         form = self.graphs[UNET].forms.get(QUERIES_KEYS)
         if form is None:
             return
@@ -243,6 +248,7 @@ def is_safe_name(name: str) -> bool:
     path = PurePosixPath(name)
     return (
         bool(path.parts)
+        and len(name) <= MOST_CHARACTERS
         and str(path) == name
         and not path.is_absolute()
         and ".." not in path.parts

@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 import msgspec
 import numpy as np
 from diffseg.engines.records import Size
+from diffseg.engines.text import quoted
 
 DType = Literal["uint8", "float16", "bfloat16", "float32"]
 Profile = dict[str, dict[str, tuple[Size, ...]]]
@@ -35,7 +36,9 @@ class Axis(msgspec.Struct, frozen=True):
 
     def __post_init__(self) -> None:
         if not 1 <= self.min <= self.opt <= self.max:
-            raise ValueError(f"axis {self.name!r} needs 1 ≤ min ≤ opt ≤ max, found {self.min}, {self.opt}, {self.max}")
+            raise ValueError(
+                f"axis {quoted(self.name)} needs 1 ≤ min ≤ opt ≤ max, found {self.min}, {self.opt}, {self.max}"
+            )
 
     @property
     def dynamic(self) -> bool:
@@ -57,7 +60,7 @@ class TensorSpec(msgspec.Struct, frozen=True):
 
     def __post_init__(self) -> None:
         if math.prod(axis.max for axis in self.axes) > MAX_ELEMENTS:
-            raise ValueError(f"tensor {self.name!r} has more than {MAX_ELEMENTS} elements")
+            raise ValueError(f"tensor {quoted(self.name)} has more than {MAX_ELEMENTS} elements")
 
     def shape(self, batch: int) -> tuple[int, ...]:
         """Return the concrete shape at a batch size."""

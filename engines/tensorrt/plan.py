@@ -21,6 +21,7 @@ from diffseg.engines.bundle.specs import Profile
 from diffseg.engines.errors import PlanError
 from diffseg.engines.records import RecordError, read_record
 from diffseg.engines.tensorrt.precision import EngineLayers
+from diffseg.engines.text import quoted
 
 Engine = Literal["tensorrt", "tensorrt-rtx"]
 HardwareCompatibility = Literal["none", "ampere-plus", "same-compute-capability"]
@@ -66,7 +67,7 @@ class Target(msgspec.Struct, frozen=True):
     def __post_init__(self) -> None:
         for capability in self.compute_capabilities:
             if not re.fullmatch(r"[0-9]{1,3}\.[0-9]{1,2}", capability):
-                raise ValueError(f"a compute capability must be like 8.9, found {capability!r}")
+                raise ValueError(f"a compute capability must be like 8.9, found {quoted(capability)}")
 
 
 class PlanSpec(msgspec.Struct, frozen=True):

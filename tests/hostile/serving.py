@@ -12,6 +12,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import cycle
+from typing import Self
 
 from PIL import Image
 
@@ -44,9 +46,18 @@ class Served:
         finally:
             connection.close()
 
-    def attack(self, sent: Iterable[Sent], connections: int = 8) -> tuple[Counter[int], int]:
-        """Send requests over several connections; return their statuses and the largest memory above `base`."""
+    def attack(
+        self, sent: Iterable[Sent], connections: int = 8, seconds: float | None = None
+    ) -> tuple[Counter[int], int]:
+        """Send requests over several connections; return their statuses and the largest memory above `base`.
+
+        Args:
+            sent: the requests.
+            connections: how many are sent at once.
+            seconds: for how long they are sent, from the first one again after the last one. None: each is sent once.
+        """
         peak, done = 0, threading.Event()
+        end = None if seconds is None else time.monotonic() + seconds
 
         def watch() -> None:
             nonlocal peak
@@ -56,8 +67,10 @@ class Served:
         watcher = threading.Thread(target=watch)
         watcher.start()
         try:
+            waiting, statuses = shared(sent, end), Counter[int]()
             with ThreadPoolExecutor(connections) as pool:
-                statuses = Counter(pool.map(lambda item: self.ask(*item), sent))
+                for found in pool.map(lambda _: Counter(self.ask(*item) for item in waiting), range(connections)):
+                    statuses += found
         finally:
             done.set()
             watcher.join()
@@ -74,6 +87,24 @@ class Served:
         while self.memory > most and time.monotonic() < end:
             time.sleep(0.05)
         return self.memory
+
+
+class shared:  # noqa: N801 - an iterator, like those of itertools
+    """Yields requests to several threads: each once, or again and again until `end`, of `time.monotonic`."""
+
+    def __init__(self, sent: Iterable[Sent], end: float | None) -> None:
+        self._items = iter(sent) if end is None else cycle(sent)
+        self._end = end
+        self._lock = threading.Lock()
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Sent:
+        with self._lock:
+            if self._end is not None and time.monotonic() > self._end:
+                raise StopIteration
+            return next(self._items)
 
 
 def free_port() -> int:

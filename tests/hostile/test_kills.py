@@ -104,6 +104,25 @@ def test_evaluate(labelled, tmp_path):
     assert files(labelled) == before
 
 
+@pytest.mark.parametrize("kind", ["webdataset", "coco"])
+def test_batch(kind, tmp_path):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for number in range(4):
+        read_image(example_images()[number % 2]).resize((60 + number, 40)).save(photos / f"{number}.png")
+    before = files(photos)
+    words = ["batch", photos, "--local", "--format", kind, "--images-per-file", "1", "--labels", "--provider", "cpu"]
+    expected = {}
+    for whole, out in moments(tmp_path, lambda out: [*words, "-o", out], 6):
+        expected = files(whole)
+        assert len([name for name in expected if "/part-" in name]) >= 2
+        for name, data in files(out).items() if out.exists() else ():
+            assert TEMPORARY.fullmatch(name.rpartition("/")[2]) or data == expected[name], name
+    for turn in range(ROUNDS):  # each image once, whatever was done before the kill
+        assert files(tmp_path / f"turn{turn}" / "out") == expected
+    assert files(photos) == before
+
+
 @LONG
 def test_export(tmp_path):
     pytest.importorskip("torch", reason="needs the extra 'export'")

@@ -19,15 +19,14 @@ from diffseg.prepared import Prepared
 from diffseg.segmentation import Segmentation
 from diffseg.segmenter import Segmenter
 from diffseg.serving.http.errors import HTTPRequestError, busy, unavailable
-from diffseg.serving.http.job import LEAST_MASKING, Job
+from diffseg.serving.http.job import Job
+from diffseg.serving.http.memory import collect
 from diffseg.serving.http.metrics import Metrics
+from diffseg.serving.protocol.masking import LEAST_MASKING, network_seconds, next_pace
 
 logger = logging.getLogger(__name__)
 
 DECODERS = 4
-NETWORK = ("encode", "attend", "aggregate")  # the stages whose time each image takes, whatever its settings
-PACE_MEMORY = 0.8
-"""Share of the old value in the moving average of the seconds per image."""
 
 
 class Health(StrEnum):
@@ -215,15 +214,18 @@ class Batcher:
     def _probe(self, count: int = 1) -> None:
         """Segment a batch of grey images, to see whether the device works."""
         size = self.segmenter.bundle.manifest.image_size
-        self._pace = _pace(self.segmenter([np.full((*size, 3), 127, np.uint8)] * count))
+        self._pace = network_seconds(self.segmenter([np.full((*size, 3), 127, np.uint8)] * count))
 
     def _step(self) -> bool:
         group = self._take()  # a separate function, so that no local variable keeps results alive during the next wait
         if not group:
             return False
-        self._run(group)
+        ended = self._run(group)
         with self._changed:
             self._running = 0
+        if ended:
+            del group
+            collect()  # a request that ended before could not free its images
         return True
 
     def _take(self) -> list[Job]:
@@ -252,7 +254,8 @@ class Batcher:
                     self._running, self._since = len(group), time.monotonic()
                     return group
 
-    def _run(self, group: list[Job]) -> None:
+    def _run(self, group: list[Job]) -> bool:
+        """Segment a batch, and return whether the request of one of its images has ended before."""
         good: list[tuple[Job, Prepared]] = []
         for job in group:
             assert job.prepared is not None  # noqa: S101 - see `_decoded`
@@ -261,7 +264,7 @@ class Batcher:
             except Exception as error:  # fails this image only  # noqa: BLE001
                 job.fail(error)
         if not good:
-            return
+            return False
         start = time.monotonic()
         try:
             outcomes = self.segmenter.outcomes([prepared for _, prepared in good])
@@ -272,23 +275,18 @@ class Batcher:
                 raise
             logger.exception("a batch of size %d failed", len(good))
             self._probe()  # raises if the device is lost; the worker then ends, and the server is no longer ready
-            return
+            return False
         # Count the network's time only: settings that make merging slow must not make the server reject other requests.
-        done = [outcome for outcome in outcomes if not isinstance(outcome, StoppedError)]
-        if done:
-            self._pace = PACE_MEMORY * self._pace + (1 - PACE_MEMORY) * _pace(done)
+        self._pace = next_pace(self._pace, [outcome for outcome in outcomes if not isinstance(outcome, StoppedError)])
         self.metrics.batch([start - job.queued for job, _ in good])
+        ended = any(job.budget.abandoned for job, _ in good)
         for (job, _), outcome in zip(good, outcomes, strict=True):
             if isinstance(outcome, StoppedError):
                 job.fail(job.budget.error)
             else:
                 self.metrics.image(outcome.timings)
                 job.result.set_result(outcome)
-
-
-def _pace(results: Sequence[Segmentation]) -> float:
-    """Return the seconds per image that the network took."""
-    return sum(result.timings.get(stage, 0.0) for result in results for stage in NETWORK) / len(results)
+        return ended
 
 
 def _images(count: int) -> str:

@@ -5,11 +5,15 @@ from __future__ import annotations
 import math
 from http import HTTPStatus
 
-from diffseg.serving.protocol.errors import BAD_REQUEST, TOO_LARGE, RequestError
+from diffseg.serving.protocol.errors import BAD_REQUEST, COSTLY, TOO_LARGE, RequestError
 
 CLIENT_DISCONNECTED = 499
 """Nginx's status code for a client that disconnected before the response. It appears in the log only."""
-STATUS = {BAD_REQUEST: HTTPStatus.BAD_REQUEST, TOO_LARGE: HTTPStatus.REQUEST_ENTITY_TOO_LARGE}
+STATUS = {
+    BAD_REQUEST: HTTPStatus.BAD_REQUEST,
+    TOO_LARGE: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    COSTLY: HTTPStatus.BAD_REQUEST,
+}
 # The server does not read the rest of an oversized body, so the connection cannot be reused.
 HEADERS = {TOO_LARGE: {"Connection": "close"}}
 

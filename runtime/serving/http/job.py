@@ -7,48 +7,10 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from http import HTTPStatus
 
-from diffseg.cancellation import StoppedError
 from diffseg.prepared import Prepared
 from diffseg.segmentation import Segmentation
-from diffseg.serving.http.errors import HTTPRequestError
-
-LEAST_MASKING = 2.0
-"""Processor seconds that the masks of any image may take. Usual settings take a tenth of that."""
-
-
-class Budget:
-    """The time limit for the masks of one image. It is called between steps of the work; the first call starts it.
-
-    Args:
-        seconds: processor time of the calling thread that the masks may take. Other programs that keep the machine busy
-            do not use it up.
-        expires: when the request expires, in seconds of `time.monotonic`.
-    """
-
-    def __init__(self, seconds: float, expires: float) -> None:
-        self.seconds = seconds
-        self.expires = expires
-        self.abandoned = False  # nobody waits for the masks any more
-        self._end: float | None = None
-
-    def __call__(self) -> None:
-        """Check whether the work may continue.
-
-        Raises:
-            StoppedError: the time is used up.
-        """
-        spent = time.thread_time()
-        if self._end is None:
-            self._end = spent + self.seconds
-        if self.abandoned or spent > self._end or time.monotonic() > self.expires:
-            raise StoppedError
-
-    @property
-    def error(self) -> Exception:
-        """Return the error for the client after the budget has stopped the work."""
-        return TimeoutError() if self.abandoned or time.monotonic() >= self.expires else too_slow(self.seconds)
+from diffseg.serving.protocol.masking import Budget
 
 
 @dataclass(slots=True, eq=False)
@@ -95,13 +57,3 @@ class Job:
         """End the job with an error, unless its request has ended."""
         if self.result.running() or self.result.set_running_or_notify_cancel():
             self.result.set_exception(error)
-
-
-def too_slow(seconds: float) -> HTTPRequestError:
-    """Return the error for settings whose masks take too long."""
-    return HTTPRequestError(
-        HTTPStatus.BAD_REQUEST,
-        "costly",
-        f"the masks of this image take more than {seconds:.1f} s with these settings; "
-        "use fewer anchors, larger thresholds, a smaller tau or no refinement",
-    )

@@ -36,6 +36,12 @@ def trim() -> None:
             malloc_trim(0)
 
 
+def collect() -> None:
+    """Free what refers to itself, as the finished tasks of a request do, and return it to the system."""
+    gc.collect()
+    trim()
+
+
 class MemoryBudget:
     """Counts the bytes that decoded images take, from their decoding to their response.
 
@@ -68,8 +74,7 @@ class MemoryBudget:
     def give_back(self, size: int) -> None:
         """Return `size` bytes to the budget. Large amounts are returned to the system first."""
         if size > LARGE:
-            gc.collect()  # the finished tasks of a request refer to each other, and to its masks
-            trim()
+            collect()  # the tasks of the request refer to its masks
         with self._lock:
             self.held -= size
 

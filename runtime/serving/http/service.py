@@ -21,11 +21,11 @@ from diffseg.serving.annotation.label_studio import LabelStudio
 from diffseg.serving.http.attention_store import AttentionStore
 from diffseg.serving.http.batcher import Batcher, Health
 from diffseg.serving.http.errors import busy, client_disconnected, late
-from diffseg.serving.http.job import Budget
 from diffseg.serving.http.limits import Bodies, Limits, open_image
 from diffseg.serving.http.memory import Charge, MemoryBudget
 from diffseg.serving.http.metrics import Metrics
 from diffseg.serving.protocol.errors import bad_request
+from diffseg.serving.protocol.masking import Budget
 from diffseg.serving.protocol.untrusted import RESULT_BYTES, decode_in_strips, memory_of
 from PIL import Image
 

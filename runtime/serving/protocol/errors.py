@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-BAD_REQUEST, TOO_LARGE = "bad_request", "too_large"
+BAD_REQUEST, TOO_LARGE, COSTLY = "bad_request", "too_large", "costly"
 
 
 class RequestError(Exception):

@@ -10,13 +10,14 @@ import json
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias, TypeVar, get_args
 
 import numpy as np
 from diffseg.arrays import Array, to_host
 from diffseg.attention import AggregatedAttention, warn_of_mended_rows
+from diffseg.cancellation import StoppedError, stoppable
 from diffseg.engines.bundle.manifest import Manifest, read_manifest
 from diffseg.engines.bundle.settings import MergeSettings
 from diffseg.engines.errors import ImageError
@@ -30,11 +31,13 @@ from diffseg.segmentation import Segmentation
 from diffseg.segmenter import Segmenter
 from diffseg.serving.protocol.echo import shorten
 from diffseg.serving.protocol.errors import RequestError, bad_request
+from diffseg.serving.protocol.masking import LEAST_MASKING, next_pace
 from diffseg.serving.protocol.masks import to_json
 from diffseg.serving.protocol.settings import updated_settings
 from diffseg.serving.protocol.tensors import ENCODED, IMAGE, LABELS, PARAMETERS, SEGMENTS, stack_labels
 from diffseg.serving.protocol.untrusted import check_pixels, open_encoded
 from diffseg.serving.triton.config import KIND, PIXELS, PLACEMENT, PROVIDER
+from diffseg.serving.triton.masking import AGGREGATIONS, Check
 from diffseg.stages import stage
 from PIL import Image
 
@@ -61,11 +64,13 @@ class Request:
         tensors: the inputs by name.
         parameters: threshold, anchors, refine, fit, method, tau.
         wanted: names of the requested outputs.
+        cancelled: whether the client has cancelled it.
     """
 
     tensors: dict[str, Array]
     parameters: dict[str, Any] = field(default_factory=dict)
     wanted: Collection[str] = (LABELS, SEGMENTS)
+    cancelled: Callable[[], bool] = lambda: False
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,23 +113,28 @@ class SegmentModel:
 
     def __init__(self, segmenter: Segmenter) -> None:
         self.segmenter = segmenter
+        self._pace = 0.0  # recent seconds per image of the network
 
     def __call__(self, requests: Sequence[Request]) -> list[Result]:
         """Process each request separately, so that an error affects only its own request."""
         prepared = [_answer(self._prepare, request) for request in requests]
         images = [image for item in prepared if not isinstance(item, Refused) for image in item]
-        results = iter(self.segmenter.finish(images))
+        outcomes = self.segmenter.outcomes(images)
+        self._pace = next_pace(self._pace, [found for found in outcomes if not isinstance(found, StoppedError)])
+        results = iter(zip(images, outcomes, strict=True))
         answers: list[Result] = []
         for request, item in zip(requests, prepared, strict=True):
             if isinstance(item, Refused):
                 answers.append(item)
             else:
-                answers.append(_answer(_masks, [next(results) for _ in item], request.wanted))
+                answers.append(_answer(_finished, [next(results) for _ in item], request.wanted))
         return answers
 
     def _prepare(self, request: Request) -> list[Prepared]:
         settings, fit = _settings(self.segmenter.settings, request.parameters)
-        return [self.segmenter.prepare(image, settings, fit=fit) for image in _images(request)]
+        seconds = max(LEAST_MASKING, self._pace)
+        prepared = [self.segmenter.prepare(image, settings, fit=fit) for image in _images(request)]
+        return [replace(image, check=Check(seconds, request.cancelled)) for image in prepared]
 
 
 class ResizeModel:
@@ -188,7 +198,12 @@ class MergeModel:
                     values, mended = aggregate_and_count(maps, grids=grids, out=maps[0])
                 found = AggregatedAttention(values, seen, placement, mended)
                 attentions.append(found)
-            results.append(Segmentation.of(found, Image.fromarray(seen), settings, timings))
+            check = Check(max(LEAST_MASKING, AGGREGATIONS * timings.get("aggregate", 0.0)), request.cancelled)
+            try:
+                with stoppable(check):
+                    results.append(Segmentation.of(found, Image.fromarray(seen), settings, timings))
+            except StoppedError:
+                raise check.error from None
         warn_of_mended_rows(attentions)
         return _masks(results, request.wanted)
 
@@ -257,6 +272,17 @@ def _images(request: Request) -> list[ImageSource]:
             check_pixels(height, width, MOST_PIXELS)
         return list(images)
     return [open_encoded(data, MOST_PIXELS) for data in request.tensors[ENCODED].ravel()]
+
+
+def _finished(results: Sequence[tuple[Prepared, Segmentation | StoppedError]], wanted: Collection[str]) -> Outputs:
+    """Return the requested outputs, unless the masks of one of the images were stopped."""
+    done = []
+    for prepared, found in results:
+        if isinstance(found, StoppedError):
+            assert isinstance(prepared.check, Check)  # noqa: S101 - for the type checker
+            raise prepared.check.error
+        done.append(found)
+    return _masks(done, wanted)
 
 
 def _masks(results: Sequence[Segmentation], wanted: Collection[str]) -> Outputs:

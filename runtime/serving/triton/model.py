@@ -63,7 +63,8 @@ class TritonPythonModel:
         """Read the tensors, parameters and requested outputs of a request."""
         found = {name: pb_utils.get_input_tensor_by_name(request, name) for name in self.inputs}
         tensors = {name: self.array(tensor) for name, tensor in found.items() if tensor is not None}
-        return Request(tensors, json.loads(request.parameters() or "{}"), set(request.requested_output_names()))
+        parameters = json.loads(request.parameters() or "{}")
+        return Request(tensors, parameters, set(request.requested_output_names()), request.is_cancelled)
 
     def array(self, tensor: Any) -> Any:  # noqa: ANN401
         """Return a tensor as an array on the device where it is."""

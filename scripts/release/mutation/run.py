@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import importlib
 import importlib.abc
 import importlib.machinery
@@ -22,6 +23,7 @@ from typing import Any
 
 sys.path.append(str(Path(__file__).parents[3]))  # for the modules that scripts share
 
+from scripts.release.mutation.order import Durations, FastestFirst
 from scripts.release.mutation.reasons import REASONS
 from scripts.release.mutation.targets import TARGETS
 
@@ -40,6 +42,10 @@ PRELOADED = (
 SLOW = ("--deselect=tests/runtime/methods/test_numerics.py::test_memory_above_the_inputs_is_bounded",)
 CPU_SECONDS, WALL_SECONDS = 180, 900
 """Time for the tests of one change. More means that the change caused an endless loop, which counts as noticed."""
+TEST_SECONDS = 25.0
+"""Processor seconds of tests per change, the fastest first. What only slower tests would notice counts as unnoticed."""
+HYPOTHESIS_EXAMPLES = 25
+"""Examples of each test with hypothesis that does not set a number. Usually there are 100."""
 BYTES = 12 << 30
 NOTICED, UNNOTICED, ENDLESS = "noticed", "unnoticed", "endless"
 
@@ -66,8 +72,8 @@ def package_name(path: str) -> str:
     return ".".join({"runtime": ["diffseg"], "engines": ["diffseg", "engines"]}[folder] + rest)
 
 
-def run_child(change: dict[str, Any], tests: Sequence[str]) -> None:
-    """Run tests with a changed module in a separate process. The exit status is that of pytest."""
+def run_child(change: dict[str, Any], tests: Sequence[str], plugin: object) -> None:
+    """Run tests with a changed module, in a separate process. The exit status is that of pytest."""
     os.setsid()
     silence = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silence, 1)
@@ -77,21 +83,24 @@ def run_child(change: dict[str, Any], tests: Sequence[str]) -> None:
     os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = tempfile.mkdtemp(dir=os.environ["TMPDIR"])
     sys.meta_path.insert(0, Changed(package_name(change["module"]), str(ROOT / change["module"]), change["code"]))
     import pytest
+    from hypothesis import settings
 
+    settings.register_profile("changes", max_examples=HYPOTHESIS_EXAMPLES)
+    settings.load_profile("changes")
     status = 1
     try:
         plugins = ["-p", "no:cacheprovider", "-p", "no:xdist", "--assert=plain"]
-        status = pytest.main(["-x", "-q", *plugins, "--hypothesis-seed=0", *SLOW, *tests])
+        status = pytest.main(["-x", "-q", *plugins, "--hypothesis-seed=0", *SLOW, *tests], plugins=[plugin])
     finally:
         os._exit(int(status))
 
 
-def outcome(change: dict[str, Any], tests: Sequence[str]) -> tuple[str, float]:
+def outcome(change: dict[str, Any], tests: Sequence[str], plugin: object) -> tuple[str, float]:
     """Run the tests of one change, and return the outcome and the CPU seconds."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     process = os.fork()
     if process == 0:
-        run_child(change, tests)
+        run_child(change, tests, plugin)
     end = time.monotonic() + WALL_SECONDS
     while (found := os.waitpid(process, os.WNOHANG))[0] == 0:
         if time.monotonic() > end:
@@ -106,63 +115,117 @@ def outcome(change: dict[str, Any], tests: Sequence[str]) -> tuple[str, float]:
     return (UNNOTICED if found[1] == 0 else NOTICED), spent
 
 
-def summary(found: list[dict[str, Any]], possible: dict[str, int]) -> dict[str, Any]:
-    """Return the record: per module and in all, how many changes were noticed, and which were not."""
-    modules = {}
-    for module, count in possible.items():
-        own = [change for change in found if change["module"] == module]
-        missed = sum(change["outcome"] == UNNOTICED for change in own)
-        modules[module] = {"changes": count, "sampled": len(own), "noticed": len(own) - missed}
-    unnoticed = [change for change in found if change["outcome"] == UNNOTICED]
-    for change in unnoticed:
-        change["reason"] = REASONS.get((change["module"], change["before"], change["after"]), "")
-    share = 1 - len(unnoticed) / max(1, len(found))
-    return {"sampled": len(found), "noticed_share": round(share, 4), "modules": modules, "unnoticed": unnoticed}
+class Record:
+    """The record on disk, which is written after each module: a run that was stopped goes on with the next one."""
+
+    def __init__(self, path: Path, per_module: int, seed: int) -> None:
+        self.path = path
+        self.head = {"per_module": per_module, "seed": seed}
+        self.modules: dict[str, dict[str, Any]] = {}
+        known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        if self.head.items() <= known.items():
+            self.modules = {module: facts for module, facts in known["modules"].items() if module in TARGETS}
+
+    def knows(self, module: str) -> bool:
+        """Whether the module was run, and has not changed since."""
+        return module in self.modules and self.modules[module]["sha256"] == digest(module)
+
+    def add(self, module: str, possible: int, found: list[dict[str, Any]]) -> None:
+        """Record the outcomes of a module's changes. Where it was run before, they are those of its survivors."""
+        missed = [shown(change) for change in found if change["outcome"] == UNNOTICED]
+        if not self.knows(module):
+            first = len(found) - len(missed)
+            facts = {"sha256": digest(module), "possible": possible, "changes": len(found), "noticed_at_first": first}
+            self.modules[module] = facts
+        self.modules[module]["unnoticed"] = missed
+        self.write()
+
+    def write(self) -> None:
+        """Write the record with its sums."""
+        modules = {module: self.modules[module] for module in TARGETS if module in self.modules}
+        changes = sum(facts["changes"] for facts in modules.values())
+        left = [change for facts in modules.values() for change in facts["unnoticed"]]
+        for change in left:
+            change["reason"] = REASONS.get((change["module"], change["before"], change["after"]), "")
+        equivalent = sum(change["reason"].startswith("equivalent") for change in left)
+        sums = {
+            "modules_run": len(modules),
+            "modules_of_targets": len(TARGETS),
+            "changes": changes,
+            "noticed_at_first": sum(facts["noticed_at_first"] for facts in modules.values()),
+            "noticed": changes - len(left),
+            "equivalent": equivalent,
+            "noticed_share": round(1 - len(left) / max(1, changes), 4),
+            "noticed_share_without_equivalent": round(1 - (len(left) - equivalent) / max(1, changes - equivalent), 4),
+        }
+        text = json.dumps(self.head | sums | {"modules": modules}, indent=2)
+        self.path.write_text(text + "\n", encoding="utf-8")
+
+
+def digest(module: str) -> str:
+    """Return the SHA-256 of a module's code."""
+    return hashlib.sha256((ROOT / module).read_bytes()).hexdigest()
+
+
+def key(change: dict[str, Any]) -> tuple[str, int, str, str]:
+    """Return what a change is found by."""
+    return change["module"], change["line"], change["before"], change["after"]
+
+
+def shown(change: dict[str, Any]) -> dict[str, Any]:
+    """Return what the record shows of a change."""
+    return {name: change[name] for name in ("module", "operator", "line", "before", "after", "outcome")}
+
+
+def make_changes(tool: str, module: str, count: int, seed: int) -> list[dict[str, Any]]:
+    """Return at most `count` changes of a module, always the same for the same code and seed."""
+    command = [tool, "scripts/release/mutation/changes.py", str(count), str(seed), module]
+    done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 def main() -> None:
     """Sample changes, run them, and write the record."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tool", required=True, help="Python with cosmic-ray")
-    parser.add_argument("--per-module", type=int, default=20)
+    parser.add_argument("--per-module", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", default="", help="part of the path of a module")
-    parser.add_argument("--again", type=Path, help="a record, whose unnoticed changes alone are run")
+    parser.add_argument("--again", action="store_true", help="run the survivors of the record, and nothing else")
     parser.add_argument("--out", type=Path, default=ROOT / "scripts/results/mutants.json")
     options = parser.parse_args()
-    targets = {module: tests for module, tests in TARGETS.items() if options.only in module}
-    command = [
-        options.tool,
-        "scripts/release/mutation/changes.py",
-        str(options.per_module),
-        str(options.seed),
-        *targets,
-    ]
-    lines = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.splitlines()
-    changes = [json.loads(line) for line in lines]
-    possible = {change["module"]: change["possible"] for change in changes}
-    known = json.loads(options.again.read_text(encoding="utf-8"))["unnoticed"] if options.again else None
-    if known is not None:
-        keys = {(change["module"], change["before"], change["after"]) for change in known}
-        changes = [change for change in changes if (change["module"], change["before"], change["after"]) in keys]
     for name in PRELOADED:
         importlib.import_module(name)
-    found = []
+    record = Record(options.out, options.per_module, options.seed)
+    measured = dict[tuple[str, ...], Path]()
     with tempfile.TemporaryDirectory() as folder:
         os.environ["TMPDIR"] = folder
-        for module in dict(zip(targets.values(), targets, strict=True)).values():  # one module per group of tests
-            unchanged = {"module": module, "code": (ROOT / module).read_text(encoding="utf-8")}
-            result, seconds = outcome(unchanged, targets[module])
-            print(f"unchanged {seconds:5.1f} s  {module}", flush=True)
-            if result != UNNOTICED:
-                sys.exit(f"the tests of {module} fail without a change; see pytest {' '.join(targets[module])}")
-        for change in changes:
-            result, seconds = outcome(change, targets[change["module"]])
-            change["outcome"] = result
-            print(f"{result:9} {seconds:5.1f} s  {change['module']}:{change['line']}  {change['after']}", flush=True)
-            found.append({key: value for key, value in change.items() if key not in ("code", "possible")})
-    record = {"seed": options.seed, "per_module": options.per_module} | summary(found, possible)
-    options.out.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        for module, tests in TARGETS.items():
+            known = record.knows(module)
+            survivors = {key(change) for change in record.modules[module]["unnoticed"]} if known else set()
+            if options.only not in module or known != options.again or (known and not survivors):
+                continue
+            if tests not in measured:
+                measured[tests] = Path(folder, f"seconds{len(measured)}.json")
+                check_unchanged(module, tests, measured[tests])
+            fastest = FastestFirst(measured[tests], TEST_SECONDS)
+            changes = make_changes(options.tool, module, options.per_module, options.seed)
+            for change in (wanted := [c for c in changes if not known or key(c) in survivors]):
+                change["outcome"], seconds = outcome(change, tests, fastest)
+                print(
+                    f"{change['outcome']:9} {seconds:5.1f} s  {module}:{change['line']}  {change['after']}", flush=True
+                )
+            record.add(module, changes[0]["possible"], wanted)
+    record.write()
+
+
+def check_unchanged(module: str, tests: Sequence[str], seconds: Path) -> None:
+    """Check that the tests of a module pass without a change, and write how long each takes."""
+    unchanged = {"module": module, "code": (ROOT / module).read_text(encoding="utf-8")}
+    result, spent = outcome(unchanged, tests, Durations(seconds))
+    print(f"unchanged {spent:5.1f} s  {module}", flush=True)
+    if result != UNNOTICED:
+        sys.exit(f"the tests of {module} fail without a change; see pytest {' '.join(tests)}")
 
 
 if __name__ == "__main__":

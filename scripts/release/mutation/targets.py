@@ -3,6 +3,7 @@
 METHODS = "tests/runtime/methods/"
 HTTP = "tests/runtime/serving/http/"
 TENSORRT = "tests/engines/tensorrt/"
+TRITON = "tests/runtime/serving/triton/test_backend_models.py"
 BUNDLE = ("tests/engines/bundle",)
 CUT = (f"{METHODS}test_cut.py", f"{METHODS}test_cut_attention.py", f"{METHODS}test_golden_diffcut.py")
 MERGE = (f"{METHODS}test_numerics.py", f"{METHODS}test_golden.py", f"{METHODS}test_devices.py")
@@ -27,6 +28,7 @@ TARGETS: dict[str, tuple[str, ...]] = {
     "engines/tensorrt/plan.py": PLANS,
     "engines/tensorrt/precision.py": (f"{TENSORRT}test_precision.py", f"{TENSORRT}test_configure.py"),
     "runtime/serving/protocol/image_structure.py": ("tests/hostile/test_images.py", f"{HTTP}test_hostile.py"),
+    "runtime/serving/protocol/masking.py": (TRITON, f"{HTTP}test_hostile.py"),
     "runtime/serving/protocol/untrusted.py": (f"{HTTP}test_hostile.py", f"{HTTP}test_load.py"),
     "runtime/serving/http/access.py": (f"{HTTP}test_access.py", f"{HTTP}test_command.py"),
     "runtime/serving/http/limits.py": (f"{HTTP}test_limits.py", f"{HTTP}test_load.py", f"{HTTP}test_hostile.py"),

@@ -108,6 +108,10 @@ CHANGES = {
     "'../unet.onnx' is not a path inside": lambda m: m["graphs"]["unet"].update(file="../unet.onnx"),
     "'/etc/passwd' is not a path inside": lambda m: m["files"].update({"/etc/passwd": {"sha256": "", "bytes": 1}}),
     "'a/../../b' is not a path inside": lambda m: m["graphs"]["unet"].update(external_data=["a/../../b"]),
+    "'' is not a path inside": lambda m: graph(m).update(file=""),
+    "manifest.json: '' is not a path": lambda m: graph(m).update(external_data=[""]),
+    ": '' is not a path inside the": lambda m: graph(m).update(cpu_file=""),
+    "'x{60}'… is not a path inside": lambda m: m["files"].update({"x" * 256: {"sha256": "", "bytes": 1}}),
     "is not a path inside": lambda m: m["files"].update({"c:\\x": {"sha256": "", "bytes": 1}}),
     r"axis \"x - at `\$\.q\"|axis 'x - at": lambda m: axis(m).update(name="x - at `$.q`", min=9),
     "'graphs.unet.opset' is missing": lambda m: graph(m).pop("opset"),
@@ -216,7 +220,9 @@ def test_bundles_of_earlier_exports_still_open():
     for added in ("defaults", "versions", "parity"):
         value.pop(added)
     manifest = Manifest.from_json(json.dumps(value))
-    assert manifest.graphs["unet"].layers == {}
+    graph = manifest.graphs["unet"]
+    assert (graph.parameters_dropped, graph.flops_dropped, graph.activation_bytes) == (0, 0, 0)
+    assert graph.layers == {}
     assert manifest.graphs["unet"].forms == {}
     assert manifest.defaults.thresholds == (1.0, 1.0, 1.0)
 

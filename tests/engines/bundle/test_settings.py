@@ -1,7 +1,8 @@
 """Settings that the caller leaves out, and fingerprints, to the last digit."""
 
 import pytest
-from diffseg.engines.bundle.manifest import ENCODER, QUERIES_KEYS, UNET, File, MergeSettings
+from diffseg.engines.bundle.manifest import ENCODER, QUERIES_KEYS, UNET, File, Source
+from diffseg.engines.bundle.settings import MAX_ROUNDS, TAUS, MergeSettings
 
 
 @pytest.mark.parametrize("rounds", [1, 2, 3, 5])
@@ -33,3 +34,36 @@ def test_a_form_concerns_the_unet_alone(formed_bundle):
     graphs = formed_bundle.graphs(QUERIES_KEYS)
     assert graphs[ENCODER].file == "vae_encoder.onnx"
     assert graphs[UNET].file == "unet.queries_keys.onnx"
+
+
+def test_the_defaults_are_those_of_the_papers():
+    settings = MergeSettings()
+    assert (settings.thresholds, settings.anchors, settings.refine, settings.method) == (
+        (1.0,) * 3,
+        16,
+        "none",
+        "diffseg",
+    )
+    assert settings.tau == TAUS["diffseg"] == TAUS["cut"] == 0.45
+    assert TAUS["diffcut"] == 0.5
+
+
+def test_tau_is_from_0_to_2():
+    for tau in (0, 0.5, 1.5, 2):
+        assert MergeSettings(tau=tau).tau == tau
+    for tau in (-0.001, 2.001, float("nan")):
+        with pytest.raises(ValueError, match="tau must be a number from 0 to 2"):
+            MergeSettings(tau=tau)
+
+
+def test_as_many_thresholds_as_rounds():
+    assert len(MergeSettings((0.0,) * MAX_ROUNDS).thresholds) == MAX_ROUNDS == 64
+    with pytest.raises(ValueError, match="at most 64 thresholds"):
+        MergeSettings((0.0,) * (MAX_ROUNDS + 1))
+
+
+def test_settings_do_not_change():
+    with pytest.raises(AttributeError):
+        MergeSettings().tau = 1.0
+    with pytest.raises(AttributeError):
+        Source("nowhere").checkpoint = "elsewhere"

@@ -59,6 +59,21 @@ def test_bad_images_do_not_end_the_batch(hostile, tmp_path, monkeypatch, capsys)
     assert len(list((tmp_path / "out").iterdir())) == 3
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="no pipes in folders, and no such names")
+def test_bad_images_do_not_end_a_run_of_many(hostile, tmp_path, monkeypatch, capsys):
+    good = shutil.copy(example_images()[0], hostile / "good.jpg")
+    words = ["batch", hostile, "-o", tmp_path / "out", "--local", "--format", "coco", "--anchors", 4]
+    status, out, err = run(monkeypatch, capsys, *words)
+    assert status == 0
+    assert out.startswith("4 images, 3 with errors, in ")
+    assert "Traceback" not in err
+    for line in (*out.splitlines(), *err.splitlines()):
+        assert not line.startswith("error: forged")
+        assert "\x1b[2J" not in line
+    (part,) = (tmp_path / "out").glob("run-*/part-*.json")
+    assert good.name in part.read_text()
+
+
 @pytest.mark.parametrize("path", BAD_PATHS)
 @pytest.mark.parametrize(
     "words",
@@ -73,14 +88,17 @@ def test_bad_images_do_not_end_the_batch(hostile, tmp_path, monkeypatch, capsys)
         ["triton", "tiny", "-o", "{}"],
         ["evaluate", "{}"],
         ["serve", "--model", "{}", "--port", "0"],
+        ["batch", "{}", "-o", "{out}", "--local", "--format", "coco"],
+        ["batch", example_images()[0], "-o", "{}", "--local", "--format", "coco"],
+        ["batch", example_images()[0], "-o", "{out}", "--model", "{}", "--local", "--format", "coco"],
     ],
     ids=lambda words: " ".join(map(str, words[:1])) + str(words.index("{}") if "{}" in words else 0),
 )
 def test_a_bad_path_is_one_line(words, path, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     words = [str(word).replace("{out}", str(tmp_path / "out")).replace("{}", path) for word in words]
-    if words[:2] == ["triton", "tiny"] and path == NO_USER:
-        path = words[3] = "/dev/null/~x"  # else it is a folder like others
+    if path == NO_USER and words[2] == "-o" and words[3] == NO_USER:
+        words[3] = "/dev/null/~x"  # else it is a folder like others
     status, _, err = run(monkeypatch, capsys, *words)
     assert status in {1, 2}
     assert err.startswith("error: ")

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from diffseg.methods.colour import colour_refine, window_sum
+from diffseg.methods.colour import FAR, colour_refine, energy_of, window_sum
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -84,3 +84,11 @@ def test_window_sums_are_sums_over_windows(height, width, radius, seed):
 def test_other_sizes_are_refused():
     with pytest.raises(ValueError, match="same size"):
         colour_refine(np.zeros((8, 8), np.uint16), np.zeros((8, 9, 3), np.uint8))
+
+
+def test_a_window_of_two_pixels_has_a_colour_model_and_one_of_a_single_pixel_has_none():
+    colours = np.full((3, 1, 2), 0.5, np.float32)
+    sums = np.concatenate([np.array([[[2.0, 1.0]]], np.float32), np.full((6, 1, 2), 0.5, np.float32)])
+    energy = energy_of(sums, colours)
+    assert energy[0, 0] < FAR
+    assert energy[0, 1] == FAR

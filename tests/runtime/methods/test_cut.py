@@ -226,3 +226,14 @@ def test_assignment_refuses_labels_of_another_grid():
         ValueError, match=r"features must be \(h·w, C\) and labels \(h, w\), found \(16, 3\) and \(3, 3\)"
     ):
         assign_concepts(np.ones((16, 3)), np.zeros((3, 3), int))
+
+
+def test_the_iteration_ends_as_soon_as_it_has_converged(monkeypatch):
+    """It is checked every eighth step. Two groups of places that hardly know each other need few."""
+    affinity = np.kron(np.eye(2), np.ones((60, 60))) + 1e-3
+    shapes = []
+    eigh = np.linalg.eigh
+    monkeypatch.setattr(np.linalg, "eigh", lambda matrix: shapes.append(len(matrix)) or eigh(matrix))
+    scale = affinity.sum(1) ** -0.5
+    assert eigenvector._lanczos(affinity * scale[:, None] * scale, 1 / scale) is not None
+    assert max(shapes) <= 8

@@ -5,7 +5,7 @@ import tracemalloc
 import numpy as np
 import pytest
 from diffseg.arrays import to_host
-from diffseg.methods import kmeans
+from diffseg.methods import kmeans, merge
 from diffseg.methods.aggregate import aggregate_and_count, aggregate_attention
 from diffseg.methods.kmeans import kmeans_refine
 from diffseg.methods.merge import anchor_distances, anchor_indices, merge_attention
@@ -339,3 +339,32 @@ def test_kmeans_stops_at_scikit_learn_s_tolerance(monkeypatch, factor, steps):
     monkeypatch.setattr(kmeans, "_assign", lambda *_: (np.arange(16) + next(labels)) % 2)
     kmeans.kmeans_refine(maps, maps[:2, 0])
     assert len(moves) == steps
+
+
+@pytest.mark.parametrize("size", [(0, 4), (4, 0), (-1, 4)])
+def test_suppression_needs_a_size(size):
+    maps = np.ones((2, 3, 3), np.float32)
+    with pytest.raises(ValueError, match="at least 1 × 1 pixels"):
+        non_max_suppression(maps, size)
+    assert non_max_suppression(maps, (1, 1)).shape == (1, 1)
+
+
+@pytest.mark.parametrize("shape", [(3, 3), (2, 3, 3, 3), (2, 0, 3), (65536, 1, 1)])
+def test_suppression_needs_proposals(shape):
+    with pytest.raises(ValueError, match=r"proposals must be \(k, h, w\)"):
+        non_max_suppression(np.ones(shape, np.float32), (2, 2))
+    assert non_max_suppression(np.ones((65535, 1, 1), np.float32), (1, 1)).shape == (1, 1)
+
+
+def test_one_threshold_stands_for_three_rounds(monkeypatch):
+    attention = np.random.default_rng(0).random((4, 4, 4, 4), np.float32) ** 6
+    attention /= attention.sum((2, 3), keepdims=True)
+    rounds = []
+    greedily = merge._merge_greedily
+    monkeypatch.setattr(merge, "_merge_greedily", lambda maps, t: rounds.append(t) or greedily(maps, t))
+    merge_attention(attention, 0.6, 4)
+    assert rounds == [0.6, 0.6]  # after the first, which merges anchors
+    merge_attention(attention)
+    assert rounds[2:] == [1.0, 1.0]
+    merge_attention(attention, [0.5])
+    assert len(rounds) == 4

@@ -1,10 +1,12 @@
 """Requests that are meant to harm: each gets one line, and none blocks the others."""
 
+import gc
 import io
 import json
 import socket
 import threading
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from types import SimpleNamespace
@@ -300,6 +302,7 @@ def endless(monkeypatch):
 
     def refine(labels, pixels):
         counts.begun += 1
+        counts.seen = weakref.ref(labels)
         try:
             while True:
                 checkpoint()
@@ -339,6 +342,52 @@ def test_masks_that_take_too_long_are_stopped_and_others_of_the_batch_are_made(s
     assert server.service.batcher._pace != pace
     assert server.metric("diffseg_requests_total", route="/v1/segment", outcome="costly") == 1
     until(lambda: server.service.memory.held == 0, "the memory")
+
+
+@pytest.mark.parametrize("kind", ["costly", "late", "new masks"])
+def test_stopped_masks_leave_nothing_in_memory(serve, png, endless, monkeypatch, kind):
+    """Frames of the error that stops them would refer to the attention, and to themselves."""
+    server = serve(batch=1)
+    key = server.ask("POST", "/v1/images", png).json()["id"]
+    monkeypatch.setattr(batcher, "LEAST_MASKING", 1000.0 if kind == "late" else 0.3)
+    gc.collect()
+    gc.disable()
+    try:
+        if kind == "new masks":
+            answer = server.ask("GET", f"/v1/images/{key}/masks?refine=colour")
+        else:
+            answer = server.ask("POST", f"/v1/segment?refine=colour{'&timeout=2' * (kind == 'late')}", png)
+        assert answer.status == (504 if kind == "late" else 400)
+        until(lambda: endless.stopped == 1, "the end of the refinement")
+        until(lambda: endless.seen() is None, "the end of its arrays")
+    finally:
+        gc.enable()
+
+
+def test_an_image_is_freed_when_its_masks_end_after_its_request(serve, png, endless, monkeypatch):
+    server = serve(batch=1)
+    monkeypatch.setattr(batcher, "LEAST_MASKING", 1000.0)
+    prepare, seen = server.service.segmenter.prepare, []
+
+    def opened(data, pixels):
+        image = open_image(data, pixels)
+        seen.append(weakref.ref(image))
+        return image
+
+    def prepared(image, *arguments, **options):
+        seen.append(weakref.ref(image))
+        return prepare(image, *arguments, **options)
+
+    monkeypatch.setattr("diffseg.serving.http.service.open_image", opened)
+    monkeypatch.setattr(server.service.segmenter, "prepare", prepared)
+    gc.collect()
+    gc.disable()
+    try:
+        assert server.ask("POST", "/v1/segment?refine=colour&timeout=2", png).status == 504
+        until(lambda: endless.stopped == 1, "the end of the refinement")
+        until(lambda: [image() for image in seen] == [None, None], "the end of the image")
+    finally:
+        gc.enable()
 
 
 def test_masks_are_stopped_at_the_deadline_or_when_the_client_leaves(serve, png, endless, monkeypatch):

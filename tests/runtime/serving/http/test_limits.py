@@ -54,3 +54,36 @@ def test_the_default_limits_are_those_that_are_documented():
     assert (limits.body, limits.bodies, limits.pixels) == (32 * MEGA, 256 * MEGA, 50 * MEGA)
     assert limits.decoded == 1000 * MEGA
     assert (limits.body_seconds, limits.header_seconds, limits.deadline, limits.queue) == (20, 10, 30, 64)
+    assert limits.write_seconds == 10
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "br", "zstd", "identity, gzip", ""])
+def test_compressed_bodies_are_refused(encoding):
+    async def run(value):
+        async def receive():
+            return {"type": "http.request", "body": b"x", "more_body": False}
+
+        request = Request({"type": "http", "headers": [(b"content-encoding", value)]}, receive)
+        async with Bodies(Limits()).read(request) as data:
+            return data
+
+    assert asyncio.run(run(b"identity")) == b"x"
+    with pytest.raises(RequestError, match="must not be compressed") as error:
+        asyncio.run(run(encoding.encode()))
+    assert error.value.status == 415
+
+
+def test_a_client_that_leaves_before_the_end_of_its_body():
+    bodies = Bodies(Limits())
+    parts = [{"type": "http.request", "body": b"x" * 10, "more_body": True}, {"type": "http.disconnect"}]
+
+    async def receive():
+        return parts.pop(0)
+
+    async def run():
+        async with bodies.read(Request({"type": "http", "headers": []}, receive)):
+            pass
+
+    with pytest.raises(RequestError, match="the client disconnected"):
+        asyncio.run(run())
+    assert bodies.held == 0

@@ -10,7 +10,11 @@ from functools import partial
 
 import numpy as np
 import pytest
-from diffseg.serving.http.batcher import Health
+from diffseg import Segmenter
+from diffseg.serving.http.batcher import Batcher, Health
+from diffseg.serving.http.job import Job
+from diffseg.serving.http.metrics import Metrics
+from diffseg.serving.protocol.errors import RequestError
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.runtime.doubles import LendingNetwork
@@ -415,3 +419,58 @@ def test_memory_does_not_grow_with_requests(serve, png):
         assert time.monotonic() < end
         gc.collect()
     assert server.service.bodies.held == 0
+
+
+@pytest.fixture
+def queue(fake_bundle):
+    """A batcher that is not started, for batches of 2; and how to put decoded images into its queue."""
+    segmenter = Segmenter(fake_bundle, LendingNetwork(), batch=2)
+    batcher = Batcher(segmenter, Metrics(), capacity=7, gather=1000.0)
+
+    def put(count, seconds=1000.0):
+        jobs = [Job(partial(segmenter.prepare, np.zeros((8, 8, 3), np.uint8)), seconds) for _ in range(count)]
+        batcher._submit(jobs)
+        until(lambda: len(batcher._decoded()) == min(len(batcher._jobs), 2 * segmenter.batch), "the decoded images")
+        return jobs
+
+    yield batcher, put
+    batcher._jobs.clear()
+    batcher.close(0)
+
+
+def test_images_of_two_batches_are_decoded_ahead(queue):
+    batcher, put = queue
+    jobs = put(7)
+    assert [job.prepared is not None for job in jobs] == [True] * 4 + [False] * 3
+    assert batcher._full()  # the first batch does not wait for others to arrive
+    assert batcher._take() == jobs[:2]
+    assert [job.prepared is not None for job in jobs] == [True] * 6 + [False]
+    assert [job.begun for job in jobs[:3]] == [True, True, False]
+
+
+def test_a_queue_takes_exactly_its_capacity(queue):
+    _, put = queue
+    with pytest.raises(RequestError, match="the queue takes 7 images, found 8"):
+        put(8)
+    put(7)
+    with pytest.raises(RequestError, match="the queue is full: 7 images wait"):
+        put(1)
+
+
+def test_the_last_image_is_not_begun_after_its_deadline(queue):
+    batcher, put = queue
+    batcher.gather = 0.0
+    (late,) = put(1, seconds=0.0)
+    (good,) = put(1)
+    assert batcher._take() == [good]
+    assert isinstance(late.result.exception(0), TimeoutError)
+    assert batcher._since <= time.monotonic() < batcher._since + 100
+
+
+def test_masks_may_take_as_long_as_the_network_and_two_seconds(queue):
+    batcher, _ = queue
+    assert batcher.masking_seconds == 2.0
+    batcher._pace = 5.0
+    assert batcher.masking_seconds == 5.0
+    batcher._running = 3
+    assert batcher.expected_wait == 15.0

@@ -2,12 +2,14 @@
 
 import json
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from diffseg import Segmenter
+from diffseg import Segmenter, masks
+from diffseg.cancellation import StoppedError, checkpoint
 from diffseg.engines.errors import MissingPackageError
 from diffseg.image import fit_image, read_image
 from diffseg.placement import Placement
@@ -54,7 +56,7 @@ class Chain:
             with self.network.session() as session:
                 maps = [output.copy() for output in session.attend(session.encode(fitted["pixels"]))]
             attention = {output.name: found for output, found in zip(self.manifest.attention, maps, strict=True)}
-            answers += self.merge([Request(fitted | attention, request.parameters, request.wanted)])
+            answers += self.merge([replace(request, tensors=fitted | attention)])
         return answers
 
 
@@ -302,17 +304,70 @@ def test_a_request_that_cannot_be_read_fails_alone(monkeypatch):
     monkeypatch.delitem(sys.modules, "diffseg.serving.triton.model")
     instance = TritonPythonModel()
     instance.inputs, instance.name = ["image"], "diffseg"
-    instance.model = lambda requests: [{"labels": request.tensors["image"]} for request in requests]
 
     def request(parameters):
         return SimpleNamespace(
             tensors={"image": array("image", np.zeros(3))},
             parameters=lambda: parameters,
             requested_output_names=lambda: ["labels"],
+            is_cancelled=lambda: False,
         )
 
+    instance.model = lambda requests: [{"labels": request.tensors["image"]} for request in requests]
+    assert instance.read(request("{}")).cancelled() is False
     answers = instance.execute(
         [request("{}"), request("[" * 100_000), request('{"anchors": ' + "9" * 5000 + "}"), request("")]
     )
     assert [answer.error is None for answer in answers] == [True, False, False, True]
     assert all(len(answer.error) < 200 for answer in answers[1:3])
+
+
+@pytest.fixture
+def endless(monkeypatch):
+    """Colour refinement that never ends, except at a checkpoint; how often it was stopped."""
+    counts = SimpleNamespace(stopped=0)
+
+    def refine(labels, pixels):
+        try:
+            while True:
+                checkpoint()
+                sum(range(1000))
+        except StoppedError:
+            counts.stopped += 1
+            raise
+
+    monkeypatch.setitem(masks.PIXEL_REFINEMENTS, "colour", refine)
+    return counts
+
+
+def test_masks_that_take_too_long_are_stopped_and_others_of_the_batch_are_made(model, photo, endless, monkeypatch):
+    monkeypatch.setattr(models, "LEAST_MASKING", 0.2)
+    plain, costly = Request({"image": photo[None]}), Request({"image": images_of(photo, 2)}, {"refine": "colour"})
+    first, refused, last = model([plain, costly, plain])
+    assert refused.reason.startswith("the masks of this image take more than 0.2 s with these settings; use fewer")
+    assert 1 <= endless.stopped <= 2  # the images of a refused request need no masks
+    for answer in (first, last):
+        assert answer["labels"].shape == (1, *photo.shape[:2])
+
+
+def test_masks_of_a_cancelled_request_are_stopped(model, photo, endless):
+    asked = iter([False, False, True])
+    (refused,) = model([Request({"image": photo[None]}, {"refine": "colour"}, cancelled=lambda: next(asked))])
+    assert refused == Refused("the request was cancelled")
+    assert endless.stopped == 1
+    (answer,) = model([Request({"image": photo[None]}, cancelled=lambda: False)])
+    assert answer["labels"].shape == (1, *photo.shape[:2])
+
+
+def test_masks_may_take_as_long_as_the_network(fake_bundle, photo, endless, monkeypatch):
+    """Or in an ensemble, some times as long as the aggregation, which no settings change."""
+    monkeypatch.setattr(models, "LEAST_MASKING", 0.01)
+    whole = SegmentModel(Segmenter(fake_bundle, LendingNetwork(seconds=0.5), batch=4))
+    for _ in range(2):
+        whole([Request({"image": photo[None]})])
+    (refused,) = whole([Request({"image": photo[None]}, {"refine": "colour"})])
+    assert "more than 0.2 s" in refused.reason  # a moving average of 0.5 s
+    monkeypatch.setattr(models, "AGGREGATIONS", 0.3 / 1e-9)
+    monkeypatch.setattr(models, "stage", lambda timings, name: nullcontext(timings.update({name: 1e-9})))
+    (refused,) = Chain(fake_bundle)([Request({"image": photo[None]}, {"refine": "colour"})])
+    assert "more than 0.3 s" in refused.reason
