@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
-from diffseg.arrays import Array, namespace, to_host
+from diffseg.arrays import Array, namespace
 from diffseg.labels import Masks
 from diffseg.masks import View, finished_masks, plain_masks
-from diffseg.methods import fused
 from diffseg.methods.cut_attention import AttentionCut
-from diffseg.methods.kmeans import kmeans_refine
+from diffseg.methods.kmeans import kmeans_on_device
 from diffseg.methods.merge import AnchorDistances, anchor_distances, merge_on_device
+from diffseg.methods.suppress import Proposals
 from diffseg.placement import Placement
 from diffseg.stages import stage
 
@@ -107,18 +107,6 @@ class AggregatedAttention:
             cut = self._memo.cut = AttentionCut.of(self.values)
         return cut.proposals(tau)
 
-    def _fused(self, proposals: Array, count: Array | None) -> NDArray[np.uint16] | None:
-        """Return the labels at the network's input size, or None without the fused kernels.
-
-        Copying these labels is then the only wait for the device per image.
-        """
-        kernels = fused.kernels(proposals)
-        if kernels is None or count is None:
-            return None
-        packed = to_host(kernels.suppress(proposals, count, self.mended, self.placement.size))
-        self._memo.mended_rows = int(packed[-2]) + (int(packed[-1]) << 16)
-        return packed[:-2].reshape(self.placement.size)
-
     def masks(self, settings: MergeSettings, timings: dict[str, float]) -> Masks:
         """Merge or cut the attention into masks. An image of a single colour is one segment.
 
@@ -143,10 +131,12 @@ class AggregatedAttention:
         if settings.refine == "kmeans":
             with stage(timings, "refine"):
                 known = proposals if count is None else proposals[: int(count), ...]
-                proposals, count = kmeans_refine(self.values, known), None
-        return finished_masks(
-            proposals, view, settings.refine, timings, count=count, fused=lambda: self._fused(proposals, count)
-        )
+                proposals, count = kmeans_on_device(self.values, known)
+        found = Proposals(proposals, count, self.mended)
+        masks = finished_masks(found, view, settings.refine, timings)
+        if found.mended_rows is not None:
+            self._memo.mended_rows = found.mended_rows
+        return masks
 
 
 def warn_of_mended_rows(attentions: Sequence[AggregatedAttention]) -> None:

@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from diffseg.arrays import Array, to_host
+from diffseg.arrays import Array
 from diffseg.image import Fit, fit_image
 from diffseg.labels import Masks, finish_labels
 from diffseg.methods.colour import colour_refine_reduced
 from diffseg.methods.colour_fine import FULL_SIDE, colour_refine_fine
 from diffseg.methods.pamr import pamr_refine
 from diffseg.methods.reduction import enlarged, reduced_image, reduction_factor
-from diffseg.methods.tiles import SPREAD, Points, label_by_labels, label_by_maps
+from diffseg.methods.suppress import Proposals
+from diffseg.methods.tiles import SPREAD, Points, label_by_labels
 from diffseg.placement import Placement, is_plain
 from diffseg.stages import stage
 from PIL import Image
@@ -85,48 +86,28 @@ def plain_masks(view: View, timings: dict[str, float], name: str) -> Masks | Non
         return finish_labels(np.zeros(view.placement.target, dtype=np.uint16), view.placement)
 
 
-def finished_masks(
-    proposals: Array,
-    view: View,
-    refine: Refine,
-    timings: dict[str, float],
-    *,
-    count: Array | None = None,
-    fused: Callable[[], NDArray[np.uint16] | None] = lambda: None,
-) -> Masks:
+def finished_masks(proposals: Array | Proposals, view: View, refine: Refine, timings: dict[str, float]) -> Masks:
     """Let proposals compete for the pixels of the image, and refine the masks by the image if that is wanted.
 
     They compete at the image's own resolution. With a refinement they do so at about 256 pixels per side; the refined
     masks are enlarged with smooth borders. An image of the network's input size keeps its pixels.
 
     Args:
-        proposals: (k, h, w) float, on any device.
+        proposals: (k, h, w) float, on any device, or `Proposals`.
         view: the image.
         refine: the refinement of masks; one of proposals has been applied before.
         timings: receives the duration of both stages, in seconds.
-        count: number of valid proposals, () integer; None for all.
-        fused: returns the labels at the network's input size from the device in one step, or None if it cannot.
     """
     placement = view.placement
-
-    def maps() -> NDArray[np.floating]:
-        return to_host(proposals if count is None else proposals[: int(count), ...])
-
+    proposals = proposals if isinstance(proposals, Proposals) else Proposals(proposals)
     if refine not in PIXEL_REFINEMENTS:
         with stage(timings, "suppress"):
-            labels = fused() if placement.same else None
-            if labels is None:
-                labels = _whole(label_by_maps, maps(), placement)
-            return finish_labels(labels, placement)
+            return finish_labels(_whole(proposals.label, placement), placement)
     factor = reduction_factor(placement.size)
     with stage(timings, "suppress"):
-        at_size = fused()
-        if at_size is not None:
-            small = np.ascontiguousarray(at_size[factor // 2 :: factor, factor // 2 :: factor])
-        else:
-            rows, columns = (Points(np.arange(factor // 2, side, factor) + 0.5, side) for side in placement.size)
-            small = np.empty((len(rows.places), len(columns.places)), dtype=np.uint16)
-            label_by_maps(maps(), rows, columns, small)
+        rows, columns = (Points.evenly(side, factor) for side in placement.size)
+        small = np.empty((len(rows.places), len(columns.places)), dtype=np.uint16)
+        proposals.label(rows, columns, small)
     with stage(timings, "refine"):
         image = reduced_image(view.pixels, factor)
         refined = PIXEL_REFINEMENTS[refine](small, image)
@@ -136,7 +117,7 @@ def finished_masks(
         if refine == "colour" and _is_coarse(refined, placement):
             refined = colour_refine_fine(refined, image, larger)
         spread = SPREAD if _is_coarse(refined, placement) else 0
-        return finish_labels(_whole(partial(label_by_labels, spread=spread), refined, placement), placement)
+        return finish_labels(_whole(partial(label_by_labels, refined, spread=spread), placement), placement)
 
 
 def _is_coarse(grid: NDArray[np.uint16], placement: Placement) -> bool:
@@ -144,12 +125,8 @@ def _is_coarse(grid: NDArray[np.uint16], placement: Placement) -> bool:
     return bool(max(placement.height, placement.width) > COARSE * max(grid.shape))
 
 
-def _whole(
-    label: Callable[[NDArray[Any], Points, Points, NDArray[np.uint16]], None],
-    grid: NDArray[Any],
-    placement: Placement,
-) -> NDArray[np.uint16]:
+def _whole(label: Callable[[Points, Points, NDArray[np.uint16]], None], placement: Placement) -> NDArray[np.uint16]:
     """Label the part of an image that the network sees, at the size of the result."""
     whole = np.empty(placement.target, dtype=np.uint16)
-    label(grid, *placement.points(), whole[placement.seen()])
+    label(*placement.points(), whole[placement.seen()])
     return whole

@@ -77,6 +77,8 @@ class Placement:
 
     def points(self) -> tuple[Points, Points]:
         """Return the centres of the rows and columns that `seen` returns, within the box."""
+        if self.same:
+            return Points.evenly(self.size[0]), Points.evenly(self.size[1])
         (taken_rows, taken_columns), (rows, columns) = self.taken(), self.seen()
         return (
             Points(taken_rows[rows] + 0.5 - self.top, self.height),

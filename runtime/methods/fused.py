@@ -7,14 +7,19 @@ Arrays are float32 and C-contiguous unless said otherwise.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import array_api_compat
 import numpy as np
-from diffseg.arrays import Array, row_blocks
+from diffseg.arrays import Array, cached_from_host, from_host, row_blocks, to_host
+from diffseg.cancellation import checkpoint
 from diffseg.methods.fused_source import SOURCE
+from diffseg.methods.tiles import Axis, Points
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 THREADS = 256
 OPTIONS = ("--std=c++14", "--fmad=false")
@@ -93,18 +98,29 @@ class Kernels:
             merged = weights @ merged
         return merged, count
 
-    def suppress(self, proposals: Array, count: Array, mended: Array | int, size: tuple[int, int]) -> Array:
-        """Labels of the first `count` of proposals (m, h, w) → (H·W + 2,) uint16: the labels, then `mended`.
+    def suppress(
+        self, proposals: Array, count: Array | int, mended: Array | int, rows: Points, columns: Points
+    ) -> Iterator[tuple[slice, Array]]:
+        """Let the first `count` of proposals (m, h, w) compete for H × W pixels, in blocks of rows.
 
-        `count` and `mended` are () int32; the low half of `mended` precedes the high one.
+        `count` and `mended` are () int32, or integers.
+
+        Yields:
+            The rows of a block, and (r·W + 2,) uint16 on the device: their labels, then `mended`, its low half first.
         """
-        height, width = size
-        if isinstance(mended, int):
-            mended = self.xp.full((), mended, dtype=np.int32)
-        labels = self.xp.empty((height * width + 2,), dtype=np.uint16)
-        sizes = (*proposals.shape[1:], height, width)
-        self._launch("suppress", -(-height * width // self._threads), proposals, count, mended, labels, *sizes)
-        return labels
+        count, mended = (self.xp.full((), n, dtype=np.int32) if isinstance(n, int) else n for n in (count, mended))
+        grid, height, width = tuple(proposals.shape[1:]), len(rows.places), len(columns.places)
+        if rows.step and columns.step:
+            sides = int(rows.length), int(columns.length), rows.step, columns.step
+            (positions,) = cached_from_host(_regular_positions, *grid, *sides, like=proposals)
+        else:
+            positions = from_host(_positions(grid, rows, columns), proposals)
+        for block in row_blocks(height, 2 * width, proposals):
+            size = (block.stop - block.start) * width
+            labels = self.xp.empty((size + 2,), dtype=np.uint16)
+            sizes = (*grid, height, width, block.start, size)
+            self._launch("suppress", -(-size // self._threads), proposals, count, mended, positions, labels, *sizes)
+            yield block, labels
 
     def _log_terms(self, maps: Array) -> tuple[Array, Array]:
         """Logarithms of maps (r, N) relative to the uniform map, and Σ x log x of each → (r, N) and (r,)."""
@@ -120,6 +136,50 @@ def kernels(*arrays: Array) -> Kernels | None:
     if not all(array.dtype == np.float32 and array.flags.c_contiguous for array in arrays):
         return None
     return _of_cupy()
+
+
+def label_by_maps(
+    maps: Array, count: Array | None, mended: Array | int, rows: Points, columns: Points, out: NDArray[np.uint16]
+) -> int | None:
+    """Label pixels as `tiles.label_by_maps` does, on the device; only the labels are copied to the host.
+
+    That is one wait for the device, or one per block of 64 megapixels.
+
+    Args:
+        maps: (m, h, w).
+        count: number of maps that count, () int32 on the device; None for all.
+        mended: () int32, brought to the host with the labels.
+        rows: the H rows of pixels, from the top of the area that the maps cover.
+        columns: the W columns, from its left.
+        out: (H, W), receives the labels.
+
+    Returns:
+        `mended`, or None if nothing was labelled, because there are no kernels for these maps.
+    """
+    found = kernels(maps)
+    if found is None:
+        return None
+    total = 0
+    for block, labels in found.suppress(maps, maps.shape[0] if count is None else count, mended, rows, columns):
+        checkpoint()
+        packed = to_host(labels)
+        out[block] = packed[:-2].reshape(-1, len(columns.places))
+        total = int(packed[-2]) + (int(packed[-1]) << 16)
+    return total
+
+
+def _positions(grid: tuple[int, int], rows: Points, columns: Points) -> NDArray[np.float32]:
+    """Where pixels lie on a grid (h, w): (2, H + W), the cells before them and the weights of the next cells."""
+    axes = [Axis.of(points, cells) for points, cells in zip((rows, columns), grid, strict=True)]
+    lower = np.concatenate([axis.lower for axis in axes]).astype(np.float32)
+    return np.stack([lower, np.concatenate([axis.fraction for axis in axes])])
+
+
+def _regular_positions(
+    h: int, w: int, height: int, width: int, row_step: int, column_step: int
+) -> tuple[NDArray[np.float32]]:
+    rows, columns = Points.evenly(height, row_step), Points.evenly(width, column_step)
+    return (_positions((h, w), rows, columns),)
 
 
 @cache

@@ -155,20 +155,22 @@ extern "C" __global__ void greedy_weights(
     if (threadIdx.x == 0) *count = groups;
 }
 
-// One thread per pixel of (H, W): the first *count proposals (h, w) are resized, rows first as on the CPU, and the
-// index of the largest is written. Two more entries of `labels` receive the low and the high half of *mended, so that
-// one copy brings everything to the host.
+// One thread per pixel of some rows of (H, W): `size` pixels, from row `first` on. The first *count proposals (h, w)
+// are resized, rows first as on the CPU, and the index of the largest is written. `positions` (2, H + W) holds the cell
+// before each row and each column, then the weight of the cell behind it. Two more entries of `labels` receive the low
+// and the high half of *mended, so that one copy brings everything to the host.
 extern "C" __global__ void suppress(
-    const float* proposals, const int* count, const int* mended, unsigned short* labels,
-    int h, int w, int H, int W) {
+    const float* proposals, const int* count, const int* mended, const float* positions, unsigned short* labels,
+    int h, int w, int H, int W, int first, int size) {
     const int pixel = blockIdx.x * THREADS + threadIdx.x;
     if (pixel == 0) {
-        labels[H * W] = (unsigned short)(*mended & 0xffff);
-        labels[H * W + 1] = (unsigned short)(*mended >> 16);
+        labels[size] = (unsigned short)(*mended & 0xffff);
+        labels[size + 1] = (unsigned short)(*mended >> 16);
     }
-    if (pixel >= H * W) return;
-    float fy = 0.0f, fx = 0.0f;
-    const int y0 = neighbour(pixel / W, h, H, &fy), x0 = neighbour(pixel % W, w, W, &fx);
+    if (pixel >= size) return;
+    const int row = first + pixel / W, column = H + pixel % W;
+    const int y0 = (int)positions[row], x0 = (int)positions[column];
+    const float fy = positions[H + W + row], fx = positions[H + W + column];
     const int y1 = min(y0 + 1, h - 1), x1 = min(x0 + 1, w - 1);
     const int proposal_count = *count;
     int best = 0;

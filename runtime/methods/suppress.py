@@ -2,10 +2,44 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
 import numpy as np
-from diffseg.arrays import Array, device, lerp_indices, namespace, resize_last, row_blocks
+from diffseg.arrays import Array, device, lerp_indices, namespace, resize_last, row_blocks, to_host
 from diffseg.cancellation import checkpoint
+from diffseg.methods import fused
 from diffseg.methods.tiles import Points, label_by_maps
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+@dataclass(slots=True, eq=False)
+class Proposals:
+    """Proposals that compete for pixels where they are.
+
+    Attributes:
+        maps: (m, h, w) float, with m at most 65,535.
+        count: number of maps that count, the first ones: () int32 on their device; None for all.
+        mended: () int32 on their device, or an integer, that is wanted on the host.
+        mended_rows: `mended`, once it is there. It comes with the labels, or stays None if these are made on the host.
+    """
+
+    maps: Array
+    count: Array | None = None
+    mended: Array | int = 0
+    mended_rows: int | None = None
+
+    def label(self, rows: Points, columns: Points, out: NDArray[np.uint16]) -> None:
+        """Label the pixels of (H, W), at any places of the area that the maps cover, with the largest map's index.
+
+        With fused kernels, the labels are made on the device. Otherwise the maps are copied to the host.
+        """
+        self.mended_rows = fused.label_by_maps(self.maps, self.count, self.mended, rows, columns, out)
+        if self.mended_rows is None:
+            maps = self.maps if self.count is None else self.maps[: int(self.count), ...]
+            label_by_maps(to_host(maps), rows, columns, out)
 
 
 def non_max_suppression(proposals: Array, size: tuple[int, int] = (512, 512)) -> Array:

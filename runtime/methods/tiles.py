@@ -35,15 +35,17 @@ class Points(NamedTuple):
     Attributes:
         places: (N,) float, distances from the start of the area, ascending.
         length: length of the area, in the same unit.
+        step: the places are the centres of every `step`-th of `length` pixels; None if they are not evenly spaced.
     """
 
     places: NDArray[np.floating]
     length: float
+    step: int | None = None
 
     @classmethod
-    def evenly(cls, count: int) -> Points:
-        """Return `count` pixels that divide the area evenly."""
-        return cls(np.arange(count) + 0.5, count)
+    def evenly(cls, count: int, step: int = 1) -> Points:
+        """Return every `step`-th of `count` pixels that divide the area evenly, the middle one of each `step`."""
+        return cls(np.arange(step // 2, count, step) + 0.5, count, step)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -107,6 +107,14 @@ STEPS = (
     ),
     Step("rtx", "rtx:check", "TensorRT-RTX: plans built, agreement with the CPU, latency", (GPU, CUPY, RTX, BUNDLE), 8),
     Step("tests", "suite:check", "pytest tests/gpu", (GPU, CUPY, PYTEST), 8),
+    Step(
+        "graphs",
+        "graphs:check",
+        "every full-size graph opens on the CPU, and both forms of the UNet give the same maps there",
+        (BUNDLE,),
+        8,
+        rehearses=True,
+    ),
 )
 
 

@@ -2,15 +2,19 @@
 
 import json
 import os
+import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from diffseg.engines import Bundle
 from diffseg.engines.providers.forms import VARIABLE
 
 sys.path.append(str(Path(__file__).parents[2] / "scripts"))
 
+from gpu_check import graphs as graphs_module
 from gpu_check import network as network_module
 from gpu_check import runner as runner_module
 from gpu_check.context import CheckFailedError, Context
@@ -58,8 +62,8 @@ def test_a_step_is_skipped_with_a_reason_where_something_is_missing(step, contex
     execute(step.name, bare, tmp_path / "outcome.json")
     outcome = json.loads((tmp_path / "outcome.json").read_text())
     assert outcome["status"] == SKIPPED
-    expected = "graphs.zip is missing" if step.name == "weights" else "no NVIDIA GPU: no driver"
-    assert expected in outcome["reason"]
+    expected = {"weights": "graphs.zip is missing", "graphs": "the step `weights` makes it"}
+    assert expected.get(step.name, "no NVIDIA GPU: no driver") in outcome["reason"]
 
 
 def test_a_rehearsal_still_needs_the_bundle(context):
@@ -178,6 +182,32 @@ def test_a_rehearsal_measures_the_network_on_the_cpu(seeded, tmp_path):
     assert outcome["result"]["finite"]
     assert {"total", "encode", "attend", "merge"} <= set(outcome["result"]["milliseconds"])
     assert outcome["result"]["tflops"] > 0
+
+
+def test_every_graph_of_the_archive_opens_and_its_forms_agree(seeded, tmp_path):
+    context, _ = seeded
+    execute("graphs", context, tmp_path / "outcome.json")
+    outcome = json.loads((tmp_path / "outcome.json").read_text())
+    assert outcome["status"] == DONE, outcome
+    graphs = [name for name in Bundle.open(context.bundle).manifest.files if name.endswith(".onnx")]
+    assert sorted(outcome["result"]["files"]) == sorted(graphs)
+    assert min(outcome["result"]["least_row_cosine"].values()) > 0.999
+
+
+def test_forms_that_differ_and_graphs_that_do_not_open_fail_the_step(seeded, tmp_path, monkeypatch):
+    context, _ = seeded
+    other = replace(context, work=tmp_path)
+    shutil.copytree(context.bundle, other.bundle)
+    with monkeypatch.context() as patch:
+        patch.setattr(graphs_module, "averaged_attention", lambda queries, _: np.eye(queries.shape[2])[None])
+        with pytest.raises(CheckFailedError, match="forms of the UNet differ"):
+            list(graphs_module.check(other))
+    path = other.bundle / "unet.queries_keys.onnx"
+    path.write_bytes(bytes(path.stat().st_size))
+    execute("graphs", other, tmp_path / "outcome.json")
+    outcome = json.loads((tmp_path / "outcome.json").read_text())
+    assert outcome["status"] == FAILED
+    assert outcome["result"]["files"]
 
 
 @pytest.mark.parametrize(

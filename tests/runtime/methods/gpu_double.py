@@ -154,7 +154,8 @@ class Gpu:
             for name in strict.__all__:
                 function = getattr(strict, name)
                 if callable(function) and not isinstance(function, type) and name not in FREE:
-                    patch.setattr(strict, name, self._counted("calls", name, function))
+                    kind = "waits" if name in OF_UNKNOWN_SIZE else "calls"
+                    patch.setattr(strict, name, self._counted(kind, name, function))
             for name in dir(array):
                 if name in WAITS:
                     patch.setattr(array, name, self._counted("waits", name, getattr(array, name)))
@@ -176,6 +177,8 @@ class Gpu:
 
 
 WAITS = {"__bool__", "__int__", "__float__", "__index__", "__complex__", "__array__", "__dlpack__"}
+OF_UNKNOWN_SIZE = {"nonzero", "unique_all", "unique_counts", "unique_inverse", "unique_values"}
+"""Functions whose results have a size that CuPy asks the device for."""
 ARITHMETIC = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or", "xor")
 COMPARISON = ("lt", "le", "gt", "ge", "eq", "ne", "neg", "abs", "invert", "setitem")
 OPERATORS = {f"__{prefix}{name}__" for name in ARITHMETIC for prefix in ("", "r", "i")}

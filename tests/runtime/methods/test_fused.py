@@ -11,11 +11,12 @@ import pytest
 from diffseg.arrays import to_host
 from diffseg.attention import AggregatedAttention
 from diffseg.engines.bundle.settings import MergeSettings
-from diffseg.methods import fused
+from diffseg.methods import fused, kmeans
 from diffseg.methods.aggregate import aggregate_and_count, aggregate_attention
 from diffseg.methods.kmeans import kmeans_refine
 from diffseg.methods.merge import anchor_distances, merge_attention
 from diffseg.methods.suppress import non_max_suppression
+from diffseg.methods.tiles import Points, label_by_maps
 from diffseg.placement import Placement
 
 from .strategies import attention
@@ -95,16 +96,55 @@ def test_maps_that_may_be_no_distributions_are_looked_at_first(gpu, monkeypatch)
     np.testing.assert_allclose(to_host(result), merge_attention(maps, (0.5, 0.5), 4), atol=1e-6)
 
 
-@pytest.mark.parametrize("size", [(16, 16), (40, 30), (5, 7)])
+POINTS = {
+    "evenly": (Points.evenly(40), Points.evenly(30)),
+    "few": (Points.evenly(5), Points.evenly(7)),
+    "of the grid": (Points.evenly(8), Points.evenly(6)),
+    "every fourth": (Points.evenly(64, 4), Points.evenly(48, 4)),
+    "anywhere": (Points(np.array([-3.0, 0.1, 2.75, 9.5]), 5.5), Points(np.linspace(1, 4, 50), 4.25)),
+}
+
+
+@pytest.mark.parametrize("points", POINTS)
 @pytest.mark.parametrize("mended", [0, 7, 70_000])
-def test_suppression(gpu, size, mended):
+@pytest.mark.parametrize("block", [None, 3])
+def test_suppression(gpu, monkeypatch, points, mended, block):
+    rows, columns = POINTS[points]
     proposals = np.random.default_rng(0).random((5, 8, 6), np.float32)
     proposals[4] = proposals[2]  # a tie, which the lower index wins
     padded = np.concatenate([proposals, np.full((3, 8, 6), 9, np.float32)])  # beyond the count: not looked at
     count = strict.full((), 5, dtype=strict.int32, device=DEVICE)
-    packed = to_host(gpu.kernels.suppress(placed(padded), count, mended, size))
-    np.testing.assert_array_equal(packed[:-2].reshape(size), non_max_suppression(proposals, size))
-    assert int(packed[-2]) + (int(packed[-1]) << 16) == mended
+    expected, found = (np.full((len(rows.places), len(columns.places)), 9999, np.uint16) for _ in range(2))
+    label_by_maps(proposals, rows, columns, expected)
+    device = placed(padded)
+    if block:
+        blocks = [slice(i, min(i + block, len(found))) for i in range(0, len(found), block)]
+        monkeypatch.setattr(fused, "row_blocks", lambda *_: blocks)
+    with gpu.counting(monkeypatch):
+        assert fused.label_by_maps(device, count, mended, rows, columns, found) == mended
+    np.testing.assert_array_equal(found, expected)
+    assert gpu.counts["waits"] == (-(-len(found) // block) if block else 1)
+
+
+def test_without_a_count_all_maps_compete(gpu, monkeypatch):
+    proposals = np.random.default_rng(0).random((5, 8, 6), np.float32)
+    found = np.empty((40, 30), np.uint16)
+    device = placed(proposals)
+    with gpu.counting(monkeypatch):
+        assert fused.label_by_maps(device, None, 0, *POINTS["evenly"], found) == 0
+    np.testing.assert_array_equal(found, non_max_suppression(proposals, (40, 30)))
+
+
+def test_labels_of_a_part_of_an_image_leave_the_rest(gpu, monkeypatch):
+    """As with `crop`, where the network does not see the margins."""
+    proposals = np.random.default_rng(0).random((5, 8, 6), np.float32)
+    whole = np.full((60, 50), 9999, np.uint16)
+    device = placed(proposals)
+    with gpu.counting(monkeypatch):
+        fused.label_by_maps(device, None, 0, *POINTS["evenly"], whole[10:50, 5:35])
+    np.testing.assert_array_equal(whole[10:50, 5:35], non_max_suppression(proposals, (40, 30)))
+    whole[10:50, 5:35] = 9999
+    assert (whole == 9999).all()
 
 
 SIZE = (64, 64)
@@ -121,7 +161,7 @@ def segment(maps, settings=SETTINGS, picture=SIZE):
     return labels, aggregated.mended_rows
 
 
-@pytest.mark.parametrize("refine", ["none", "colour", "kmeans"])
+@pytest.mark.parametrize("refine", ["none", "colour"])
 def test_an_image_waits_once_and_copies_no_index_again(gpu, monkeypatch, refine):
     settings = MergeSettings((0.6, 0.6, 0.6), 8, refine)
     images = [maps_of(seed, (16, 8, 4, 2)) for seed in (10, 20, 30)]
@@ -137,27 +177,82 @@ def test_an_image_waits_once_and_copies_no_index_again(gpu, monkeypatch, refine)
         counts = gpu.take()
         np.testing.assert_array_equal(labels, expected[i][0])
         assert mended == expected[i][1] == (1 if i == 2 else 0)
-        if refine == "kmeans":
-            continue  # it asks after each iteration whether to go on
         assert counts["waits"] == 1, names
         assert i == 0 or counts["copies"] == 0, names
         assert counts["calls"] == 22, names
 
 
-@pytest.mark.parametrize(("refine", "waits"), [("none", 3), ("colour", 1)])
-def test_an_image_of_another_size_brings_its_few_proposals_to_the_host(gpu, monkeypatch, refine, waits):
-    """Their number, the proposals and the number of mended rows, or the labels that are to be refined."""
+@pytest.mark.parametrize("refine", ["none", "colour"])
+def test_an_image_of_another_size_waits_once_as_well(gpu, monkeypatch, refine):
     settings = MergeSettings((0.6, 0.6, 0.6), 8, refine)
-    maps = maps_of(10, (16, 8, 4, 2))
-    expected, _ = segment([m.copy() for m in maps], settings, (150, 231))
+    for i in range(2):
+        maps = maps_of(10, (16, 8, 4, 2))
+        expected, _ = segment([m.copy() for m in maps], settings, (150, 231))
+        device = [placed(m) for m in maps]
+        gpu.take()
+        with gpu.counting(monkeypatch):
+            labels, mended = segment(device, settings, (150, 231))
+            names = dict(gpu.names)
+        counts = gpu.take()
+        np.testing.assert_array_equal(labels, expected)
+        assert mended == 0
+        assert counts["waits"] == 1, names
+        assert counts["calls"] == 22, names
+        assert i == 0 or counts["copies"] == (1 if refine == "none" else 0), names  # where its rows and columns lie
+
+
+def kmeans_iterations(monkeypatch, maps, settings):
+    """Labels on the host, and how many iterations k-means took."""
+    steps = []
+    with monkeypatch.context() as patch:
+        means = kmeans._means
+        patch.setattr(kmeans, "_means", lambda *arguments: steps.append(1) or means(*arguments))
+        labels, mended = segment([m.copy() for m in maps], settings)
+    return labels, mended, len(steps)
+
+
+def gradual_maps():
+    """Maps (256, 256) whose places attend to what is near, so that clusters have no borders of their own."""
+    y, x = np.divmod(np.arange(256), 16)
+    near = np.exp(-((y[:, None] - y) ** 2 + (x[:, None] - x) ** 2) / 18)
+    near *= np.random.default_rng(0).uniform(0.5, 1, near.shape)
+    return [(near / near.sum(1, keepdims=True)).astype(np.float32)]
+
+
+@pytest.mark.parametrize(
+    ("thresholds", "least", "more"),
+    [((0.6, 0.2), 9, 0), ((1.0, 0.5), 7, 0), ((0.5,), 3, 5)],  # in the last case, a cluster becomes empty once
+)
+@pytest.mark.parametrize("every", [1, 3, 4])
+def test_kmeans_waits_once_in_a_few_iterations(gpu, monkeypatch, thresholds, least, more, every):
+    settings = MergeSettings(thresholds, 8, "kmeans")
+    maps = gradual_maps()
+    expected, mended, iterations = kmeans_iterations(monkeypatch, maps, settings)
+    assert iterations >= least
+    monkeypatch.setattr(kmeans, "EVERY", every)
     device = [placed(m) for m in maps]
-    gpu.take()
     with gpu.counting(monkeypatch):
-        labels, mended = segment(device, settings, (150, 231))
+        labels, spoilt = segment(device, settings)
         names = dict(gpu.names)
     np.testing.assert_array_equal(labels, expected)
-    assert mended == 0
-    assert gpu.take()["waits"] == waits, names
+    assert spoilt == mended
+    # The number of proposals, the state of the iterations now and then, and the labels.
+    waits = gpu.counts["waits"] - 2 - -(-iterations // every)
+    assert 0 <= waits <= more, names
+
+
+@pytest.mark.parametrize("every", [1, 2, 4, 20])
+@pytest.mark.parametrize("most", [1, 2, 3, 300])
+def test_kmeans_on_a_device_takes_the_steps_of_the_host(monkeypatch, every, most):
+    """Also where a cluster becomes empty, and where the largest number of iterations ends it."""
+    aggregated = aggregate_attention([attention(5, 12, regions=4)])
+    start = merge_attention(aggregated, 0.2, 4)[:3]
+    start = np.concatenate([start, np.full((2, 12, 12), 5.0, np.float32), start[:1]])  # nearest to nothing, and a twin
+    expected = kmeans_refine(aggregated, start, iterations=most)
+    monkeypatch.setattr(kmeans, "EVERY", every)
+    found = kmeans_refine(placed(aggregated), placed(start), iterations=most)
+    assert tuple(found.shape) == expected.shape
+    np.testing.assert_allclose(to_host(found), expected, atol=1e-6)
 
 
 def test_without_the_kernels_no_index_is_copied_again_either(gpu, monkeypatch):
