@@ -174,8 +174,12 @@ def test_published_rows_are_those_of_the_plan():
     planned = {(run.table, run.dataset, row) for run in runs for row in run.rows}
     assert {("diffseg", *row) for row in DIFFSEG} | {("diffcut", *row) for row in DIFFCUT} <= planned
     assert [run.bundle for run in runs] == sorted((run.bundle for run in runs), key=list(BUNDLES).index)
-    assert {run.threshold for run in runs if run.dataset == "cityscapes"} == {0.9}
-    assert {run.threshold for run in runs if run.dataset != "cityscapes"} == {1.1}
+    thresholds = {(run.table, run.dataset): run.threshold for run in runs}
+    assert {key: t for key, t in thresholds.items() if key[0] == "diffseg"} == {
+        ("diffseg", "coco-stuff"): 1.1,
+        ("diffseg", "cityscapes"): 0.9,
+    }
+    assert {t for key, t in thresholds.items() if key[0] == "diffcut"} == {1.0}
 
 
 @pytest.mark.parametrize("key", BUNDLES)
