@@ -17,7 +17,7 @@ from reproduce.plan import BUNDLES, DATASETS, OPTIONS, make_plan
 from reproduce.published import DIFFCUT, DIFFSEG
 
 from tests.engines.toy import make_features_toy, make_toy
-from tests.layouts import make_ade20k, make_cityscapes, make_coco, make_context, make_voc
+from tests.layouts import make_ade20k, make_cityscapes, make_coco, make_coco_instances, make_context, make_voc
 
 DIFFSEG_ROWS = ["DiffSeg-320", "DiffSeg-512", "K-Means-C", "K-Means-S"]
 DIFFCUT_ROWS = ["DiffCut", "DiffCut + PAMR", "DiffSeg-512", "DiffSeg-512 + PAMR"]
@@ -118,6 +118,16 @@ def test_an_interrupted_run_is_continued(place, tmp_path, capsys, monkeypatch):
     assert main(words) == 0
     assert (tmp_path / "tables.md").read_bytes() == again
     assert b"must not be compared" not in again
+
+
+def test_coco_without_label_maps_is_coco_object_alone(place, tmp_path, capsys):
+    coco = make_coco_instances(tmp_path / "coco")
+    assert main(["--coco", str(coco), *bundles(place), "-o", str(tmp_path / "out")]) == 0
+    assert "has no label maps of COCO-Stuff, so COCO-Stuff-27 is left out" in capsys.readouterr().err
+    tables = rows_by_table(tmp_path / "out")
+    assert list(tables) == [("diffcut", "coco-object")]
+    assert {row["images"] for row in tables["diffcut", "coco-object"].values()} == {2}
+    assert main(["--coco", str(coco), "--tables", "diffseg", *bundles(place), "-o", str(tmp_path / "out")]) == 2
 
 
 def test_failed_images_are_counted(place, tmp_path, capsys):

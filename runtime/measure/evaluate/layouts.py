@@ -52,7 +52,7 @@ def open_datasets(
         folder = expand_user(given)
         if not folder.is_dir():
             raise DatasetError(f"{folder}: no such folder; give the folder of a data set ({_forms()})")
-        kind = _recognise(folder) if layout is Layout.AUTO else layout
+        kind = recognise(folder) if layout is Layout.AUTO else layout
         if kind in (Layout.COCO_STUFF, Layout.COCO_OBJECT):
             dataset = _open_coco(folder, image_list, kind)
         else:
@@ -72,7 +72,13 @@ def _forms() -> str:
     )
 
 
-def _recognise(folder: Path) -> Layout:
+def recognise(folder: Path) -> Layout:
+    """Return the layout of a folder by its sub-folders. COCO with instances, but without label maps, is COCO-Object.
+
+    Raises:
+        DatasetError: the layout is unknown.
+    """
+
     def has(*names: str) -> bool:
         return any((folder / name).is_dir() for name in names)
 
