@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from diffseg.engines.bundle import specs
-from diffseg.engines.bundle.manifest import ENCODER, QUERIES_KEYS, UNET, Graph, Manifest, Precision
+from diffseg.engines.bundle.manifest import (
+    CPU_SUFFIX,
+    ENCODER,
+    FEATURES,
+    QUERIES_KEYS,
+    UNET,
+    Graph,
+    Manifest,
+    Precision,
+)
+from diffseg.engines.bundle.settings import Method
 from diffseg.engines.packages import installed_version
 from diffseg.export import parity
 from diffseg.export.checkpoint import Checkpoint, load_files
@@ -20,9 +30,10 @@ from diffseg.export.locate import CheckpointFiles
 from diffseg.export.magnitudes import LargestMagnitude, upcast_operators
 from diffseg.export.noise import make_noise, noise_level
 from diffseg.export.recorders import QueriesKeys
-from diffseg.export.settings import ExportSettings
+from diffseg.export.settings import TIMESTEPS_OF, ExportSettings
 from diffseg.export.time_embedding import embed_time, image_sizes
 from diffseg.export.trace import trace
+from diffseg.export.widen import widen
 from diffusers import UNet2DConditionModel
 from msgspec.structs import replace
 from torch.utils.flop_counter import FlopCounterMode
@@ -71,7 +82,7 @@ def convert(
     source, scale = loaded.source, loaded.latents.scale
     encoder = Encoder(loaded.vae, loaded.latents)
     channels = encoder.channels
-    unet = make_network(loaded, files.folder, settings, size)
+    unet = make_network(loaded, files.folder, settings, size, "diffseg" if settings.both else settings.method)
 
     progress("run the checkpoint in PyTorch")
     images = parity.sample_images(size)
@@ -113,12 +124,12 @@ def convert(
             figures[f"{tensor.name}_{kind}"] = parity.measure_attention(expected, actual)
     parity.check(figures, precision, size)
 
-    return Manifest(
+    manifest = Manifest(
         name=name,
         source=source,
         image_size=size,
         latent_scale=scale,
-        timestep=settings.timestep,
+        timestep=TIMESTEPS_OF["diffseg"] if settings.both else settings.timestep,
         precision=precision,
         graphs={
             ENCODER: replace(traced_encoder, parameters_dropped=vae_parameters - traced_encoder.parameters),
@@ -133,8 +144,68 @@ def convert(
         defaults=settings.defaults,
         versions={"python": platform.python_version(), **{p: v for p in RECORDED if (v := installed_version(p))}},
         parity=magnitudes | latents | figures,
-        methods=(settings.method,),
+        methods=settings.methods,
         features=features,
+    )
+    return add_features(manifest, files, folder, settings, latent, progress) if settings.both else manifest
+
+
+def add_features(
+    manifest: Manifest,
+    files: CheckpointFiles,
+    folder: Path,
+    settings: ExportSettings,
+    latent: NDArray[np.float32],
+    progress: Callable[[str], None],
+) -> Manifest:
+    """Add DiffCut's network to DiffSeg's, as a form of the UNet with the same weights.
+
+    Args:
+        manifest: of the bundle so far.
+        files: the checkpoint.
+        folder: folder of the bundle.
+        settings: the settings of the export.
+        latent: latents of the sample images.
+        progress: called at the beginning of each step, with one line of text.
+
+    Returns:
+        The manifest of both.
+
+    Raises:
+        CheckpointError: DiffCut cannot use the UNet.
+        ParityError: the outputs of the graph differ from PyTorch's by more than its precision allows.
+    """
+    progress("run the UNet's encoder in PyTorch")
+    loaded = load_files(files)  # again: the first network has taken the UNet over
+    size, precision = manifest.image_size, settings.precision
+    parameters, flops, channels = _parameters(loaded.unet), _flops(loaded, size), loaded.unet.config.in_channels
+    unet = make_network(loaded, files.folder, settings, size, "diffcut")
+    assert isinstance(unet, FeatureUNet)  # noqa: S101 - by the method
+    with LargestMagnitude(upcast_operators(unet)) as attended:
+        truth = parity.reference(unet, latent)
+    name, weights = f"{UNET}.{FEATURES}", folder / f"{UNET}.onnx"
+    magnitudes = {name: {parity.MAGNITUDE: attended.value}}
+    parity.check(magnitudes, precision, size)
+    features = replace(unet.output(), timestep=TIMESTEPS_OF["diffcut"])
+    progress(f"trace the UNet's encoder in {precision}")
+    path = folder / f"{name}.onnx"
+    tensors = specs.features_tensors(size, channels, features, settings.max_batch)
+    graph = trace(unet.to(DTYPES[precision]), tensors, path, weights_of=weights)
+    del loaded, unet
+    if precision != "fp32":
+        widen(path, path.with_suffix(CPU_SUFFIX))
+        graph = replace(graph, cpu_file=path.with_suffix(CPU_SUFFIX).name)
+    progress("compare it with PyTorch")
+    figures = _compare(graph, folder, latent, truth, parity.measure_features, precision)
+    parity.check(figures, precision, size)
+    form = replace(graph, parameters_dropped=parameters - graph.parameters, flops_dropped=flops - graph.flops)
+    main = manifest.graphs[UNET]
+    main = replace(main, forms=main.forms | {FEATURES: form})
+    return replace(
+        manifest,
+        graphs=manifest.graphs | {UNET: main},
+        features=features,
+        parity=manifest.parity | magnitudes | figures,
     )
 
 
@@ -166,22 +237,24 @@ def _encoder_precision(loaded: Checkpoint, precision: Precision) -> Precision:
 
 
 def make_network(
-    loaded: Checkpoint, folder: Path, settings: ExportSettings, size: tuple[int, int]
+    loaded: Checkpoint, folder: Path, settings: ExportSettings, size: tuple[int, int], method: Method | None = None
 ) -> AttentionUNet | FeatureUNet:
-    """Return the network of the method. It modifies `loaded.unet` in place.
+    """Return the network of a method. It modifies `loaded.unet` in place.
 
     Args:
         loaded: the checkpoint.
         folder: folder of the checkpoint, for the scheduler.
-        settings: method, timestep and noise.
+        settings: timestep and noise.
         size: height and width of the images in pixels.
+        method: `diffseg` or `diffcut`; None: that of the settings.
 
     Raises:
         CheckpointError: the schedule is unknown, or DiffCut cannot use the UNet.
     """
-    level = noise_level(folder, settings.timestep)
+    method = method or settings.method
+    level = noise_level(folder, TIMESTEPS_OF[method] if settings.both else settings.timestep)
     embedding = embed_time(loaded.unet, level.condition, size, loaded.pooled)
-    if settings.method == "diffseg":
+    if method == "diffseg":
         return AttentionUNet(loaded.unet, loaded.prompt, embedding, size, level.gain)
     shape = 1, loaded.vae.config.latent_channels, *(n // specs.LATENT_FACTOR for n in size)
     return FeatureUNet(loaded.unet, loaded.prompt, embedding, make_noise(shape, settings.noise), level)

@@ -33,6 +33,13 @@ class ExportSettings:
     max_batch: int = 4
     defaults: MergeSettings = field(default_factory=MergeSettings)
     noise: Literal["seeded", "official"] = "seeded"  # for DiffCut; see `export.noise`
+    both: bool = False  # for diffseg and diffcut, each at its usual timestep; `timestep` is not used
+
+    @property
+    def methods(self) -> tuple[Method, ...]:
+        """The methods that the bundle is exported for, the default one first."""
+        other: Method = "diffseg" if self.method == "diffcut" else "diffcut"
+        return (self.method, other) if self.both else (self.method,)
 
     @property
     def method(self) -> Method:
@@ -52,6 +59,8 @@ class ExportSettings:
         return (native_size, native_size) if own else SIZES[self.method]
 
     def __post_init__(self) -> None:
+        if self.both and self.size is None:
+            raise ValueError("a bundle for two methods needs a size for both, such as 512 or 1024 pixels")
         if self.size is not None and any(n < SIZE_STEP or n % SIZE_STEP for n in self.size):
             raise ValueError(f"size must be in multiples of {SIZE_STEP} pixels, found {self.size[0]}x{self.size[1]}")
         if self.precision not in PRECISIONS:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from diffseg.arrays import Array, namespace
@@ -100,12 +100,27 @@ class AggregatedAttention:
             self._memo.last = last
         return merge_on_device(self.values, settings.thresholds, settings.anchors, distances=last[1])
 
+    def hierarchy(self, settings: MergeSettings) -> dict[str, Any]:
+        """Return the divisions of the graph that lead to the regions of `cut`; see `Segmentation.to_dict`.
+
+        Raises:
+            ValueError: the method is another one.
+        """
+        if settings.method != "cut":
+            raise ValueError(f"a hierarchy needs method 'cut' or 'diffcut', found {settings.method!r}")
+        cut = self._graph()
+        labels, nodes = cut.tree.hierarchy(settings.tau)
+        return {"labels": labels.reshape(cut.places).tolist(), "nodes": nodes}
+
     def _cut(self, tau: float) -> Array:
         """Return the mean maps of the regions; see `AttentionCut`."""
+        return self._graph().proposals(tau)
+
+    def _graph(self) -> AttentionCut:
         cut = self._memo.cut
         if cut is None:
             cut = self._memo.cut = AttentionCut.of(self.values)
-        return cut.proposals(tau)
+        return cut
 
     def masks(self, settings: MergeSettings, timings: dict[str, float]) -> Masks:
         """Merge or cut the attention into masks. An image of a single colour is one segment.

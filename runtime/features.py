@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from diffseg.arrays import Array, namespace, to_host
@@ -72,10 +72,18 @@ class EncoderFeatures:
 
     def regions(self, tau: float) -> NDArray[np.int64]:
         """Cut the graph of the features, and return the region of each place, (rows, columns), from 0."""
+        return self._tree().labels(tau).reshape(self.grid)
+
+    def hierarchy(self, settings: MergeSettings) -> dict[str, Any]:
+        """Return the divisions of the graph that lead to the regions; see `Segmentation.to_dict`."""
+        labels, nodes = self._tree().hierarchy(settings.tau)
+        return {"labels": labels.reshape(self.grid).tolist(), "nodes": nodes}
+
+    def _tree(self) -> CutTree:
         tree = self._memo.tree
         if tree is None:
             tree = self._memo.tree = CutTree.of_features(self.values)
-        return tree.labels(tau).reshape(self.grid)
+        return tree
 
     def masks(self, settings: MergeSettings, timings: dict[str, float]) -> Masks:
         """Cut the graph of the features into regions, and assign every pixel to one of them.

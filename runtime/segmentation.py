@@ -193,12 +193,20 @@ class Segmentation:
         """
         return label_image(self.labels, len(self.segments), palette=palette)
 
-    def to_dict(self, counts: Counts = "string") -> dict[str, Any]:
+    def to_dict(self, counts: Counts = "string", *, hierarchy: bool = False) -> dict[str, Any]:
         """Return what the .json file holds: the masks as COCO run lengths, and how they were made.
 
         Args:
             counts: run lengths as the string that pycocotools writes, or as a list of integers.
+            hierarchy: add the tree of cuts of `cut` or `diffcut`, for which the attention must be kept. Its `labels`
+                are the regions on the grid of the network, before pixels were assigned to them. Its `nodes` are the
+                tree as a list, of which the first is the whole image: a divided region has its `cost` and the indices
+                of its two `parts`, any other its `label`.
+
+        Raises:
+            ValueError: with `hierarchy`, the attention was not kept, or the method is `diffseg`.
         """
+        tree = {"hierarchy": self._kept().hierarchy(self.settings)} if hierarchy else {}
         height, width = self.labels.shape
         runs = run_lengths(self.labels, len(self.segments))
 
@@ -209,14 +217,18 @@ class Segmentation:
                 "counts": compress(lengths) if counts == "string" else lengths.tolist(),
             }
 
-        return {
-            "width": width,
-            "height": height,
-            "origin": None if self.origin is None else asdict(self.origin),
-            "segments": [asdict(segment) | {"segmentation": mask(segment.label)} for segment in self.segments],
-            "settings": structs.asdict(self.settings),
-            "timings": self.timings,
-        } | ({} if self.void is None else {"void": self.void})
+        return (
+            {
+                "width": width,
+                "height": height,
+                "origin": None if self.origin is None else asdict(self.origin),
+                "segments": [asdict(segment) | {"segmentation": mask(segment.label)} for segment in self.segments],
+                "settings": structs.asdict(self.settings),
+                "timings": self.timings,
+            }
+            | ({} if self.void is None else {"void": self.void})
+            | tree
+        )
 
     def save(
         self,

@@ -47,10 +47,10 @@ class Segmenter(Lifetime):
     """
 
     def __init__(self, bundle: Bundle, network: Network, *, batch: int = 1) -> None:
-        manifest = bundle.manifest
+        self.bundle = bundle.for_method()
+        manifest = self.bundle.manifest
         if not 1 <= batch <= manifest.max_batch:
             raise ValueError(f"batch must be 1 to {manifest.max_batch} for bundle {manifest.name!r}, found {batch}")
-        self.bundle = bundle
         self.network = network
         self.batch = batch
         self._batch_limit = batch  # reduced when the device runs out of memory
@@ -68,26 +68,29 @@ class Segmenter(Lifetime):
         batch: int = 1,
         threads: int | None = None,
         devices: Sequence[int] | None = None,
+        method: Method | None = None,
     ) -> Segmenter:
         """Load a bundle.
 
         Args:
             model: the name of an embedded model, a bundle folder, or a hub id (`owner/name[@revision]`).
-            provider: the execution provider; `auto` selects the fastest one that runs on this machine. The
-                `provider` property holds the one selected.
+            provider: the execution provider; `auto` selects the fastest one that runs here.
             batch: number of images per pass through the network, at most the bundle's maximum batch size.
             threads: number of CPU threads for the network; None uses all cores.
             devices: indices of the NVIDIA GPUs, in CUDA's order; None uses the first. Each GPU works on one batch at a
                 time, so name several only where threads share this segmenter.
+            method: method to use by default; None uses the bundle's. A bundle for `diffseg` and `diffcut` has a
+                network for each, of which this chooses one.
 
         Raises:
             BundleError: the bundle does not exist or is damaged.
             ProviderError: the provider cannot run on this machine.
+            ValueError: the bundle has no output for the method.
         """
-        bundle = open_bundle(model)
+        bundle = open_bundle(model, method)
         segmenter = cls(bundle, load_network(bundle, provider, threads=threads, devices=devices), batch=batch)
         segmenter._loaded_with = {"model": portable_model(model, bundle.folder), "provider": provider, "batch": batch}
-        segmenter._loaded_with |= {"threads": threads, "devices": devices}
+        segmenter._loaded_with |= {"threads": threads, "devices": devices, "method": method}
         return segmenter
 
     @property
@@ -182,7 +185,6 @@ class Segmenter(Lifetime):
         settings = self.settings.updated(threshold, anchors, refine, method, tau)
         waiting = iter(images)
         groups = iter(lambda: list(islice(waiting, self.batch)), [])
-        # While the GPU works on a batch, the host decodes the next ones and the caller handles the previous results.
         ahead = int(self.network.device != "cpu")
 
         def prepare(source: ImageSource) -> tuple[ImageSource, Prepared | ImageError]:

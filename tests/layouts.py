@@ -1,6 +1,9 @@
 """Miniatures of labelled data sets in the layouts of their official downloads."""
 
+import json
+
 import numpy as np
+from diffseg.formats.rle import compress, run_lengths
 from diffseg.measure.evaluate import coco_stuff
 from PIL import Image
 
@@ -34,6 +37,31 @@ def make_coco(folder, labels="stuffthingmaps/val2017"):
         save(folder / "val2017" / f"{names[-1]}.jpg", picture)
         save(folder / labels / f"{names[-1]}.png", truth)
     (folder / coco_stuff.LIST).write_text("\n".join(names))
+    return folder
+
+
+def make_coco_instances(folder):
+    """COCO val2017 with the objects of COCO: cars as polygons, and a crowd of people as run lengths at the top."""
+    images, annotations = [], []
+    for number, (picture, truth) in enumerate(drawn(COCO_VALUES)):
+        height, width = truth.shape
+        save(folder / "val2017" / f"{number:012d}.jpg", picture)
+        images.append({"id": number, "file_name": f"{number:012d}.jpg", "height": height, "width": width})
+        rows, columns = np.nonzero(truth == COCO_VALUES[2])
+        top, left, bottom, right = rows.min(), columns.min(), rows.max() + 1, columns.max() + 1
+        box = [float(x) for x in (left, top, right, top, right, bottom, left, bottom)]
+        annotations.append({"segmentation": [box], "iscrowd": 0, "category_id": 3, "area": len(rows)})
+        crowd = np.zeros(truth.shape, np.uint16)
+        crowd[: top + 2] = 1
+        counts = run_lengths(crowd, 2)[1]
+        runs = {"size": list(truth.shape), "counts": compress(counts) if number else counts.tolist()}
+        annotations.append({"segmentation": runs, "iscrowd": 1, "category_id": 1, "area": 9.0})
+        for annotation in annotations[-2:]:
+            annotation |= {"image_id": number, "bbox": [0, 0, 1, 1]}
+    categories = [{"id": 1, "name": "person", "supercategory": "person"}, {"id": 3, "name": "car"}]
+    content = {"info": {}, "licenses": [], "images": images, "annotations": annotations, "categories": categories}
+    (folder / "annotations").mkdir()
+    (folder / "annotations" / "instances_val2017.json").write_text(json.dumps(content))
     return folder
 
 

@@ -11,6 +11,8 @@ from pathlib import Path
 from diffseg.engines.bundle.external_data import external_data
 from diffseg.engines.bundle.hub import blobs_folder, is_hub_id, snapshot
 from diffseg.engines.bundle.manifest import ATTENTION, MANIFEST, UNET, File, Form, Graph, Manifest, read_manifest
+from diffseg.engines.bundle.methods import for_method, has_both
+from diffseg.engines.bundle.settings import Method
 from diffseg.engines.errors import BundleError, BundleNotFoundError
 from diffseg.engines.files import atomic_folder, expand_user
 from diffseg.engines.text import quoted
@@ -53,6 +55,21 @@ class Bundle:
     def embedded(self) -> bool:
         """Whether the bundle ships with the package, so that commands accept its name instead of its folder."""
         return MODELS in self.folder.parents
+
+    def for_method(self, method: Method | None = None) -> Bundle:
+        """Return the bundle as if it had been exported for one kind of methods; see `methods.for_method`.
+
+        Raises:
+            ValueError: the bundle has no output for the method.
+        """
+        return Bundle(self.folder, for_method(self.manifest, method))
+
+    @property
+    def views(self) -> tuple[Bundle, ...]:
+        """The bundle for each kind of methods that it has: one or two."""
+        if not has_both(self.manifest):
+            return (self,)
+        return tuple(self.for_method(method) for method in self.manifest.methods)
 
     def contained(self, path: Path) -> Path:
         """Return the real path of a file or folder of the bundle, with its links followed.
@@ -141,14 +158,20 @@ class Bundle:
         return declared
 
 
-def open_bundle(model: str | Path) -> Bundle:
+def open_bundle(model: str | Path, method: Method | None = None) -> Bundle:
     """Open an embedded bundle by name, a bundle folder, or a bundle on the hub (`owner/name`, extra `hub`).
+
+    Args:
+        model: the bundle.
+        method: the method to use by default; None: the bundle's. It chooses one of the networks of a bundle for both
+            kinds of methods.
 
     Raises:
         BundleNotFoundError: `model` is none of the three.
         BundleError: the bundle is damaged.
+        ValueError: the bundle has no output for the method.
     """
-    return Bundle.open(find_bundle(model))
+    return Bundle.open(find_bundle(model)).for_method(method)
 
 
 def find_bundle(model: str | Path) -> Path:

@@ -26,6 +26,8 @@ ATTENTION: Final = "attention"
 """Form of the UNet whose outputs are `specs.unet_tensors`: the averaged attention. Every bundle has it."""
 QUERIES_KEYS: Final = "queries_keys"
 """Form of the UNet whose outputs are `specs.queries_keys_tensors`, from which a kernel computes the attention."""
+FEATURES: Final = "features"
+"""Form of the UNet whose output is `specs.features_tensors`, in a bundle for both kinds of methods."""
 CPU_SUFFIX = ".cpu.onnx"
 """Ending of a `Graph.cpu_file`."""
 MOST_CHARACTERS = 255
@@ -121,7 +123,7 @@ class Manifest(msgspec.Struct, frozen=True):
     parity: dict[str, dict[str, float]] = field(default_factory=dict)
     schema: int = SCHEMA
     methods: tuple[Method, ...] = ("diffseg",)  # what it was exported for: attention for diffseg, features for diffcut
-    features: FeatureOutput | None = None  # the UNet's output in a bundle for DiffCut
+    features: FeatureOutput | None = None  # the output of the UNet, or of its form `features`, for DiffCut
 
     @property
     def max_batch(self) -> int:
@@ -181,7 +183,10 @@ class Manifest(msgspec.Struct, frozen=True):
 
     def _check_tensors(self, where: str) -> None:
         """Check that the graphs' tensors match the image size and the attention."""
-        if self.features is not None:
+        if FEATURES in self.graphs[UNET].forms:
+            self._check_attention(where)
+            self._check_both(where)
+        elif self.features is not None:
             self._check_features(where, self.features)
         elif set(self.methods) & set(FEATURE_METHODS) or self.defaults.method in FEATURE_METHODS:
             raise BundleError(f"{where}: method diffcut needs 'features'; {FIX}")
@@ -217,10 +222,20 @@ class Manifest(msgspec.Struct, frozen=True):
         ]:
             raise BundleError(f"{where}: 'features' and the output of {UNET} differ; {FIX}")
 
+    def _check_both(self, where: str) -> None:
+        """Check the form `features` of a bundle for both kinds of methods."""
+        form, features = self.graphs[UNET].forms[FEATURES], self.features
+        if features is None or features.timestep is None or set(self.methods) != {"diffseg", *FEATURE_METHODS}:
+            raise BundleError(f"{where}: the form {FEATURES} needs both methods, and 'features' with a timestep; {FIX}")
+        outputs = [(o.name, o.shape(1)) for o in form.tensors.outputs]
+        expected = [(features.name, (1, features.places, features.channels))]
+        if form.tensors.inputs != self.graphs[UNET].tensors.inputs or outputs != expected or form.forms:
+            raise BundleError(f"{where}: the form {FEATURES} of {UNET} has other tensors than 'features'; {FIX}")
+
     def _check_forms(self, where: str) -> None:
-        """Check that only the UNet has another form, with the queries and keys of every attention output."""
+        """Check that only the UNet has further forms, with the queries and keys of every attention output."""
         for name, graph in self.graphs.items():
-            if unknown := set(graph.forms) - ({QUERIES_KEYS} if name == UNET else set()):
+            if unknown := set(graph.forms) - ({QUERIES_KEYS, FEATURES} if name == UNET else set()):
                 raise BundleError(f"{where}: {name} has an unknown form {quoted(min(unknown))}; upgrade diffseg")
         form = self.graphs[UNET].forms.get(QUERIES_KEYS)
         if form is None:

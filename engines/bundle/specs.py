@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 import msgspec
 import numpy as np
-from diffseg.engines.records import Size
+from diffseg.engines.records import Count, Size
 from diffseg.engines.text import quoted
 
 DType = Literal["uint8", "float16", "bfloat16", "float32"]
@@ -100,6 +100,7 @@ class FeatureOutput(msgspec.Struct, frozen=True):
     grid: tuple[GridSide, GridSide]  # rows, columns
     channels: Size
     name: str = "features"
+    timestep: Count | None = None  # in a bundle for both kinds of methods; None: that of the manifest
 
     @property
     def places(self) -> int:

@@ -45,7 +45,7 @@ def load_network(
     """Load a bundle's graphs into a provider.
 
     Args:
-        bundle: the bundle to execute.
+        bundle: the bundle to execute; of one for both kinds of methods, the default kind.
         provider: one of `Provider`; `auto` takes the fastest one that runs on this machine, and logs which one it took
             and why no faster one.
         threads: CPU threads of the providers cpu and openvino; None: the provider decides. Others ignore it.
@@ -57,6 +57,7 @@ def load_network(
         PlanError: the provider executes plans, and no plan of the bundle fits this machine.
         MissingPackageError: a package that the provider needs is not installed.
     """
+    bundle = bundle.for_method()
     try:
         wanted = Provider(provider)
     except ValueError:

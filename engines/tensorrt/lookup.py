@@ -121,8 +121,8 @@ def build_command(bundle: Bundle, engine: Engine, form: Form | None = None) -> s
 
 
 def from_bundle(spec: PlanSpec, bundle: Bundle) -> bool:
-    """Whether the plan was built from the graphs of this bundle as they are now."""
-    return bundle.has_form(UNET, spec.form) and spec.content == bundle.contents(spec.form)
+    """Whether the plan was built from the graphs of this bundle as they are now, for one of its kinds of methods."""
+    return any(view.has_form(UNET, spec.form) and spec.content == view.contents(spec.form) for view in bundle.views)
 
 
 def mismatches(spec: PlanSpec, bundle: Bundle, machine: Machine) -> Iterator[str]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from diffseg.engines.bundle.bundle import open_bundle
+from diffseg.engines.bundle.bundle import Bundle, find_bundle
 from diffseg.engines.bundle.manifest import Manifest
+from diffseg.engines.bundle.methods import for_method, has_both
+from diffseg.engines.bundle.settings import Method
 from diffseg.engines.errors import BundleError
 from diffseg.segmenter import Segmenter
 
@@ -18,8 +20,10 @@ def load_segmenter(model: str | Path, provider: str = "auto", threads: int | Non
         ProviderError: the provider cannot run on this machine.
         ValueError: the batch is larger than the bundle's.
     """
-    need_attention(open_bundle(model).manifest)
-    return Segmenter.load(model, provider=provider, threads=threads, batch=batch)
+    manifest = Bundle.open(find_bundle(model)).manifest
+    method: Method | None = "diffseg" if has_both(manifest) else None
+    need_attention(for_method(manifest, method))
+    return Segmenter.load(model, provider=provider, threads=threads, batch=batch, method=method)
 
 
 def need_attention(manifest: Manifest) -> None:

@@ -17,6 +17,7 @@ from diffseg.engines.tensorrt.plan import Engine, HardwareCompatibility
 if TYPE_CHECKING:
     from diffseg.engines.bundle.bundle import Bundle
     from diffseg.engines.tensorrt.build import Report
+    from diffseg.engines.tensorrt.plan import Plan
     from rich.console import Console
     from rich.progress import TaskID
 
@@ -48,27 +49,34 @@ def build(
     force: Annotated[bool, typer.Option("--force", help="Build the plan even if it exists.")] = False,
 ) -> None:
     """Build engine plans for one kind of GPU from the graphs of a bundle."""
-    from diffseg.engines.bundle.bundle import open_bundle
+    from diffseg.engines.bundle.bundle import Bundle, find_bundle
     from diffseg.engines.tensorrt.pipeline import build_plan
     from diffseg.engines.tensorrt.plan import BuildOptions
 
     options = BuildOptions(optimization_level, version_compatible, hardware_compatibility, strip_weights)
-    opened = open_bundle(bundle)
+    opened = Bundle.open(find_bundle(bundle))
     console, errors = consoles()
     console.print(f"building {opened.manifest.name} ({opened.manifest.precision}) with {engine}", style="dim")
-    try:
-        with build_progress(errors) as report:
-            plan = build_plan(
-                opened,
-                engine,
-                compute_capabilities=compute_capability or (),
-                options=options,
-                report=report,
-                form=form,
-                force=force,
-            )
-    except KeyboardInterrupt:
-        end_interrupted(f"interrupted; no plan of {opened.manifest.name} was written")
+    for view in opened.views:
+        if len(opened.views) > 1:
+            console.print(f"plan for {', '.join(view.manifest.defaults.methods)}", style="dim")
+        try:
+            with build_progress(errors) as report:
+                plan = build_plan(
+                    view,
+                    engine,
+                    compute_capabilities=compute_capability or (),
+                    options=options,
+                    report=report,
+                    form=form,
+                    force=force,
+                )
+        except KeyboardInterrupt:
+            end_interrupted(f"interrupted; no plan of {opened.manifest.name} was written")
+        _show_plan(plan, console)
+
+
+def _show_plan(plan: Plan, console: Console) -> None:
     for name, file in plan.record.files.items():
         found = plan.record.layers.get(name)
         told = f"{formats(found.counts)}, {si(found.activation_bytes)}B of activations" if found else "layers unknown"
@@ -83,10 +91,10 @@ def inspect(
 ) -> None:
     """Show tensors, layers and sizes of a bundle's graphs and plans."""
     from diffseg.cli.tables import bundle_tables
-    from diffseg.engines.bundle.bundle import open_bundle
+    from diffseg.engines.bundle.bundle import Bundle, find_bundle
     from diffseg.engines.inspect import inspect_bundle
 
-    facts = inspect_bundle(open_bundle(bundle))
+    facts = inspect_bundle(Bundle.open(find_bundle(bundle)))
     show_facts(facts, bundle_tables(facts), as_json=as_json)
 
 
@@ -155,7 +163,9 @@ def _verify_against(
     from diffseg.engines.examples import example_images
     from diffseg.measure.differences import compare_bundles
 
-    found = compare_bundles(bundle, other, images or example_images()[:2], provider=provider.value)
+    pairs = [(a, b) for a in bundle.views for b in other.views if a.manifest.methods == b.manifest.methods]
+    first, second = pairs[0] if pairs else (bundle.for_method(), other.for_method())
+    found = compare_bundles(first, second, images or example_images()[:2], provider=provider.value)
     show_facts(found, difference_tables(found), as_json=as_json)
 
 
@@ -165,12 +175,13 @@ def _verify_provider(bundle: Bundle, provider: Provider, images: list[Path] | No
     from diffseg.measure.compare import compare_providers
 
     console, errors = consoles()
-    comparison = compare_providers(bundle, provider.value, images or example_images()[:2])
-    for item in comparison_tables(comparison):
-        console.print(item)
-    if comparison.first_difference:
-        errors.print(f"{comparison.provider} differs from cpu; first in {comparison.first_difference}", style="red")
-        raise typer.Exit(FAILED)
+    for view in bundle.views:
+        comparison = compare_providers(view, provider.value, images or example_images()[:2])
+        for item in comparison_tables(comparison):
+            console.print(item)
+        if comparison.first_difference:
+            errors.print(f"{comparison.provider} differs from cpu; first in {comparison.first_difference}", style="red")
+            raise typer.Exit(FAILED)
     console.print(f"{comparison.provider} agrees with cpu")
 
 

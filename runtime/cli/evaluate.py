@@ -16,6 +16,7 @@ from diffseg.measure.evaluate.methods import Method
 from diffseg.measure.evaluate.protocol import Protocol
 
 if TYPE_CHECKING:
+    from diffseg.engines.bundle.settings import Method as SegmentMethod
     from diffseg.measure.evaluate import Evaluation
 
 
@@ -108,7 +109,7 @@ def evaluate(
     segmenter = None
     if chosen is None or any(method.needs_network for method in chosen):
         threads = max(1, (os.cpu_count() or 1) // workers) if workers > 1 else None
-        segmenter = Segmenter.load(model, provider=provider, threads=threads)
+        segmenter = Segmenter.load(model, provider=provider, threads=threads, method=_kind(model, chosen))
         chosen = chosen or methods_of(features=segmenter.bundle.manifest.features is not None)
     results = output / "results"
     need_packages()
@@ -144,6 +145,22 @@ def evaluate(
     if failed:
         errors.print(f"{failed} of {len(run)} images failed", style="red")
         raise typer.Exit(FAILED)
+
+
+def _kind(model: str, methods: tuple[Method, ...] | None) -> SegmentMethod | None:
+    """Return the method for which to load a bundle for both kinds of methods; None leaves the choice to the bundle."""
+    from diffseg.engines.bundle.bundle import Bundle, find_bundle
+    from diffseg.engines.bundle.methods import has_both
+
+    if methods is None or not has_both(Bundle.open(find_bundle(model)).manifest):
+        return None
+    features = {method.needs_features for method in methods if method.needs_network}
+    if len(features) > 1:
+        raise typer.BadParameter(
+            "the bundle has a network for diffcut and one for the others; evaluate diffcut in a run of its own",
+            param_hint="--methods",
+        )
+    return "diffcut" if features == {True} else "diffseg"
 
 
 def _follow(run: Evaluation) -> int:

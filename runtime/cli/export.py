@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 from diffseg.cli.tables import si
 from diffseg.cli.terminal import consoles
-from diffseg.engines.bundle.manifest import Precision
-from diffseg.engines.bundle.settings import MAX_TAU, TAUS, MergeSettings, Refine
+from diffseg.engines.bundle.manifest import FEATURES, UNET, Precision
+from diffseg.engines.bundle.settings import MAX_TAU, TAUS, MergeSettings, Method, Refine
 
 PARITY_SHOWN = (
     "latent_max_error",
@@ -19,6 +20,13 @@ PARITY_SHOWN = (
     "row_sum_max_error",
     "place_cosine_distance_p99",
 )
+
+
+class Exported(StrEnum):
+    """A method that a bundle can be exported for."""
+
+    DIFFSEG = "diffseg"
+    DIFFCUT = "diffcut"
 
 
 def export(
@@ -44,9 +52,12 @@ def export(
     ] = None,
     max_batch: Annotated[int, typer.Option(min=1, help="Maximum batch size of the graphs.")] = 4,
     method: Annotated[
-        Literal["diffseg", "diffcut"],
-        typer.Option(help="What the bundle computes: attention for diffseg, an encoder layer's features for diffcut."),
-    ] = "diffseg",
+        list[Exported] | None,
+        typer.Option(
+            help="What the bundle computes: attention for diffseg (default), an encoder layer's features for diffcut. "
+            "Give both, and --size, for one bundle with both on the same weights; the first is its default."
+        ),
+    ] = None,
     tau: Annotated[
         float | None,
         typer.Option(min=0, max=MAX_TAU, help="Default tau of the bundle. Default: 0.5 for diffcut, else 0.45."),
@@ -67,16 +78,21 @@ def export(
     from diffseg.export import ExportSettings, export_bundle, parse_size
     from diffseg.export.settings import TIMESTEPS_OF
 
+    first: Method = "diffcut" if method and method[0] is Exported.DIFFCUT else "diffseg"
+    both = len(set(method or ())) > 1
+    if both and timestep is not None:
+        raise typer.BadParameter("is for one method; two have their usual timesteps", param_hint="--timestep")
     try:
-        tau = tau if tau is not None else TAUS[method]
-        defaults = MergeSettings((threshold,) * 3, refine=refine, method=method, tau=tau)
+        tau = tau if tau is not None else TAUS[first]
+        defaults = MergeSettings((threshold,) * 3, refine=refine, method=first, tau=tau)
         settings = ExportSettings(
             None if size is None else parse_size(size),
             precision,
-            TIMESTEPS_OF[method] if timestep is None else timestep,
+            TIMESTEPS_OF[first] if timestep is None else timestep,
             max_batch,
             defaults,
             noise,
+            both,
         )
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
@@ -89,7 +105,10 @@ def export(
 
     bundle = export_bundle(checkpoint, output, settings, name=name, vae=vae, overwrite=force, progress=progress)
     manifest = bundle.manifest
-    for graph, details in manifest.graphs.items():
+    graphs = dict(manifest.graphs)
+    if settings.both:
+        graphs[f"{UNET}, form {FEATURES}"] = manifest.graphs[UNET].forms[FEATURES]
+    for graph, details in graphs.items():
         console.print(
             f"{graph}: {si(details.parameters)} parameters, {si(details.flops)}FLOP per image; left out: "
             f"{si(details.parameters_dropped)} parameters"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from diffseg.cli.limits import MAX_THREADS
 from diffseg.cli.terminal import FAILED, WRONG_USAGE, consoles, fail, wrong_usage
+from diffseg.engines.bundle.settings import Method
 from diffseg.engines.files import atomic_file
 from diffseg.engines.providers.select import Provider
 
@@ -40,6 +41,7 @@ def profile(  # noqa: C901 - one branch per option
     threads: Annotated[
         int | None, typer.Option(min=1, max=MAX_THREADS, help="CPU threads; default: all cores.")
     ] = None,
+    method: Annotated[Method | None, typer.Option(help="Method of the masks; default: the bundle's.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the record as JSON.")] = False,
     trace: Annotated[Path | None, typer.Option(help="Write trace events for Perfetto or Chrome.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write a report as one HTML file.")] = None,
@@ -81,7 +83,7 @@ def profile(  # noqa: C901 - one branch per option
     paths = _paths(images)
     with wrong_usage():
         settings = ProfileSettings(
-            runs, warmup, batch, starts, _numbers(concurrency), operators, provider.value, threads
+            runs, warmup, batch, starts, _numbers(concurrency), operators, provider.value, threads, method
         )
         record, spans = take_profile(bundle, paths, settings, progress=progress)
     _show(record, console, errors, as_json=as_json)

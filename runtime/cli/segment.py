@@ -111,6 +111,7 @@ def segment(
             batch=batch,
             threads=threads,
             devices=None if device is None else (device,),
+            method=method,
         )
         settings = segmenter.settings.updated(threshold, anchors, refine, method, tau)
     report = Report(quiet=quiet, verbose=verbose, as_json=as_json)

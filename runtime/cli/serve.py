@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from diffseg.cli.limits import MAX_MEGABYTES, MAX_MEGAPIXELS, MAX_SECONDS, MAX_THREADS
 from diffseg.cli.terminal import WRONG_USAGE, fail, wrong_usage
+from diffseg.engines.bundle.settings import Method
 from diffseg.engines.errors import MissingPackageError
 from diffseg.engines.packages import install_command
 from diffseg.engines.providers.select import Provider
@@ -25,6 +26,9 @@ MEGA = 1_000_000
 
 def serve(
     model: Annotated[str, typer.Option(help="Embedded model, bundle folder or hub id.")] = "tiny",
+    method: Annotated[
+        Method | None, typer.Option(help="Method of requests that name none; default: the bundle's.")
+    ] = None,
     provider: Annotated[Provider, typer.Option(help="Provider that executes the network.")] = Provider.AUTO,
     host: Annotated[str, typer.Option(help="Address to bind to.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes any free one.")] = 8000,
@@ -95,7 +99,8 @@ def serve(
             f"other machines can reach {host}, and no token is set: set {TOKEN}, pass --token-file, or pass --no-token"
         )
     body = round(max_body * MEGA)
-    manifest = open_bundle(model).manifest
+    with wrong_usage():
+        manifest = open_bundle(model, method).manifest
     tool = _label_studio(label_studio, body, manifest) if label_studio else None
     try:
         sockets = open_sockets(host, port)
@@ -113,6 +118,7 @@ def serve(
                 batch=size,
                 threads=threads,
                 devices=None if device is None else (device,),
+                method=method,
             )
         limits = Limits(body=body, bodies=8 * body, pixels=round(max_pixels * MEGA), deadline=deadline, queue=queue)
         configure_logging(log_format)

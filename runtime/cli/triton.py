@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 from diffseg.cli.terminal import consoles, wrong_usage
+from diffseg.engines.bundle.settings import Method
 from diffseg.engines.providers.select import Provider
 from diffseg.serving.triton.platforms import Device, Platform
 
@@ -14,6 +15,9 @@ from diffseg.serving.triton.platforms import Device, Platform
 def triton(
     bundle: Annotated[str, typer.Argument(help="Embedded model, bundle folder or hub id.")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="Model repository to write.")],
+    method: Annotated[
+        Method | None, typer.Option(help="Method of requests that name none; default: the bundle's.")
+    ] = None,
     platform: Annotated[
         Platform,
         typer.Option(help="python: one model, run by diffseg. Others: an ensemble with Triton's own backend."),
@@ -45,7 +49,7 @@ def triton(
         raise typer.BadParameter("a plan needs --platform tensorrt", param_hint="--plan")
     with wrong_usage():
         options = RepositoryOptions(platform, batch, provider.value if provider else None, device, environment)
-        models = write_repository(open_bundle(bundle), output, options, plan=plan, overwrite=force)
+        models = write_repository(open_bundle(bundle, method), output, options, plan=plan, overwrite=force)
     console, _ = consoles()
     for name, model in models.items():
         ends = [", ".join(tensor["name"] for tensor in model[end]) for end in ("input", "output")]

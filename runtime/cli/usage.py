@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 import typer
 from diffseg.cli.terminal import WRONG_USAGE, fail
@@ -105,6 +105,8 @@ def _name(parameter: Any) -> str:  # noqa: ANN401
 def _expected(parameter: Any, message: str) -> str:  # noqa: ANN401
     """Describe what a parameter accepts, in words, or in the framework's message if its type does not tell."""
     annotation = getattr(getattr(parameter, "type_descriptor", None), "annotation", None)
+    if get_origin(annotation) is list:  # an option that may be given several times
+        (annotation,) = get_args(annotation)
     choices = get_args(annotation) or tuple(getattr(annotation, "__members__", {}).values())
     if choices and all(isinstance(choice, str) for choice in choices):
         return f"one of {', '.join(map(str, choices))}"

@@ -6,14 +6,14 @@ import os
 import platform
 from typing import NamedTuple
 
-from diffseg.engines.bundle.bundle import embedded_models, open_bundle
+from diffseg.engines.bundle.bundle import Bundle, embedded_models, find_bundle, open_bundle
 from diffseg.engines.errors import MissingPackageError, PlanError
 from diffseg.engines.machine import Gpu, Gpus, find_gpus
 from diffseg.engines.packages import install_command, installed_version
 from diffseg.engines.providers.cuda import import_cupy
 from diffseg.engines.providers.select import Provider, load_network
 from diffseg.engines.tensorrt.build import BUILD_EXTRAS, EXTRAS, engine_version
-from diffseg.engines.tensorrt.lookup import Machine, list_plans, mismatches
+from diffseg.engines.tensorrt.lookup import Machine, from_bundle, list_plans, mismatches
 from diffseg.engines.tensorrt.plan import Engine
 from msgspec import Struct
 
@@ -134,12 +134,13 @@ def _load(bundle: str, provider: str) -> Loaded:
 
 
 def _plans(bundle: str, versions: dict[Engine, str | None], gpus: Gpus) -> list[PlanFit]:
-    opened, found = open_bundle(bundle), []
-    for folder, plan in list_plans(opened):
+    whole, found = Bundle.open(find_bundle(bundle)), []
+    for folder, plan in list_plans(whole):
         if isinstance(plan, PlanError):
             found.append(PlanFit(str(folder), "unknown", f"cannot run here: {plan}"))
             continue
         spec = plan.record.spec
+        opened = next((view for view in whole.views if from_bundle(spec, view)), whole.for_method())
         problems = list(mismatches(spec, opened, Machine(versions[spec.engine] or "no version", gpus.first)))
         here = f"cannot run here: it {'; it '.join(problems)}" if problems else "fits this machine"
         found.append(PlanFit(str(folder), spec.purpose, here))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from diffseg.arrays import Array, from_host, namespace, to_host
@@ -143,6 +144,29 @@ class CutTree:
                 region.parts = self._region(self._kept(upper)), self._region(self._kept(lower))
             waiting += reversed(region.parts)
         return found
+
+    def hierarchy(self, tau: float) -> tuple[NDArray[np.int64], list[dict[str, Any]]]:
+        """Return the divisions that lead to the labels for `tau`.
+
+        Returns:
+            The labels (N,), and the regions as a flat list of which the first is the whole graph. A divided region has
+            its `cost` and the indices of its `parts`, the upper one first; any other has its `label`, or None if it has
+            no place left.
+
+        Raises:
+            ValueError: `tau` is NaN.
+        """
+        labels = self.labels(tau)
+        divided = {id(region) for region in self.divided(tau)}
+        assert self._root is not None  # noqa: S101 - `divided` made it
+        regions, nodes = [self._root], list[dict[str, Any]]()
+        for region in regions:  # grows
+            if id(region) in divided and region.parts is not None:
+                nodes.append({"cost": region.cost, "parts": [len(regions), len(regions) + 1]})
+                regions += region.parts
+            else:
+                nodes.append({"label": int(labels[region.places[0]]) if len(region.places) else None})
+        return labels, nodes
 
     def _kept(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
         return np.setdiff1d(places, self.dropped, assume_unique=True) if len(self.dropped) else places

@@ -23,11 +23,13 @@ class AttentionCut:
         tree: the divisions of the places.
         maps: (m, h·w) float32, the mean attention map of each place. A place is a square of cells of the finest grid.
         grid: h and w of the finest grid.
+        places: rows and columns of the places.
     """
 
     tree: CutTree
     maps: Array
     grid: tuple[int, int]
+    places: tuple[int, int]
 
     @classmethod
     def of(cls, attention: Array) -> AttentionCut:
@@ -45,7 +47,7 @@ class AttentionCut:
         maps = xp.reshape(xp.mean(xp.mean(maps, axis=3), axis=1), (rows * columns, height * width))
         walk = xp.reshape(maps, (-1, rows, factor, columns, factor))
         walk = xp.astype(xp.reshape(xp.sum(walk, axis=(2, 4)), (rows * columns, rows * columns)), xp.float64)
-        return cls(CutTree((walk + walk.T) / 2), maps, (height, width))
+        return cls(CutTree((walk + walk.T) / 2), maps, (height, width), (rows, columns))
 
     @property
     def nbytes(self) -> int:

@@ -72,7 +72,7 @@ class BatchOptions:
             BundleError: the bundle does not exist or is damaged.
             ValueError: a setting is out of range, or the batch is too large for the bundle.
         """
-        bundle = open_bundle(self.model)
+        bundle = open_bundle(self.model, self.method)
         if not 1 <= self.batch <= bundle.manifest.max_batch:
             name, most = bundle.manifest.name, bundle.manifest.max_batch
             raise ValueError(f"batch must be 1 to {most} for bundle {name!r}, found {self.batch}")

@@ -81,7 +81,7 @@ class SegmentWorker:
         data_column: str = "bytes",
         key_column: str = "path",
     ) -> None:
-        self.segmenter = Segmenter.load(model, provider=provider, batch=batch, threads=threads)
+        self.segmenter = Segmenter.load(model, provider=provider, batch=batch, threads=threads, method=method)
         self.settings = self.segmenter.settings.updated(threshold, anchors, refine, method, tau)
         self.fit = fit
         self.labels = labels

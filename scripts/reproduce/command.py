@@ -11,6 +11,8 @@ from pathlib import Path
 
 from diffseg.engines.errors import DiffsegError
 from diffseg.measure.evaluate import Dataset, Evaluation, Report, make_report, open_datasets
+from diffseg.measure.evaluate.datasets import Layout
+from diffseg.measure.evaluate.layouts import recognise
 from diffseg.measure.evaluate.report import write_text
 from diffseg.measure.evaluate.results import locked
 from diffseg.measure.evaluate.run import need_packages
@@ -76,11 +78,7 @@ def parse(words: list[str]) -> argparse.Namespace:
 def reproduce(arguments: argparse.Namespace) -> int:
     """Export, evaluate, and write the tables."""
     need_packages()
-    datasets = {  # first, so that a missing folder is known before hours of work
-        name: open_datasets([folder], key.layout, image_list=arguments.list if key.option == "coco" else None)[0]
-        for name, key in DATASETS.items()
-        if (folder := getattr(arguments, key.option)) is not None
-    }
+    datasets = open_all(arguments)  # first, so that a missing folder is known before hours of work
     plan = make_plan(arguments.tables, tuple(datasets))
     if not plan:
         print("the table of DiffSeg needs --coco or --cityscapes", file=sys.stderr)
@@ -100,6 +98,21 @@ def reproduce(arguments: argparse.Namespace) -> int:
     print(markdown(rows, limited=arguments.limit is not None))
     print(arguments.output / "tables.md")
     return FAILED if any(row.failed for row in rows) else 0
+
+
+def open_all(arguments: argparse.Namespace) -> dict[str, Dataset]:
+    """Open the data sets whose folders are given."""
+    datasets = {}
+    for name, key in DATASETS.items():
+        folder = getattr(arguments, key.option)
+        if folder is None:
+            continue
+        if key.layout is Layout.COCO_STUFF and folder.is_dir() and recognise(folder) is Layout.COCO_OBJECT:
+            print(f"{folder} has no label maps of COCO-Stuff, so {key.title} is left out", file=sys.stderr)
+            continue
+        image_list = arguments.list if key.option == "coco" else None
+        datasets[name] = open_datasets([folder], key.layout, image_list=image_list)[0]
+    return datasets
 
 
 def evaluate(run: Run, dataset: Dataset, segmenter: Segmenter, arguments: argparse.Namespace) -> Report:

@@ -11,6 +11,8 @@ from diffseg.measure.evaluate.datasets import Layout
 TAU = 0.5
 THRESHOLD, CITYSCAPES_THRESHOLD = 1.1, 0.9
 """Merge thresholds of google/diffseg's `benchmarks.ipynb`."""
+DIFFCUT_THRESHOLD = 1.0
+"""Merge threshold of DiffSeg in the table of DiffCut's authors, for all data sets (arXiv 2406.02842, section 4.1)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +110,7 @@ def make_plan(tables: tuple[str, ...], datasets: tuple[str, ...]) -> list[Run]:
             runs.append(Run("diffseg", "diffseg-320", name, Protocol.PAPER, rows, threshold))
         if "diffcut" in tables:
             rows = {"DiffSeg-512": (Method.DIFFSEG, "none"), "DiffSeg-512 + PAMR": (Method.DIFFSEG, "pamr")}
-            runs.append(Run("diffcut", "diffseg-512", name, Protocol.DIFFCUT, rows, threshold))
+            runs.append(Run("diffcut", "diffseg-512", name, Protocol.DIFFCUT, rows, DIFFCUT_THRESHOLD))
             rows = {"DiffCut": (Method.DIFFCUT, "none"), "DiffCut + PAMR": (Method.DIFFCUT, "pamr")}
-            runs.append(Run("diffcut", "diffcut", name, Protocol.DIFFCUT, rows, threshold))
+            runs.append(Run("diffcut", "diffcut", name, Protocol.DIFFCUT, rows, DIFFCUT_THRESHOLD))
     return sorted(runs, key=lambda run: list(BUNDLES).index(run.bundle))

@@ -1,13 +1,14 @@
 """A bundle of two graphs of a few nodes each, which a builder builds in a second."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import onnx
 from diffseg.engines.bundle import specs
 from diffseg.engines.bundle.bundle import Bundle, write_manifest
-from diffseg.engines.bundle.manifest import ENCODER, UNET, Graph, Manifest, Source
-from diffseg.engines.bundle.settings import MergeSettings
+from diffseg.engines.bundle.manifest import ENCODER, FEATURES, UNET, Graph, Manifest, Source
+from diffseg.engines.bundle.settings import MergeSettings, Method
 from msgspec.structs import replace
 from onnx import TensorProto, helper, numpy_helper
 
@@ -82,6 +83,32 @@ def make_features_toy(folder: Path) -> Bundle:
     defaults = MergeSettings(method="diffcut", tau=0.5)
     written = replace(manifest, graphs=graphs, attention=(), features=features, methods=("diffcut",), defaults=defaults)
     write_manifest(folder, replace(written, files={}))
+    return Bundle.open(folder)
+
+
+def make_both_toy(folder: Path, method: Method = "diffseg") -> Bundle:
+    """Write the toy for both kinds of methods: the first toy, with the UNet of the second one as a form of its own."""
+    folder.mkdir(parents=True)
+    for name, make in (("attention", make_toy), ("features", make_features_toy)):
+        make(folder / name)
+    attention, features = (Bundle.open(folder / name).manifest for name in ("attention", "features"))
+    for name in ("vae_encoder.onnx", "unet.onnx"):
+        (folder / "attention" / name).rename(folder / name)
+    (folder / "features" / "unet.onnx").rename(folder / "unet.features.onnx")
+    shutil.rmtree(folder / "attention")
+    shutil.rmtree(folder / "features")
+    form = replace(features.graphs[UNET], file="unet.features.onnx")
+    unet = replace(attention.graphs[UNET], forms={FEATURES: form})
+    defaults = features.defaults if method == "diffcut" else attention.defaults
+    both = replace(
+        attention,
+        name="both",
+        graphs=attention.graphs | {UNET: unet},
+        features=replace(features.features, timestep=50),
+        methods=("diffcut", "diffseg") if method == "diffcut" else ("diffseg", "diffcut"),
+        defaults=defaults,
+    )
+    write_manifest(folder, both)
     return Bundle.open(folder)
 
 

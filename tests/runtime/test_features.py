@@ -54,6 +54,17 @@ def test_regions_of_similar_features_become_masks(features, refine):
     assert list(timings) == ["cut", "suppress", *(["refine"] if refine != "none" else [])]
 
 
+def test_the_hierarchy_has_a_node_per_region(features):
+    found = features.hierarchy(SETTINGS)
+    labels = np.array(found["labels"])
+    assert labels.shape == GRID
+    np.testing.assert_array_equal(labels, features.regions(0.5))
+    whole, *rest = found["nodes"]
+    assert 0 <= whole["cost"] < 0.5
+    assert whole["parts"] == [1, 2]
+    assert sum("label" in node for node in rest) == len(np.unique(labels)) == 3
+
+
 def test_a_new_tau_solves_no_eigenproblem_again(features, monkeypatch):
     labels, _ = features.masks(SETTINGS, {})
     kept = features.copy()

@@ -145,6 +145,13 @@ def test_attention_is_cut_and_a_new_tau_solves_no_eigenproblem_again(segmenter, 
     assert len(kept.segments) >= 3
     settings = kept.to_dict()["settings"]
     assert (settings["method"], settings["tau"]) == ("cut", 0.6)
+    found = kept.to_dict(hierarchy=True)["hierarchy"]
+    assert np.array(found["labels"]).shape == (32, 32)
+    assert sum("label" in node for node in found["nodes"]) == np.max(found["labels"]) + 1
+    with pytest.raises(ValueError, match="needs method 'cut' or 'diffcut', found 'diffseg'"):
+        kept.resegment(method="diffseg").to_dict(hierarchy=True)
+    with pytest.raises(ValueError, match="keep_attention=True"):
+        segmenter(path).to_dict(hierarchy=True)
     assert kept.attention.nbytes > kept.attention.values.nbytes + 8 * 1024**2
     monkeypatch.setattr("diffseg.methods.cut.second_eigenvector", None)
     np.testing.assert_array_equal(kept.resegment(tau=0.6).labels, kept.labels)

@@ -17,7 +17,7 @@ from reproduce.plan import BUNDLES, DATASETS, OPTIONS, make_plan
 from reproduce.published import DIFFCUT, DIFFSEG
 
 from tests.engines.toy import make_features_toy, make_toy
-from tests.layouts import make_ade20k, make_cityscapes, make_coco, make_context, make_voc
+from tests.layouts import make_ade20k, make_cityscapes, make_coco, make_coco_instances, make_context, make_voc
 
 DIFFSEG_ROWS = ["DiffSeg-320", "DiffSeg-512", "K-Means-C", "K-Means-S"]
 DIFFCUT_ROWS = ["DiffCut", "DiffCut + PAMR", "DiffSeg-512", "DiffSeg-512 + PAMR"]
@@ -82,10 +82,10 @@ def test_all_tables(place, tmp_path, capsys):
 
 
 def test_tables_with_tiny(place, tmp_path):
-    words = [*sets(place, "cityscapes", "voc"), *bundles(place, "tiny"), "--limit", "1", "-o", str(tmp_path)]
+    words = [*sets(place, *OPTIONS), *bundles(place, "tiny"), "--limit", "1", "-o", str(tmp_path)]
     assert main(words) == 0
     tables = rows_by_table(tmp_path)
-    assert sorted(tables) == [("diffcut", "cityscapes"), ("diffcut", "voc"), ("diffseg", "cityscapes")]
+    assert len(tables) == len(DATASETS) + 2
     check_rows(tables)
     found = tables["diffseg", "cityscapes"]["DiffSeg-512"]
     report = json.loads((tmp_path / "reports" / "diffseg-cityscapes-diffseg-512.json").read_text(encoding="utf-8"))
@@ -118,6 +118,16 @@ def test_an_interrupted_run_is_continued(place, tmp_path, capsys, monkeypatch):
     assert main(words) == 0
     assert (tmp_path / "tables.md").read_bytes() == again
     assert b"must not be compared" not in again
+
+
+def test_coco_without_label_maps_is_coco_object_alone(place, tmp_path, capsys):
+    coco = make_coco_instances(tmp_path / "coco")
+    assert main(["--coco", str(coco), *bundles(place), "-o", str(tmp_path / "out")]) == 0
+    assert "has no label maps of COCO-Stuff, so COCO-Stuff-27 is left out" in capsys.readouterr().err
+    tables = rows_by_table(tmp_path / "out")
+    assert list(tables) == [("diffcut", "coco-object")]
+    assert {row["images"] for row in tables["diffcut", "coco-object"].values()} == {2}
+    assert main(["--coco", str(coco), "--tables", "diffseg", *bundles(place), "-o", str(tmp_path / "out")]) == 2
 
 
 def test_failed_images_are_counted(place, tmp_path, capsys):
@@ -174,8 +184,12 @@ def test_published_rows_are_those_of_the_plan():
     planned = {(run.table, run.dataset, row) for run in runs for row in run.rows}
     assert {("diffseg", *row) for row in DIFFSEG} | {("diffcut", *row) for row in DIFFCUT} <= planned
     assert [run.bundle for run in runs] == sorted((run.bundle for run in runs), key=list(BUNDLES).index)
-    assert {run.threshold for run in runs if run.dataset == "cityscapes"} == {0.9}
-    assert {run.threshold for run in runs if run.dataset != "cityscapes"} == {1.1}
+    thresholds = {(run.table, run.dataset): run.threshold for run in runs}
+    assert {key: t for key, t in thresholds.items() if key[0] == "diffseg"} == {
+        ("diffseg", "coco-stuff"): 1.1,
+        ("diffseg", "cityscapes"): 0.9,
+    }
+    assert {t for key, t in thresholds.items() if key[0] == "diffcut"} == {1.0}
 
 
 @pytest.mark.parametrize("key", BUNDLES)

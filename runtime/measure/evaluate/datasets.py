@@ -16,6 +16,7 @@ from diffseg.measure.evaluate import pascal_context
 from diffseg.measure.overlap import VOID
 
 if TYPE_CHECKING:
+    from diffseg.measure.evaluate.coco_instances import Instances
     from numpy.typing import NDArray
 
 UNKNOWN = 254
@@ -37,11 +38,27 @@ class Layout(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """An image and its label map."""
+    """An image and its label map.
+
+    Attributes:
+        name: name of the image, without suffix.
+        image: the image file.
+        label: the file of the label map, or the annotation file that has the objects.
+        instances: the objects from which the label map is made; None if `label` is one.
+    """
 
     name: str
     image: Path
     label: Path
+    instances: Instances | None = None
+
+    def label_bytes(self) -> bytes:
+        """Return bytes that are equal for equal label maps of one data set.
+
+        Raises:
+            OSError: the label map cannot be read.
+        """
+        return self.label.read_bytes() if self.instances is None else self.instances.to_bytes()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -78,8 +95,11 @@ class Dataset:
         """Return the class of each pixel (H, W), or VOID where there is none.
 
         Raises:
-            ImageError: the label map is missing, damaged, not 8-bit, or has a value that the data set does not define.
+            ImageError: the label map is missing, damaged, not 8-bit, or has a value that the data set does not define;
+                or the mask of an object is damaged.
         """
+        if sample.instances is not None:
+            return sample.instances.classes()
         if sample.label.suffix == ".mat":
             return pascal_context.read_mat(sample.label)
         try:

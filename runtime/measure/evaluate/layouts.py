@@ -11,7 +11,7 @@ import numpy as np
 from diffseg.engines.errors import DatasetError, ImageError
 from diffseg.engines.files import expand_user
 from diffseg.image import SUFFIXES
-from diffseg.measure.evaluate import coco_object, coco_stuff, pascal
+from diffseg.measure.evaluate import coco_instances, coco_object, coco_stuff, pascal
 from diffseg.measure.evaluate.datasets import UNKNOWN, Dataset, Layout, Sample, first_folder, label_mapping
 from diffseg.measure.overlap import VOID
 
@@ -41,7 +41,8 @@ def open_datasets(
         layout: layout of all folders; `auto` derives it from the sub-folders.
         image_list: for COCO-Stuff and COCO-Object: file with the names of the images. If it is None, a file
             `Coco164kFull_Stuff_Coarse_7.txt` in the folder or in its `curated/val2017` is used, otherwise every image
-            that the rule of that list selects (`coco_stuff.is_curated`).
+            that the rule of that list selects (`coco_stuff.is_curated`). Without label maps, COCO-Object then has all
+            images of its annotation file.
 
     Raises:
         DatasetError: a folder or a part of it is missing; the message names the official download.
@@ -51,7 +52,7 @@ def open_datasets(
         folder = expand_user(given)
         if not folder.is_dir():
             raise DatasetError(f"{folder}: no such folder; give the folder of a data set ({_forms()})")
-        kind = _recognise(folder) if layout is Layout.AUTO else layout
+        kind = recognise(folder) if layout is Layout.AUTO else layout
         if kind in (Layout.COCO_STUFF, Layout.COCO_OBJECT):
             dataset = _open_coco(folder, image_list, kind)
         else:
@@ -63,21 +64,29 @@ def open_datasets(
 
 def _forms() -> str:
     return (
-        "COCO-Stuff: val2017/ and stuffthingmaps/val2017/; Cityscapes: leftImg8bit/val/ and gtFine/val/; "
+        "COCO-Stuff: val2017/ and stuffthingmaps/val2017/; COCO-Object: the same, or val2017/ and "
+        f"annotations/{coco_instances.FILE}; Cityscapes: leftImg8bit/val/ and gtFine/val/; "
         "Pascal VOC 2012: JPEGImages/ and SegmentationClass/; Pascal Context: JPEGImages/ and trainval/; "
         "ADE20K: images/validation/ and annotations/validation/; "
         "any other: images/ and labels/ with an 8-bit PNG of the same stem for each image, 255 = void"
     )
 
 
-def _recognise(folder: Path) -> Layout:
+def recognise(folder: Path) -> Layout:
+    """Return the layout of a folder by its sub-folders. COCO with instances, but without label maps, is COCO-Object.
+
+    Raises:
+        DatasetError: the layout is unknown.
+    """
+
     def has(*names: str) -> bool:
         return any((folder / name).is_dir() for name in names)
 
     if has("leftImg8bit", "gtFine"):
         return Layout.CITYSCAPES
     if has(*COCO_IMAGE_FOLDERS, *COCO_LABEL_FOLDERS):
-        return Layout.COCO_STUFF
+        instances_only = not _has_label_maps(folder) and coco_instances.find_file(folder) is not None
+        return Layout.COCO_OBJECT if instances_only else Layout.COCO_STUFF
     if has(pascal.CONVERTED_LABELS, "VOC2010") or (has(*pascal.CONTEXT_LABEL_FOLDERS) and has("JPEGImages")):
         return Layout.CONTEXT if not has("VOC2012") else Layout.VOC
     if has("JPEGImages", "SegmentationClass", "VOC2012"):
@@ -91,11 +100,16 @@ def _recognise(folder: Path) -> Layout:
 
 def _open_coco(folder: Path, image_list: Path | None, layout: Layout) -> Dataset:
     images = first_folder(folder, COCO_IMAGE_FOLDERS, f"images of COCO val2017: unpack {COCO_IMAGES}")
-    labels = first_folder(
-        folder, COCO_LABEL_FOLDERS, f"label maps of COCO-Stuff: unpack {COCO_LABELS} in stuffthingmaps/"
-    )
     places = (folder / coco_stuff.LIST, folder / "curated" / "val2017" / coco_stuff.LIST)
     image_list = image_list or next((path for path in places if path.is_file()), None)
+    if layout is Layout.COCO_OBJECT and not _has_label_maps(folder):
+        annotations = coco_instances.find_file(folder)
+        if annotations is not None:
+            return _open_instances(folder, images, annotations, image_list)
+    download = f"label maps of COCO-Stuff: unpack {COCO_LABELS} in stuffthingmaps/"
+    if layout is Layout.COCO_OBJECT:
+        download += f"; nor annotations/{coco_instances.FILE}, in {coco_instances.DOWNLOAD}"
+    labels = first_folder(folder, COCO_LABEL_FOLDERS, download)
     if image_list is not None:
         names = coco_stuff.read_list(image_list)
         note = f"val2017: the {len(names)} images of {image_list.name}"
@@ -111,13 +125,47 @@ def _open_coco(folder: Path, image_list: Path | None, layout: Layout) -> Dataset
         raise DatasetError(f"{labels}: no label map that meets the rule for the curated list; pass one with --list")
     samples = tuple(Sample(name, images / f"{name}.jpg", labels / f"{name}.png") for name in names)
     if layout is Layout.COCO_OBJECT:
-        classes, background = (*coco_object.CLASSES, "background"), len(coco_object.CLASSES)
-        mapping = label_mapping(enumerate(coco_object.LABELS))
-        return Dataset(
-            f"{folder.name}-object", layout, samples, classes, mapping, f"COCO-Object, {note}", background=background
-        )
+        return _coco_object(folder, samples, note)
     mapping = label_mapping(enumerate(coco_stuff.FINE_TO_COARSE))
     return Dataset(folder.name, layout, samples, coco_stuff.CLASSES, mapping, f"COCO-Stuff-27, {note}")
+
+
+def _coco_object(folder: Path, samples: tuple[Sample, ...], note: str) -> Dataset:
+    classes, background = (*coco_object.CLASSES, "background"), len(coco_object.CLASSES)
+    mapping = label_mapping(enumerate(coco_object.LABELS))
+    return Dataset(
+        f"{folder.name}-object",
+        Layout.COCO_OBJECT,
+        samples,
+        classes,
+        mapping,
+        f"COCO-Object, {note}",
+        background=background,
+    )
+
+
+def _open_instances(folder: Path, images: Path, annotations: Path, image_list: Path | None) -> Dataset:
+    """Open COCO-Object from the annotations of COCO's instances, for folders without the label maps of COCO-Stuff."""
+    instances = coco_instances.read_instances(annotations)
+    if image_list is not None:
+        names = coco_stuff.read_list(image_list)
+        if missing := [name for name in names if name not in instances]:
+            raise DatasetError(f"{annotations}: no image {missing[0]}, which {image_list} names")
+        note = f"val2017: the {len(names)} images of {image_list.name}"
+    else:
+        names = [name for name in instances if (images / f"{name}.jpg").is_file()]
+        note = (
+            f"val2017: {len(names)} of {len(instances)} images; the papers use the 2,175 images of {coco_stuff.LIST}, "
+            "which can be passed with --list"
+        )
+    if not names:
+        raise DatasetError(f"{images}: none of the images of {annotations}; unpack {COCO_IMAGES}")
+    samples = tuple(Sample(name, images / f"{name}.jpg", annotations, instances[name]) for name in names)
+    return _coco_object(folder, samples, f"{note}; classes from the masks of {annotations.name}")
+
+
+def _has_label_maps(folder: Path) -> bool:
+    return any((folder / name).is_dir() for name in COCO_LABEL_FOLDERS)
 
 
 def _curated(path: Path) -> bool:

@@ -199,9 +199,9 @@ def _content(dataset: Dataset, sample: Sample) -> str:
     digest = hashlib.sha256(dataset.mapping.tobytes())
     if dataset.background is not None:
         digest.update(bytes([dataset.background]))
-    for path in (sample.image, sample.label):
+    for path, read in ((sample.image, sample.image.read_bytes), (sample.label, sample.label_bytes)):
         try:
-            digest.update(hashlib.sha256(path.read_bytes()).digest())
+            digest.update(hashlib.sha256(read()).digest())
         except OSError as error:
             raise ImageError(f"{path}: cannot be read ({error.strerror})") from None
     return digest.hexdigest()

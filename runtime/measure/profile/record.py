@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 
 import msgspec
+from diffseg.engines.bundle.settings import Method
 from diffseg.engines.errors import ProfileError
 from diffseg.engines.machine import Gpu
 from diffseg.engines.records import RecordError, convert_record
@@ -36,6 +37,7 @@ class ProfileSettings(msgspec.Struct, frozen=True):
     operators: bool = True
     provider: str = "auto"  # as for `Segmenter.load`
     threads: int | None = None  # as for `Segmenter.load`
+    method: Method | None = None  # as for `Segmenter.load`
 
     def __post_init__(self) -> None:
         for name, least in (("runs", 1), ("warmup", 0), ("batch", 1), ("starts", 0)):

@@ -51,21 +51,19 @@ def take_profile(
     """
     facts = [_image_facts(path) for path in images]
     # Describe the environment before anything that takes time, because work raises the load average.
-    bundle = open_bundle(model)
+    bundle = open_bundle(model, settings.method)
     environment = describe_environment(bundle, settings.provider)
     starts = None
     if settings.starts:
         progress(f"{settings.starts} fresh processes")
         try:
-            starts = measure_starts(model, images[0], settings.starts, settings.provider, settings.threads)
+            starts = measure_starts(model, images[0], settings)
         except ProfileError:
-            Segmenter.load(
-                model, provider=settings.provider, threads=settings.threads
-            )  # usually raises a clearer error
+            _load(model, settings)  # usually raises a clearer error
             raise
     progress("loading")
     start = time.perf_counter_ns()
-    segmenter = Segmenter.load(model, batch=settings.batch, provider=settings.provider, threads=settings.threads)
+    segmenter = _load(model, settings)
     load_seconds = (time.perf_counter_ns() - start) / 1e9
     peaks = {"after_load": peak_resident()}
     recorder = StageRecorder()
@@ -110,6 +108,16 @@ def take_profile(
         watching_seconds=watching_seconds(),
     )
     return record, Spans(runs, concurrent, operator_runs, operators)
+
+
+def _load(model: str, settings: ProfileSettings) -> Segmenter:
+    return Segmenter.load(
+        model,
+        batch=settings.batch,
+        provider=settings.provider,
+        threads=settings.threads,
+        method=settings.method,
+    )
 
 
 def _image_facts(path: Path) -> ProfiledImage:

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from diffseg.engines.errors import ProfileError
-from diffseg.measure.profile.record import FreshProcesses
+from diffseg.measure.profile.record import FreshProcesses, ProfileSettings
 
 # All processes of a system share the clock of perf_counter, so the child's marks compare with the parent's start.
 CHILD = """
@@ -32,28 +32,25 @@ print(json.dumps({"start": int(start), "marks": marks, "peak": peak_resident()})
 STEPS = ("interpreter", "import", "load", "segment", "write")
 
 
-def measure_starts(model: str, image: Path, count: int, provider: str, threads: int | None) -> FreshProcesses:
+def measure_starts(model: str, image: Path, settings: ProfileSettings) -> FreshProcesses:
     """Time fresh processes. After the first one, the files that they read are in the system's cache.
 
     Args:
         model: as for `Segmenter.load`.
         image: the image that each process segments.
-        count: number of processes of each kind.
-        provider: as for `Segmenter.load`.
-        threads: as for `Segmenter.load`.
+        settings: how many processes of each kind, and with which provider, threads and method.
 
     Raises:
         ProfileError: a process failed.
     """
     seconds: dict[str, list[float]] = {name: [] for name in STEPS}
     first_masks, whole, peaks = list[float](), list[float](), list[int | None]()
-    options = json.dumps({"provider": provider, "threads": threads})
+    chosen = {"provider": settings.provider, "threads": settings.threads, "method": settings.method}
+    options = json.dumps(chosen)
     with tempfile.TemporaryDirectory(prefix="diffseg-") as folder:
-        flags = ["--provider", provider]
-        if threads is not None:
-            flags += ["--threads", str(threads)]
+        flags = [word for name, value in chosen.items() if value is not None for word in (f"--{name}", str(value))]
         command = ["-m", "diffseg", "segment", str(image), "--output", folder, "--model", model, *flags]
-        for _ in range(count):
+        for _ in range(settings.starts):
             start = time.perf_counter_ns()
             child = json.loads(_python("-c", CHILD, str(start), model, str(image), folder, options))
             marks = [child["start"], *(child["marks"][name] for name in (*STEPS[1:], "end"))]

@@ -43,6 +43,13 @@ def place(tmp_path, monkeypatch):
         (["sd", "-o", "/proc/diffseg/new"], 1, "error: cannot write /proc/diffseg/new: No such file or directory"),
         (["sd", "-o", "new", "--size", "500"], 2, "multiples of 64"),
         (["sd", "-o", "new", "--size", "big"], 2, "HEIGHTxWIDTH"),
+        (["sd", "-o", "new", "--method", "magic"], 2, "--method must be one of diffseg, diffcut, found 'magic'"),
+        (["sd", "-o", "new", "--method", "diffseg", "--method", "diffcut"], 2, "needs a size for both"),
+        (
+            ["sd", "-o", "new", "--method", "diffseg", "--method", "diffcut", "--size", "512", "--timestep", "9"],
+            2,
+            "two have their usual timesteps",
+        ),
         (["sd", "-o", "new", "--threshold", "inf"], 2, "finite thresholds"),
         (["nope", "-o", "new"], 1, "error: no checkpoint 'nope'"),
         (["model.safetensors", "-o", "new"], 1, "single-file"),

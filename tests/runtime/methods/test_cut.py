@@ -1,5 +1,7 @@
 """Properties of the recursive cut and the assignment of concepts; parity with a slow version of both."""
 
+import json
+
 import numpy as np
 import pytest
 import scipy.linalg
@@ -237,3 +239,27 @@ def test_the_iteration_ends_as_soon_as_it_has_converged(monkeypatch):
     scale = affinity.sum(1) ** -0.5
     assert eigenvector._lanczos(affinity * scale[:, None] * scale, 1 / scale) is not None
     assert max(shapes) <= 8
+
+
+def test_the_hierarchy_leads_to_the_labels():
+    rng = np.random.default_rng(3)
+    features = np.repeat(rng.standard_normal((6, 5)), 10, axis=0) + 0.1 * rng.standard_normal((60, 5))
+    tree = CutTree.of_features(features)
+    for tau in (0, 0.3, 0.6, 0.9):
+        labels, nodes = tree.hierarchy(tau)
+        np.testing.assert_array_equal(labels, tree.labels(tau))
+        divided = [node for node in nodes if "parts" in node]
+        assert all(0 <= node["cost"] < tau for node in divided)
+        assert sorted(part for node in divided for part in node["parts"]) == list(range(1, len(nodes)))
+        leaves = [node["label"] for node in nodes if "label" in node]
+        assert len(leaves) == len(divided) + 1
+        assert set(leaves) - {None} <= set(labels.tolist())
+        assert len(set(leaves) - {None}) == len(set(labels.tolist()))
+        json.dumps(nodes)
+    assert len(divided) > 2
+
+
+def test_a_deep_hierarchy_is_a_flat_list():
+    tree = CutTree(np.diag(np.full(400, 1.0)) + 1e-3)
+    _, nodes = tree.hierarchy(2)
+    assert len(json.dumps(nodes)) < 100_000

@@ -1,15 +1,25 @@
 """Pascal VOC, Pascal Context, COCO-Object and ADE20K in miniature."""
 
+import json
 import shutil
 
 import numpy as np
 import pytest
 from diffseg.engines.errors import DatasetError, ImageError
-from diffseg.measure.evaluate import Evaluation, Method, Protocol, coco_object, make_report, pascal_context
+from diffseg.measure.evaluate import (
+    Evaluation,
+    Method,
+    Protocol,
+    coco_instances,
+    coco_object,
+    coco_stuff,
+    make_report,
+    pascal_context,
+)
 from diffseg.measure.evaluate.datasets import Layout
 from diffseg.measure.evaluate.layouts import open_datasets
 
-from tests.layouts import make_ade20k, make_coco, make_context, make_voc
+from tests.layouts import make_ade20k, make_coco, make_coco_instances, make_context, make_voc
 
 
 def occurring(dataset):
@@ -69,6 +79,119 @@ def test_coco_object(tmp_path):
     assert len(dataset.samples) == 2
     assert open_datasets([made])[0].layout is Layout.COCO_STUFF
     assert [d.name for d in open_datasets([made, made], Layout.COCO_OBJECT)] == ["coco-object", "coco-object #2"]
+
+
+def test_coco_object_from_the_instances(tmp_path):
+    (dataset,) = open_datasets([make_coco_instances(tmp_path / "coco")])
+    assert (dataset.layout, dataset.name, dataset.background) == (Layout.COCO_OBJECT, "coco-object", 80)
+    assert "2 of 2 images" in dataset.note
+    assert [sample.name for sample in dataset.samples] == ["000000000000", "000000000001"]
+    (other,) = open_datasets([make_coco(tmp_path / "maps")], Layout.COCO_OBJECT)
+    for sample, same in zip(dataset.samples, other.samples, strict=True):
+        label, expected = dataset.read_label(sample), other.read_label(same)
+        expected[expected == 255] = dataset.background  # the frame; beyond objects, there is only background
+        crowd = label == dataset.classes.index("person")
+        assert crowd[:18].mean() > 0.8
+        assert not crowd[18:].any()
+        np.testing.assert_array_equal(label[18:], expected[18:])
+        np.testing.assert_array_equal(label == 2, expected == 2)  # a car in front of a crowd
+
+
+def test_the_list_is_heeded_with_instances(tmp_path):
+    folder = make_coco_instances(tmp_path / "coco")
+    (folder / coco_stuff.LIST).write_text("000000000001\n")
+    (dataset,) = open_datasets([folder])
+    assert [sample.name for sample in dataset.samples] == ["000000000001"]
+    (folder / coco_stuff.LIST).write_text("000000000007\n")
+    with pytest.raises(DatasetError, match="no image 000000000007, which .* names"):
+        open_datasets([folder])
+
+
+def test_label_maps_come_before_instances(tmp_path):
+    folder = make_coco(tmp_path / "coco")
+    (folder / "annotations").mkdir()
+    (folder / "annotations" / coco_instances.FILE).write_text("{}")
+    assert open_datasets([folder])[0].layout is Layout.COCO_STUFF
+    assert open_datasets([folder], Layout.COCO_OBJECT)[0].samples[0].instances is None
+
+
+def changed(path, where, value):
+    """Change one value of an annotation file; `where` is the way to it."""
+    content = json.loads(path.read_text())
+    *way, last = where
+    place = content
+    for key in way:
+        place = place[key]
+    place[last] = value
+    path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("where", "value", "message"),
+    [
+        (["images"], 5, "not a file of COCO's instances"),
+        (["categories", 0, "name"], "unicorn", "category 'unicorn' is not one of COCO's 80"),
+        (["annotations", 0, "image_id"], 99, "unknown image_id 99"),
+        (["annotations", 0, "category_id"], 12, "unknown category_id 12"),
+        (["images", 0, "height"], 0, "has 96 × 0 pixels"),
+        (["images", 0, "height"], 1 << 40, "has 96 × 1099511627776 pixels"),
+    ],
+)
+def test_wrong_annotation_files(tmp_path, where, value, message):
+    folder = make_coco_instances(tmp_path / "coco")
+    changed(folder / "annotations" / coco_instances.FILE, where, value)
+    with pytest.raises(DatasetError) as caught:
+        open_datasets([folder])
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "message"),
+    [
+        ([[1.0, 2.0, 3.0, 4.0, 5.0]], "an x without a y"),
+        ([[1.0, 2.0, 3.0, 4.0, 1e300, 5.0]], "far outside the image"),
+        ({"size": [64, 96], "counts": [5, 6]}, "must sum to 64 × 96 pixels, found 11"),
+        ({"size": [64, 96], "counts": "!"}, "cannot be there in compressed run lengths"),
+    ],
+)
+def test_damaged_masks_fail_one_image(tmp_path, segmentation, message):
+    folder = make_coco_instances(tmp_path / "coco")
+    changed(folder / "annotations" / coco_instances.FILE, ["annotations", 0, "segmentation"], segmentation)
+    (dataset,) = open_datasets([folder])
+    run = Evaluation([dataset], (Method.SUPERPIXELS,), None, Protocol.FULL, tmp_path / "out")
+    first, second = [outcome.error for outcome in run]
+    assert "the mask of a car is damaged" in str(first)
+    assert message in str(first)
+    assert "\n" not in str(first)
+    assert second is None
+
+
+def test_polygons_of_two_points_cover_nothing(tmp_path):
+    folder = make_coco_instances(tmp_path / "coco")
+    changed(folder / "annotations" / coco_instances.FILE, ["annotations", 0, "segmentation"], [[1.0, 30.0, 40.0, 30.0]])
+    (dataset,) = open_datasets([folder])
+    assert occurring(dataset) == {"person", "background"}
+
+
+def test_objects_that_change_are_evaluated_again(tmp_path):
+    folder = make_coco_instances(tmp_path / "coco")
+    annotations = folder / "annotations" / coco_instances.FILE
+
+    def kept():
+        run = Evaluation(open_datasets([folder]), (Method.SUPERPIXELS,), None, Protocol.FULL, tmp_path / "out")
+        return [outcome.kept for outcome in run]
+
+    assert [kept(), kept()] == [[False, False], [True, True]]
+    changed(annotations, ["annotations", 0, "segmentation", 0, 0], 20.0)
+    assert kept() == [False, True]  # only the image whose object changed
+
+
+def test_neither_label_maps_nor_instances(tmp_path):
+    folder = make_coco(tmp_path / "coco")
+    shutil.rmtree(folder / "stuffthingmaps")
+    with pytest.raises(DatasetError, match=r"stuffthingmaps_trainval2017\.zip.*annotations_trainval2017\.zip"):
+        open_datasets([folder], Layout.COCO_OBJECT)
 
 
 def test_classes_of_coco_object():
@@ -141,10 +264,11 @@ def test_damaged_label_maps_of_context(tmp_path):
 
 def test_every_layout_is_evaluated(tmp_path):
     made = [make_voc(tmp_path / "voc"), make_context(tmp_path / "context"), make_ade20k(tmp_path / "ade")]
-    datasets = [*open_datasets(made), *open_datasets([make_coco(tmp_path / "coco")], Layout.COCO_OBJECT)]
+    coco = [make_coco(tmp_path / "coco"), make_coco_instances(tmp_path / "instances")]
+    datasets = [*open_datasets(made), *open_datasets(coco, Layout.COCO_OBJECT)]
     for protocol in (Protocol.FULL, Protocol.DIFFCUT):
         run = Evaluation([d.limited(1) for d in datasets], (Method.SUPERPIXELS,), None, protocol, tmp_path / "out")
-        assert [outcome.error for outcome in run] == [None] * 4
+        assert [outcome.error for outcome in run] == [None] * 5
         scores = [dataset.scores["superpixels"] for dataset in make_report(run).datasets]
-        assert [len(score.class_iou) for score in scores] == [21, 60, 150, 81]
+        assert [len(score.class_iou) for score in scores] == [21, 60, 150, 81, 81]
         assert all(0 < score.miou <= 1 for score in scores)

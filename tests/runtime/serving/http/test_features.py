@@ -1,12 +1,21 @@
 """A server of a bundle for DiffCut: masks, kept features, and similarities."""
 
 import io
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+import urllib.request
 
 import numpy as np
 import pytest
 from diffseg.methods.cut import normalized
 from PIL import Image
 
+from tests.engines.toy import make_both_toy
+from tests.runtime.serving.http.running import PATIENCE
 from tests.runtime.serving.http.test_segment import labels_of
 
 
@@ -51,3 +60,19 @@ def test_settings_that_features_do_not_have(features_server, png):
             answer = features_server.ask("POST", f"{path}?{query}", png)
             assert answer.status == 400
             assert message in answer.error
+
+
+def test_the_command_chooses_the_network_of_a_bundle_for_both(tmp_path, png):
+    folder = make_both_toy(tmp_path / "both").folder
+    words = ["-m", "diffseg", "serve", "--model", folder, "--method", "diffcut", "--port", "0", "--provider", "cpu"]
+    with subprocess.Popen([sys.executable, *words], stderr=subprocess.PIPE, text=True, env=os.environ) as process:
+        timer = threading.Timer(PATIENCE, process.kill)
+        timer.start()
+        try:
+            messages = (json.loads(line)["message"] for line in process.stderr)
+            url = next(found[1] for text in messages if (found := re.search(r"running on (http://\S+)", text)))
+            with urllib.request.urlopen(urllib.request.Request(f"{url}/v1/segment", png)) as answer:  # noqa: S310
+                assert json.load(answer)["settings"]["method"] == "diffcut"
+        finally:
+            process.kill()
+            timer.cancel()

@@ -13,7 +13,8 @@ from diffseg.serving.triton.repository import write_repository
 
 pytest.importorskip("onnx", reason="makes a bundle")
 
-from tests.engines.toy import make_features_toy
+from tests.commands import diffseg
+from tests.engines.toy import make_both_toy, make_features_toy
 
 
 @pytest.fixture(scope="module")
@@ -81,3 +82,23 @@ def test_a_repository(segmenter, tmp_path, platform):
     assert written["content"] == {graph: bundle.content_hash(graph) for graph in (ENCODER, UNET)}
     if platform is Platform.ONNXRUNTIME:
         assert read_manifest(tmp_path / "models" / "diffseg_merge" / "1").features == bundle.manifest.features
+
+
+@pytest.mark.parametrize("platform", ["python", "onnxruntime"])
+def test_a_repository_of_a_bundle_for_both(tmp_path, photo, platform):
+    folder = make_both_toy(tmp_path / "both").folder
+    for method, features in ((None, False), ("cut", False), ("diffcut", True)):
+        target = tmp_path / str(method)
+        words = [] if method is None else ["--method", method]
+        done = diffseg("triton", folder, "-o", target, "--platform", platform, *words)
+        assert done.returncode == 0, done.stderr
+        if platform == "python":
+            served = Segmenter.load(target / "diffseg" / "1" / "bundle", provider="cpu")
+            assert served(photo).settings.method == (method or "diffseg")
+        else:
+            manifest = read_manifest(target / "diffseg_merge" / "1")
+            assert (manifest.features is not None) == features
+            assert manifest.defaults.method == (method or "diffseg")
+    done = diffseg("triton", "tiny", "-o", tmp_path / "none", "--method", "diffcut")
+    assert done.returncode == 2
+    assert "method must be one of diffseg, cut" in " ".join(done.stderr.split())
