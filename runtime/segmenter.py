@@ -41,10 +41,7 @@ DECODED_AHEAD = 2
 
 
 class Segmenter(Lifetime):
-    """Segments images with a loaded bundle. Several threads can share one segmenter.
-
-    It is a context manager that closes itself. Pickling it keeps the arguments of `load`; see `Lifetime`.
-    """
+    """Segments images with a loaded bundle. Several threads can share one segmenter. See `Lifetime` for its end."""
 
     def __init__(self, bundle: Bundle, network: Network, *, batch: int = 1) -> None:
         self.bundle = bundle.for_method()

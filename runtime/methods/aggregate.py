@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from diffseg.arrays import Array, device, namespace, resize_last, row_blocks
+from diffseg.arrays import Array, cpu_workers, device, namespace, prefetched, resize_last, row_blocks
 from diffseg.methods import fused
 
 LEAST_SUM = 1e-30
 """Rows with a smaller sum are computed in float64, where the reciprocal of the sum does not overflow."""
+
+TEMPORARIES = 4
+"""Number of arrays of a block's size that are in use while a block is computed."""
 
 
 def aggregate_attention(
@@ -27,7 +31,7 @@ def aggregate_attention(
     centres) to the finest grid and divided by their sum, and the queries are repeated to the finest grid. The
     results are then added with `weights`. In a row that is not a distribution, NaN, infinite and negative entries
     are set to 0; a row without any positive entry becomes uniform. `aggregate_and_count` also counts these rows. The
-    maps are processed in blocks of rows: besides the result, this takes about 40 MB at 64 × 64.
+    maps are processed in blocks of rows, on several threads: besides the result, this takes about 40 MB at 64 × 64.
 
     Args:
         maps: one tensor per resolution, in any order: `(heads, n², n²)` or `(n², n²)`, any float dtype.
@@ -83,12 +87,10 @@ def aggregate_and_count(
         if here is None:
             here = xp.empty((queries, height * width), dtype=xp.float32, device=device(maps[i]))
         parents = None if total is None else _repeat_index(xp, covered, shapes[i], total)
-        for rows in row_blocks(queries, 4 * height * width, here):
-            block, bad = _upsampled(maps[i][..., rows, :], shapes[i], finest, shares[i])
+        level = _Level(maps[i], shapes[i], finest, shares[i], total, parents, here)
+        blocks = row_blocks(queries, 4 * height * width * TEMPORARIES, here)
+        for bad in prefetched(level.fill, blocks, cpu_workers(here)):
             mended += bad
-            if total is not None and parents is not None:
-                block += xp.take(total, parents[rows], axis=0)
-            here[rows, :] = block
         total, covered = here, shapes[i]
     return xp.reshape(total, (height, width, height, width)), mended
 
@@ -124,36 +126,58 @@ def _shares(shapes: list[tuple[int, int]], weights: Sequence[float] | None) -> l
     return [w / sum(shares) for w in shares]
 
 
-def _upsampled(
-    attention: Array, grid: tuple[int, int], target: tuple[int, int], share: float
-) -> tuple[Array, Array | int]:
-    """Return rows on `target` that sum to `share`, and how many of them had to be mended.
+@dataclass(frozen=True, slots=True, eq=False)
+class _Level:
+    """One resolution, of which blocks of rows are added to the coarser ones, on any thread.
 
-    Args:
-        attention: (heads, r, h·w) or (r, h·w) on `grid`, any float dtype.
+    Attributes:
+        attention: (heads, q, h·w) or (q, h·w) on `grid`, any float dtype.
         grid: its rows and columns.
         target: rows and columns of the result, H and W.
         share: the sum of each row.
-
-    Returns:
-        (r, H·W) float32, and the count.
+        coarser: (p, H·W) float32, the sum over the coarser resolutions; None if there is none.
+        parents: (q,) row of `coarser` that covers each query; None if there is none.
+        out: (q, H·W) float32, receives the sum. It may be `attention`.
     """
-    xp = namespace(attention)
-    with np.errstate(over="ignore", invalid="ignore"):  # mended below
-        if not isinstance(attention, np.ndarray):
-            return _mended(_upsample_keys(_mean_heads(_scaled(attention)), grid, target), share)
-        block = _upsample_keys(_mean_heads(attention), grid, target)
-        total = xp.sum(block, axis=1)
-        # A negative or infinite entry shows in the sum only if it is not cancelled: the minimum settles it.
-        usable = xp.isfinite(total) & (total > LEAST_SUM) & (xp.min(block, axis=1) >= 0)
-        if usable.all():
-            return block * (share / total)[:, None], 0
-        unusable = np.flatnonzero(~usable)
-        block = xp.where(usable[:, None], block, xp.zeros_like(block))
-        block *= (share / xp.where(usable, total, xp.ones_like(total)))[:, None]
-        rare = _mean_heads(attention[..., unusable, :], xp.float64)
-        block[unusable], bad = _mended(_upsample_keys(rare, grid, target), share)
-    return block, bad
+
+    attention: Array
+    grid: tuple[int, int]
+    target: tuple[int, int]
+    share: float
+    coarser: Array | None
+    parents: Array | None
+    out: Array
+
+    def fill(self, rows: slice) -> Array | int:
+        """Compute some rows, and return how many of them had to be mended."""
+        bad = self._upsample(rows)
+        if self.coarser is not None and self.parents is not None:
+            self.out[rows, :] += namespace(self.out).take(self.coarser, self.parents[rows], axis=0)
+        return bad
+
+    def _upsample(self, rows: slice) -> Array | int:
+        """Write rows on `target` that sum to `share`, and return how many of them had to be mended."""
+        attention, out = self.attention[..., rows, :], self.out[rows, :]
+        xp = namespace(attention)
+        with np.errstate(over="ignore", invalid="ignore"):  # mended below
+            if not isinstance(attention, np.ndarray):
+                block = _upsample_keys(_mean_heads(_scaled(attention)), self.grid, self.target)
+                self.out[rows, :], bad = _mended(block, self.share)
+                return bad
+            block = _upsample_keys(_mean_heads(attention), self.grid, self.target)
+            total = xp.sum(block, axis=1)
+            # A negative or infinite entry shows in the sum only if it is not cancelled: the minimum settles it.
+            usable = xp.isfinite(total) & (total > LEAST_SUM) & (xp.min(block, axis=1) >= 0)
+            if usable.all():
+                np.multiply(block, (self.share / total)[:, None], out=out)
+                return 0
+            unusable = np.flatnonzero(~usable)
+            block = xp.where(usable[:, None], block, xp.zeros_like(block))
+            block *= (self.share / xp.where(usable, total, xp.ones_like(total)))[:, None]
+            rare = _mean_heads(attention[..., unusable, :], xp.float64)
+            block[unusable], bad = _mended(_upsample_keys(rare, self.grid, self.target), self.share)
+            out[...] = block
+        return bad
 
 
 def _scaled(attention: Array) -> Array:

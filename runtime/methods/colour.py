@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+from diffseg.arrays import cpu_workers, prefetched
 from diffseg.cancellation import checkpoint
-from diffseg.methods.reduction import enlarged, reduced, reduction_factor, surroundings
+from diffseg.methods.reduction import enlarged, present, reduced, reduction_factor, surroundings
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -76,16 +77,20 @@ def colour_refine_reduced(
     colours = np.ascontiguousarray(image.transpose(2, 0, 1))  # (3, h, w)
     features = features_of(colours)
     around = window_sum(features[:1], reach)
+
+    def energy_in_window(label: int) -> tuple[int, tuple[slice, slice], NDArray[np.float32]]:
+        mask = small == label
+        window = surroundings(mask, radius)
+        inside = features[:, *window] * mask[window]
+        energy = energy_of(window_sum(inside, radius), colours[:, *window])
+        share = window_sum(inside[:1], reach)[0] / around[0, *window]
+        energy -= smoothness * np.log(share + np.float32(1e-3))
+        return label, window, energy
+
     for _ in range(rounds):
         least, moved = np.full(small.shape, FAR), small.copy()
-        for label in np.unique(small):
+        for label, window, energy in prefetched(energy_in_window, present(small), cpu_workers(small)):
             checkpoint()
-            mask = small == label
-            window = surroundings(mask, radius)
-            inside = features[:, *window] * mask[window]
-            energy = energy_of(window_sum(inside, radius), colours[:, *window])
-            share = window_sum(inside[:1], reach)[0] / around[0, *window]
-            energy -= smoothness * np.log(share + np.float32(1e-3))
             better = energy < least[window]
             least[window][better] = energy[better]
             moved[window][better] = label
@@ -130,14 +135,14 @@ def window_sum(maps: NDArray[np.float32], radius: int) -> NDArray[np.float32]:
     for axis in (1, 2):
         before = (slice(None),) * axis
         size, width = maps.shape[axis], 2 * min(radius, maps.shape[axis] - 1) + 1
-        margins = [(width // 2, width // 2) if i == axis else (0, 0) for i in range(maps.ndim)]
-        part, span, done = np.pad(maps, margins), 1, 0
-        maps = np.zeros_like(maps)
-        while span <= width:
-            if width & span:
-                maps += part[*before, done : done + size]
-                done += span
-            if 2 * span <= width:
-                part = part[*before, :-span] + part[*before, span:]
+        part = np.zeros([n + (width - 1) * (i == axis) for i, n in enumerate(maps.shape)], np.float32)
+        part[*before, width // 2 : width // 2 + size] = maps
+        total, span, done = part[*before, :size].copy(), 1, 1
+        while 2 * span <= width:
+            part = part[*before, :-span] + part[*before, span:]
             span *= 2
+            if width & span:
+                total += part[*before, done : done + size]
+                done += span
+        maps = total
     return maps

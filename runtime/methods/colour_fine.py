@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+from diffseg.arrays import cpu_workers, prefetched
 from diffseg.cancellation import checkpoint
 from diffseg.methods.colour import FAR, RADIUS, REACH, SMOOTHNESS, energy_of, features_of, window_sum
-from diffseg.methods.reduction import surroundings
+from diffseg.methods.reduction import present, surroundings
 from diffseg.methods.tiles import Points, label_by_labels
 
 if TYPE_CHECKING:
@@ -46,18 +47,26 @@ def colour_refine_fine(
     colours = pixels.reshape(-1, 3)[band].T.astype(np.float32) / np.float32(255)  # (3, n)
     cells = y * coarse.shape[0] // height, x * coarse.shape[1] // width
     models = _Models(coarse, image)
-    pairs = [
-        (label, near, models.energy(label, (cells[0][near], cells[1][near]), colours[:, near]))
-        for label in np.unique(coarse)
-        if (near := np.flatnonzero(_shares(labels == label, y, x, reach + scale + 1) > 0)).size
-    ]
+
+    def energies(label: int) -> tuple[int, NDArray[np.intp], NDArray[np.float32]]:
+        near = np.flatnonzero(_shares(labels == label, y, x, reach + scale + 1) > 0)
+        return label, near, models.energy(label, (cells[0][near], cells[1][near]), colours[:, near])
+
+    workers = cpu_workers(labels)
+    pairs = [pair for pair in prefetched(energies, present(coarse), workers) if pair[1].size]
+
+    def posteriors(
+        pair: tuple[int, NDArray[np.intp], NDArray[np.float32]],
+    ) -> tuple[int, NDArray[np.intp], NDArray[np.float32]]:
+        label, near, energy = pair
+        share = _shares(labels == label, y, x, reach)[near]
+        return label, near, energy - np.float32(SMOOTHNESS) * np.log(share + np.float32(1e-3))
+
     for _ in range(ROUNDS):
         least, moved = np.full(band.shape, FAR), labels.ravel()[band]
         before = moved.copy()
-        for label, near, energy in pairs:
+        for label, near, total in prefetched(posteriors, pairs, workers):
             checkpoint()
-            share = _shares(labels == label, y, x, reach)[near]
-            total = energy - np.float32(SMOOTHNESS) * np.log(share + np.float32(1e-3))
             better = total < least[near]
             least[near[better]] = total[better]
             moved[near[better]] = label

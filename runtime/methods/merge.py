@@ -180,7 +180,8 @@ def _log(maps: Array) -> Array:
     The offset log N cancels in the divergence. It keeps the products near 0, where float32 is most precise.
     """
     xp = namespace(maps)
-    logs = xp.log(xp.maximum(maps, xp.asarray(FLOOR, dtype=maps.dtype, device=device(maps))))
+    logs = xp.maximum(maps, xp.asarray(FLOOR, dtype=maps.dtype, device=device(maps)))
+    logs = np.log(logs, out=logs) if isinstance(logs, np.ndarray) else xp.log(logs)
     logs += math.log(maps.shape[1])
     return logs
 

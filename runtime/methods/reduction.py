@@ -54,6 +54,15 @@ def enlarged(labels: NDArray[np.uint16], factor: int) -> NDArray[np.uint16]:
     return labels.repeat(factor, 0).repeat(factor, 1)
 
 
+def present(labels: NDArray[np.uint16]) -> list[int]:
+    """Return the labels that a label map contains, in order.
+
+    `numpy.unique` would import `numpy.ma`, which takes longer than all calls for an image.
+    """
+    found: list[int] = np.flatnonzero(np.bincount(labels.reshape(-1))).tolist()
+    return found
+
+
 def surroundings(mask: NDArray[np.bool_], margin: int) -> tuple[slice, slice]:
     """Return the bounding box of a mask (H, W), enlarged by `margin` pixels on every side within the image."""
     sides = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))

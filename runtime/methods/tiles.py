@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 from diffseg.cancellation import checkpoint
+from diffseg.methods.reduction import present
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -126,12 +127,12 @@ def label_by_labels(
         part = padded[vertical.start : vertical.stop + 2 * spread, horizontal.start : horizontal.stop + 2 * spread]
         if (part == part[0, 0]).all():
             return part[:1, 0].astype(np.intp), np.empty((1, 0, 0), np.float32)
-        numbers = np.unique(part)
+        numbers = np.array(present(part), dtype=np.intp)
         masks = (part == numbers[:, None, None]).astype(np.float32)
         for _ in range(spread):
             masks = masks[:, :-2] + 2 * masks[:, 1:-1] + masks[:, 2:]
             masks = masks[..., :-2] + 2 * masks[..., 1:-1] + masks[..., 2:]
-        return numbers.astype(np.intp), masks
+        return numbers, masks
 
     _compete(field, down, across, out)
 
