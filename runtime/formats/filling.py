@@ -43,7 +43,7 @@ def fill_polygon(corners: NDArray[np.float64], size: tuple[int, int]) -> NDArray
     crossed = (np.floor(columns) == columns) & (columns >= 0) & (columns <= width - 1)
     places = (columns[crossed] * height + rows[crossed]).astype(np.int64)
     crossings = np.bincount(places, minlength=height * width + 1)[: height * width]
-    inside = np.cumsum(crossings) % 2 == 1
+    inside: NDArray[np.bool_] = np.cumsum(crossings) % 2 == 1
     return inside.reshape(width, height).T
 
 

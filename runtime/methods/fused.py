@@ -16,7 +16,7 @@ import numpy as np
 from diffseg.arrays import Array, cached_from_host, from_host, row_blocks, to_host
 from diffseg.cancellation import checkpoint
 from diffseg.methods.fused_source import SOURCE
-from diffseg.methods.tiles import Axis, Points
+from diffseg.methods.tiles import GridPositions, Points
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -170,7 +170,7 @@ def label_by_maps(
 
 def _positions(grid: tuple[int, int], rows: Points, columns: Points) -> NDArray[np.float32]:
     """Where pixels lie on a grid (h, w): (2, H + W), the cells before them and the weights of the next cells."""
-    axes = [Axis.of(points, cells) for points, cells in zip((rows, columns), grid, strict=True)]
+    axes = [GridPositions.of(points, cells) for points, cells in zip((rows, columns), grid, strict=True)]
     lower = np.concatenate([axis.lower for axis in axes]).astype(np.float32)
     return np.stack([lower, np.concatenate([axis.fraction for axis in axes])])
 

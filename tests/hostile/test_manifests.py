@@ -12,7 +12,7 @@ from diffseg.engines.errors import BundleError
 from diffseg.engines.inspect import inspect_bundle
 from diffseg.engines.records import RecordError, read_record
 from diffseg.engines.tensorrt.plan import RECORD, SCHEMA, PlanRecord
-from diffseg.serving.triton.config import Options, model_configs
+from diffseg.serving.triton.config import RepositoryOptions, model_configs
 from diffseg.serving.triton.pbtxt import to_text
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -74,7 +74,7 @@ def test_a_changed_manifest_opens_or_is_refused_in_a_line(fake_bundle, formed_bu
         assert bundle.manifest.name in inspect_bundle(bundle).name
         for name, problem in bundle.verify():
             check_line(f"{name}: {problem}")
-        for config in model_configs(bundle.manifest, Options()).values():
+        for config in model_configs(bundle.manifest, RepositoryOptions()).values():
             lines = to_text(config).splitlines()
             assert not [line for line in lines if "EXECUTION_ENV_PATH" in line], "parameters from a manifest"
     assert time.process_time() - start < SECONDS

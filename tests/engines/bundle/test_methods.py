@@ -13,7 +13,7 @@ from diffseg.engines.bundle.methods import has_both
 from diffseg.engines.errors import BundleError
 from diffseg.engines.inspect import inspect_bundle
 from diffseg.measure.evaluate.methods import Method as Evaluated
-from diffseg.scale.options import Options
+from diffseg.scale.options import BatchOptions
 from diffseg.scale.worker import SegmentWorker
 
 from tests.commands import diffseg
@@ -113,7 +113,7 @@ def test_inconsistent_manifests(both, tmp_path, change, message):
 
 
 def test_batches_take_the_method(both, image):
-    options = Options(model=str(both.folder), provider="cpu", method="diffcut")
+    options = BatchOptions(model=str(both.folder), provider="cpu", method="diffcut")
     assert options.describe()["settings"]["method"] == "diffcut"
     worker = SegmentWorker(str(both.folder), provider="cpu", method="diffcut")
     assert worker.settings.method == "diffcut"
