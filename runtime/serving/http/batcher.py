@@ -51,7 +51,7 @@ class Batcher:
         stall: seconds in one batch after which the worker counts as stalled.
 
     Attributes:
-        leftovers: whether a request ended before the worker was done with its image. Whoever frees the memory clears it.
+        leftovers: whether a request ended before the worker was done with its image. Who frees the memory clears it.
     """
 
     def __init__(
