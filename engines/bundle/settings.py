@@ -97,8 +97,8 @@ class MergeSettings(msgspec.Struct, frozen=True):
             anchors = int(anchors)
         if method in METHODS and method not in self.methods:
             raise ValueError(
-                f"method must be one of {', '.join(self.methods)}, found {method!r}, for which the network that was "
-                "loaded has no output; load a bundle for that method, which `diffseg export --method` makes"
+                f"method must be one of {', '.join(self.methods)}, found {method!r}, for which the loaded network "
+                "has no output; load a bundle for that method, as `diffseg export --method` writes it"
             )
         return MergeSettings(
             thresholds,

@@ -15,7 +15,7 @@ from diffseg.serving.http import images, inference, label_studio, samples
 from diffseg.serving.http.access import authorised
 from diffseg.serving.http.document import page_document
 from diffseg.serving.http.errors import status_and_headers
-from diffseg.serving.http.memory import trim
+from diffseg.serving.http.memory import collect, trim
 from diffseg.serving.http.middleware import RequestContext
 from diffseg.serving.http.openapi import describe
 from diffseg.serving.http.service import Service
@@ -105,7 +105,9 @@ async def _expire(service: Service) -> None:
     while True:
         await asyncio.sleep(EXPIRY_SECONDS)
         service.store.expire()
-        await asyncio.to_thread(trim)
+        # A request that ended before its image could not free it. Its tasks refer to each other.
+        free, service.batcher.leftovers = collect if service.batcher.leftovers else trim, False
+        await asyncio.to_thread(free)
 
 
 async def _refuse(request: Request, error: Exception) -> Response:

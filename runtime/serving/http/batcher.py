@@ -20,7 +20,6 @@ from diffseg.segmentation import Segmentation
 from diffseg.segmenter import Segmenter
 from diffseg.serving.http.errors import HTTPRequestError, busy, unavailable
 from diffseg.serving.http.job import Job
-from diffseg.serving.http.memory import collect
 from diffseg.serving.http.metrics import Metrics
 from diffseg.serving.protocol.masking import LEAST_MASKING, network_seconds, next_pace
 
@@ -50,6 +49,9 @@ class Batcher:
         capacity: images that may wait.
         gather: seconds that the first image of a batch waits for others while the network is idle.
         stall: seconds in one batch after which the worker counts as stalled.
+
+    Attributes:
+        leftovers: whether a request ended before the worker was done with its image. Who frees the memory clears it.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class Batcher:
         self.capacity = capacity
         self.gather = gather
         self.stall = stall
+        self.leftovers = False
         self._jobs: deque[Job] = deque()
         self._changed = threading.Condition()
         self._health = Health.STARTING
@@ -220,12 +223,9 @@ class Batcher:
         group = self._take()  # a separate function, so that no local variable keeps results alive during the next wait
         if not group:
             return False
-        ended = self._run(group)
+        self._run(group)
         with self._changed:
             self._running = 0
-        if ended:
-            del group
-            collect()  # a request that ended before could not free its images
         return True
 
     def _take(self) -> list[Job]:
@@ -254,8 +254,7 @@ class Batcher:
                     self._running, self._since = len(group), time.monotonic()
                     return group
 
-    def _run(self, group: list[Job]) -> bool:
-        """Segment a batch, and return whether the request of one of its images has ended before."""
+    def _run(self, group: list[Job]) -> None:
         good: list[tuple[Job, Prepared]] = []
         for job in group:
             assert job.prepared is not None  # noqa: S101 - see `_decoded`
@@ -264,7 +263,7 @@ class Batcher:
             except Exception as error:  # fails this image only  # noqa: BLE001
                 job.fail(error)
         if not good:
-            return False
+            return
         start = time.monotonic()
         try:
             outcomes = self.segmenter.outcomes([prepared for _, prepared in good])
@@ -275,18 +274,19 @@ class Batcher:
                 raise
             logger.exception("a batch of size %d failed", len(good))
             self._probe()  # raises if the device is lost; the worker then ends, and the server is no longer ready
-            return False
+            return
         # Count the network's time only: settings that make merging slow must not make the server reject other requests.
-        self._pace = next_pace(self._pace, [outcome for outcome in outcomes if not isinstance(outcome, StoppedError)])
+        done = [outcome for outcome in outcomes if not isinstance(outcome, StoppedError)]
+        self._pace = next_pace(self._pace, done)
         self.metrics.batch([start - job.queued for job, _ in good])
-        ended = any(job.budget.abandoned for job, _ in good)
+        if len(done) < len(good) or any(job.budget.abandoned for job, _ in good):
+            self.leftovers = True
         for (job, _), outcome in zip(good, outcomes, strict=True):
             if isinstance(outcome, StoppedError):
                 job.fail(job.budget.error)
             else:
                 self.metrics.image(outcome.timings)
                 job.result.set_result(outcome)
-        return ended
 
 
 def _images(count: int) -> str:

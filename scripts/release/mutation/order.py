@@ -12,18 +12,23 @@ import pytest
 
 
 class Durations:
-    """Measures the processor seconds of each test while nothing is changed."""
+    """Measures the processor seconds of each test while nothing is changed, and skips those after `limit` seconds."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, limit: float) -> None:
         self.path = path
+        self.limit = limit
         self.seconds: dict[str, float] = {}
 
     @pytest.hookimpl(hookwrapper=True)
     def pytest_runtest_protocol(self, item: Any) -> Iterator[None]:  # noqa: ANN401 - as pytest has it
         """Measure a test with its fixtures."""
         start = time.process_time()
+        enough = sum(self.seconds.values()) > self.limit
+        if enough:
+            item.add_marker(pytest.mark.skip(reason="enough tests"))
         yield
-        self.seconds[item.nodeid] = time.process_time() - start
+        if not enough:
+            self.seconds[item.nodeid] = time.process_time() - start
 
     def pytest_sessionfinish(self) -> None:
         """Write what was measured."""

@@ -38,6 +38,10 @@ PRELOADED = (
     "sklearn.cluster",
     "fastapi",
     "uvicorn",
+    "scipy.linalg",
+    "prometheus_client",
+    "structlog",
+    "typer",
 )
 SLOW = ("--deselect=tests/runtime/methods/test_numerics.py::test_memory_above_the_inputs_is_bounded",)
 CPU_SECONDS, WALL_SECONDS = 180, 900
@@ -118,9 +122,9 @@ def outcome(change: dict[str, Any], tests: Sequence[str], plugin: object) -> tup
 class Record:
     """The record on disk, which is written after each module: a run that was stopped goes on with the next one."""
 
-    def __init__(self, path: Path, per_module: int, seed: int) -> None:
+    def __init__(self, path: Path, seed: int) -> None:
         self.path = path
-        self.head = {"per_module": per_module, "seed": seed}
+        self.head = {"seed": seed}
         self.modules: dict[str, dict[str, Any]] = {}
         known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         if self.head.items() <= known.items():
@@ -190,13 +194,14 @@ def main() -> None:
     parser.add_argument("--tool", required=True, help="Python with cosmic-ray")
     parser.add_argument("--per-module", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seconds", type=float, default=25, help="processor seconds of tests per change")
     parser.add_argument("--only", default="", help="part of the path of a module")
     parser.add_argument("--again", action="store_true", help="run the survivors of the record, and nothing else")
     parser.add_argument("--out", type=Path, default=ROOT / "scripts/results/mutants.json")
     options = parser.parse_args()
     for name in PRELOADED:
         importlib.import_module(name)
-    record = Record(options.out, options.per_module, options.seed)
+    record = Record(options.out, options.seed)
     measured = dict[tuple[str, ...], Path]()
     with tempfile.TemporaryDirectory() as folder:
         os.environ["TMPDIR"] = folder
@@ -207,9 +212,10 @@ def main() -> None:
                 continue
             if tests not in measured:
                 measured[tests] = Path(folder, f"seconds{len(measured)}.json")
-                check_unchanged(module, tests, measured[tests])
-            fastest = FastestFirst(measured[tests], TEST_SECONDS)
-            changes = make_changes(options.tool, module, options.per_module, options.seed)
+                check_unchanged(module, tests, Durations(measured[tests], 2 * options.seconds))
+            fastest = FastestFirst(measured[tests], options.seconds)
+            count = record.modules[module]["changes"] if known else options.per_module
+            changes = make_changes(options.tool, module, count, options.seed)
             for change in (wanted := [c for c in changes if not known or key(c) in survivors]):
                 change["outcome"], seconds = outcome(change, tests, fastest)
                 print(
@@ -219,10 +225,10 @@ def main() -> None:
     record.write()
 
 
-def check_unchanged(module: str, tests: Sequence[str], seconds: Path) -> None:
+def check_unchanged(module: str, tests: Sequence[str], durations: Durations) -> None:
     """Check that the tests of a module pass without a change, and write how long each takes."""
     unchanged = {"module": module, "code": (ROOT / module).read_text(encoding="utf-8")}
-    result, spent = outcome(unchanged, tests, Durations(seconds))
+    result, spent = outcome(unchanged, tests, durations)
     print(f"unchanged {spent:5.1f} s  {module}", flush=True)
     if result != UNNOTICED:
         sys.exit(f"the tests of {module} fail without a change; see pytest {' '.join(tests)}")

@@ -204,7 +204,7 @@ class TestCommand:
             ((".", "--shards", "2"), {"JOB_COMPLETION_INDEX": "2"}, "parts are 0 to 1, found 2"),
             ((".", "--local"), {"JOB_COMPLETION_INDEX": "0"}, "JOB_COMPLETION_INDEX=0; say how many parts"),
             ((".", "--local", "--address", "auto"), {}, "leave one of them out"),
-            ((".", "--local", "--method", "diffcut"), {}, "for which the bundle has no output"),
+            ((".", "--local", "--method", "diffcut"), {}, "for which the loaded network has no output"),
             ((".", "--local", "--batch", "99"), {}, "batch must be 1 to "),
         ],
     )

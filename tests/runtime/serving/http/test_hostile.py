@@ -365,6 +365,7 @@ def test_stopped_masks_leave_nothing_in_memory(serve, png, endless, monkeypatch,
 
 
 def test_an_image_is_freed_when_its_masks_end_after_its_request(serve, png, endless, monkeypatch):
+    monkeypatch.setattr("diffseg.serving.http.app.EXPIRY_SECONDS", 0.2)
     server = serve(batch=1)
     monkeypatch.setattr(batcher, "LEAST_MASKING", 1000.0)
     prepare, seen = server.service.segmenter.prepare, []
