@@ -24,8 +24,8 @@ def check(context: Context) -> Iterator[dict[str, Any]]:
     """
     bundle = Bundle.open(context.bundle)
     found: dict[str, Any] = {}
-    for name, graph in bundle.manifest.graphs.items():
-        for form, declared in ({ATTENTION: graph} | graph.forms).items():
+    for graph in bundle.manifest.graphs.values():
+        for declared in (graph, *graph.forms.values()):
             files = [declared.file] if bundle.manifest.precision != "bf16" else []
             for file in (*files, *([declared.cpu_file] if declared.cpu_file else [])):
                 begin = time.perf_counter()
@@ -33,8 +33,6 @@ def check(context: Context) -> Iterator[dict[str, Any]]:
                 if file == declared.file:
                     check_tensors(session, declared.tensors, bundle.folder / file)
                 found[file] = {
-                    "graph": name,
-                    "form": form,
                     "load_seconds": round(time.perf_counter() - begin, 2),
                     "outputs": {output.name: output.shape for output in session.get_outputs()},
                 }
