@@ -44,7 +44,8 @@ def fill_polygon(corners: NDArray[np.float64], size: tuple[int, int]) -> NDArray
     places = (columns[crossed] * height + rows[crossed]).astype(np.int64)
     crossings = np.bincount(places, minlength=height * width + 1)[: height * width]
     inside = np.cumsum(crossings) % 2 == 1
-    return inside.reshape(width, height).T
+    mask: NDArray[np.bool_] = inside.reshape(width, height).T
+    return mask
 
 
 def _outline(fine: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
