@@ -10,7 +10,10 @@ from xml.etree.ElementTree import Element, ParseError, fromstring
 from diffseg.annotation.brush import encode_brush
 
 if TYPE_CHECKING:
+    import numpy as np
+    from diffseg.formats.polygons import Polygon
     from diffseg.segmentation import Segmentation
+    from numpy.typing import NDArray
 
 MOST_CHARACTERS = 1_000_000
 DECLARATIONS = ("<!DOCTYPE", "<!ENTITY")
@@ -102,30 +105,47 @@ def prediction(
     height, width = result.labels.shape
     by_label = {segment.label: score for segment, score in zip(result.segments, scores, strict=True)}
     if labelling.kind.startswith("brush"):
-        values: list[tuple[int, dict[str, Any]]] = [
-            (segment.label, {"format": "rle", "rle": encode_brush(result.labels == segment.label)})
-            for segment in result.segments
-        ]
+        values = [(segment.label, brush_value(result.labels == segment.label)) for segment in result.segments]
     else:
-        percent = (100 / width, 100 / height)
-        values = [
-            (polygon.label, {"points": (polygon.exterior.astype(float) * percent).tolist(), "closed": True})
-            for polygon in result.polygons(tolerance)
-        ]
-    named = {} if labelling.label is None else {labelling.kind: [labelling.label]}
+        values = [(polygon.label, polygon_value(polygon, (height, width))) for polygon in result.polygons(tolerance)]
     items = [
-        {
-            "id": f"diffseg-{number}",
-            "type": labelling.kind,
-            "from_name": labelling.control,
-            "to_name": labelling.image,
-            "original_width": width,
-            "original_height": height,
-            "image_rotation": 0,
-            "score": by_label[label],
-            "value": value | named,
-        }
+        region(f"diffseg-{number}", labelling, value, labelling.label, (height, width)) | {"score": by_label[label]}
         for number, (label, value) in enumerate(values)
     ]
     mean = sum(segment.area * by_label[segment.label] for segment in result.segments) / (height * width)
     return {"result": items, "score": mean, "model_version": version}
+
+
+def brush_value(mask: NDArray[np.bool_]) -> dict[str, Any]:
+    """Write a mask (H, W) as the value of a brush."""
+    return {"format": "rle", "rle": encode_brush(mask)}
+
+
+def polygon_value(polygon: Polygon, size: tuple[int, int]) -> dict[str, Any]:
+    """Write the outline of a polygon, in an image of a height and width, as the value of a polygon: in percent."""
+    percent = 100 / size[1], 100 / size[0]
+    return {"points": (polygon.exterior.astype(float) * percent).tolist(), "closed": True}
+
+
+def region(
+    name: str, labelling: Labelling, value: dict[str, Any], label: str | None, size: tuple[int, int]
+) -> dict[str, Any]:
+    """Return an item of a result.
+
+    Args:
+        name: differs from those of the other items of the annotation.
+        labelling: how the project annotates its images.
+        value: of a brush or a polygon, as the project asks for.
+        label: of the region; None for tags without labels.
+        size: height and width of the image.
+    """
+    return {
+        "id": name,
+        "type": labelling.kind,
+        "from_name": labelling.control,
+        "to_name": labelling.image,
+        "original_width": size[1],
+        "original_height": size[0],
+        "image_rotation": 0,
+        "value": value | ({} if label is None else {labelling.kind: [label]}),
+    }

@@ -17,6 +17,7 @@ from msgspec import structs
 
 if TYPE_CHECKING:
     from diffseg.engines.bundle.settings import MergeSettings
+    from diffseg.segmentation import Segmentation
     from numpy.typing import NDArray
 
 Point: TypeAlias = tuple[float, float]
@@ -66,10 +67,21 @@ class PickableMasks:
         else:
             prepared = replace(prepared, placement=Placement(size, size, 0, 0, *size))
         (result,) = segmenter.finish([prepared])
-        finer = structs.replace(settings, method="diffseg", thresholds=tuple(FINER * t for t in settings.thresholds))
-        maps = to_host(result.kept_attention().proposals(finer))
-        shares = maps / np.maximum(maps.sum(0), np.finfo(np.float32).tiny)
-        return cls(result.labels, np.ascontiguousarray(shares.transpose(1, 2, 0)), placement)
+        return cls(result.labels, _shares(result, settings), placement)
+
+    @classmethod
+    def of_result(cls, result: Segmentation, settings: MergeSettings) -> PickableMasks:
+        """Take the masks of an image at its own size, which need 2 bytes per pixel.
+
+        Args:
+            result: of the whole image (`fit="stretch"`), with its attention.
+            settings: of the masks.
+
+        Raises:
+            ValueError: the attention was not kept, or comes from a bundle for DiffCut.
+        """
+        size = result.labels.shape
+        return cls(result.labels, _shares(result, settings), Placement(size, size, 0, 0, *size))
 
     @property
     def nbytes(self) -> int:
@@ -95,6 +107,26 @@ class PickableMasks:
             mask = self.labels == label
             wanted, unwanted = ([p for p in pixels if self.labels[p] == label] for pixels in (inside, outside))
             picked |= self._without(mask, wanted, unwanted) if unwanted else mask
+        rows, columns = self.placement.indices()
+        return picked.take(columns, axis=1).take(rows, axis=0)
+
+    def inside(self, left: float, top: float, right: float, bottom: float) -> NDArray[np.bool_]:
+        """Join the masks that lie in a box by more than half, or take the one that fills most of it if there is none.
+
+        Args:
+            left: in pixels of the image, like the others.
+            top: first row.
+            right: last column.
+            bottom: last row.
+
+        Returns:
+            (H, W) bool, at the size of the image.
+        """
+        (first_row, first_column), (last_row, last_column) = self._pixels([(left, top), (right, bottom)])
+        box = self.labels[first_row : last_row + 1, first_column : last_column + 1]
+        held = np.bincount(box.ravel(), minlength=int(self.labels.max()) + 1)
+        chosen = np.flatnonzero(2 * held > np.bincount(self.labels.ravel()))
+        picked = np.isin(self.labels, chosen if chosen.size else held.argmax())
         rows, columns = self.placement.indices()
         return picked.take(columns, axis=1).take(rows, axis=0)
 
@@ -141,6 +173,14 @@ class PickableMasks:
         """Return the row and column, in the labels, of each point."""
         rows, columns = self.placement.indices()
         return [(int(rows[_within(y, len(rows))]), int(columns[_within(x, len(columns))])) for x, y in points]
+
+
+def _shares(result: Segmentation, settings: MergeSettings) -> NDArray[np.float32]:
+    """Return the `PickableMasks.shares` of a result: its attention is merged with finer thresholds."""
+    finer = structs.replace(settings, method="diffseg", thresholds=tuple(FINER * t for t in settings.thresholds))
+    maps = to_host(result.kept_attention().proposals(finer))
+    shares = maps / np.maximum(maps.sum(0), np.finfo(np.float32).tiny)
+    return np.ascontiguousarray(shares.transpose(1, 2, 0))
 
 
 def _within(position: float, size: int) -> int:

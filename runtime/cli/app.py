@@ -4,32 +4,55 @@ from __future__ import annotations
 
 import io
 import sys
-from typing import Annotated
+from collections.abc import Iterable
+from importlib import import_module
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from diffseg.cli.batch import batch
-from diffseg.cli.bundles import build, inspect, verify
-from diffseg.cli.evaluate import evaluate
-from diffseg.cli.export import export
 from diffseg.cli.help import Command, Group
-from diffseg.cli.info import info
-from diffseg.cli.profile import profile
-from diffseg.cli.segment import segment
-from diffseg.cli.serve import serve
 from diffseg.cli.terminal import WRONG_USAGE, fail
-from diffseg.cli.triton import triton
 from diffseg.engines.errors import DiffsegError
 from diffseg.image import FORMATS, only_formats
 
-app = typer.Typer(
-    name="diffseg",
-    cls=Group,
-    help="Zero-shot segmentation from the self-attention of Stable Diffusion.",
-    pretty_exceptions_enable=False,
-    subcommand_metavar="COMMAND [ARGUMENTS...]",
-)
-for command in (segment, export, build, verify, inspect, profile, evaluate, serve, triton, batch, info):
-    app.command(cls=Command)(command)
+if TYPE_CHECKING:
+    app: typer.Typer
+
+COMMANDS = {
+    "segment": "segment",
+    "export": "export",
+    "build": "bundles",
+    "verify": "bundles",
+    "inspect": "bundles",
+    "profile": "profile",
+    "evaluate": "evaluate",
+    "serve": "serve",
+    "triton": "triton",
+    "batch": "batch",
+    "info": "info",
+}
+"""The module of each command, in the order of the help."""
+
+
+def command_line(names: Iterable[str] = COMMANDS) -> typer.Typer:
+    """Return the command line with these commands only, whose modules are imported."""
+    made = typer.Typer(
+        name="diffseg",
+        cls=Group,
+        help="Zero-shot segmentation from the self-attention of Stable Diffusion.",
+        pretty_exceptions_enable=False,
+        subcommand_metavar="COMMAND [ARGUMENTS...]",
+    )
+    made.callback(invoke_without_command=True)(options)
+    for name in names:
+        made.command(cls=Command)(getattr(import_module(f"diffseg.cli.{COMMANDS[name]}"), name))
+    return made
+
+
+def __getattr__(name: str) -> typer.Typer:
+    if name != "app":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = made = command_line()
+    return made
 
 
 def _print_version(wanted: bool) -> None:
@@ -40,7 +63,6 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback(invoke_without_command=True)
 def options(
     context: typer.Context,
     version: Annotated[  # noqa: ARG001 - its callback prints it
@@ -63,7 +85,8 @@ def main() -> None:
             stream.reconfigure(errors="replace")  # replace characters that the console cannot show, instead of failing
     try:
         with only_formats(FORMATS):
-            app()
+            # One that is named needs none of the others. Help and wrong names list all of them.
+            command_line(sys.argv[1:2] if sys.argv[1:2] and sys.argv[1] in COMMANDS else COMMANDS)()
     except DiffsegError as error:
         fail(str(error))
     except OSError as error:

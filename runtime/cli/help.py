@@ -1,8 +1,10 @@
-"""The help texts of commands, with placeholders and ranges in words instead of the framework's Python types."""
+"""How commands read and describe their parameters: placeholders and ranges in words, and a start without pydantic."""
 
 from __future__ import annotations
 
-from typing import Any
+from enum import EnumType
+from pathlib import Path
+from typing import Any, get_args
 
 from diffseg.cli.usage import Commands
 from typer.core import TyperCommand
@@ -31,9 +33,37 @@ class Group(Commands):
         return describe(super().get_params(ctx), ctx)
 
 
+class Values:
+    """Converts the values of a parameter as Typer does, but imports pydantic, which takes 0.1 s, only for numbers.
+
+    Args:
+        typers: returns Typer's own converter.
+    """
+
+    def __init__(self, typers: Any) -> None:  # noqa: ANN401 - Typer's classes depend on its version
+        self._typers = typers
+
+    def itself(self) -> Values:
+        """Return the converter."""
+        return self
+
+    def coerce(self, value: Any, param: Any, ctx: Any) -> Any:  # noqa: ANN401
+        """Return a value of the parameter's type. Typer rejects others, with its own errors."""
+        kind, several = param.type_descriptor.annotation, param.multiple or param.nargs != 1
+        if several and value and kind == list[str]:
+            return list(value)
+        if not several and (value is None or value is param.default or kind is str or value in get_args(kind)):
+            return value
+        if not several and (kind is Path or (isinstance(kind, EnumType) and value in list(kind))):
+            return kind(value)
+        return self._typers().coerce(value, param=param, ctx=ctx)
+
+
 def describe(parameters: list[Any], context: Any) -> list[Any]:  # noqa: ANN401
-    """Set the placeholders of parameters that have none; return the parameters."""
+    """Set the placeholders of parameters that have none, and how values are converted; return the parameters."""
     for parameter in parameters:
+        if hasattr(parameter, "get_runtime_param") and "get_runtime_param" not in vars(parameter):  # not in old Typers
+            parameter.get_runtime_param = Values(parameter.get_runtime_param).itself
         if parameter.param_type_name == "argument":
             parameter.metavar = parameter.metavar or parameter.name.upper()
             parameter.display_type_rich = lambda ctx: ""  # noqa: ARG005 - the placeholder states the type

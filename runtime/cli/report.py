@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
-from diffseg.cli.terminal import consoles
+from diffseg.engines.text import printable
 
 if TYPE_CHECKING:
     from diffseg.segmentation import Segmentation
@@ -28,16 +29,15 @@ class Report:
         self.verbose = verbose
         self.as_json = as_json
         self.failures = 0
-        self._results, self._errors = consoles()
 
     def status(self, line: str) -> None:
         """Print a line of status."""
         if not self.quiet:
-            self._errors.print(line, style="dim")
+            _print(line, err=True, dim=True)
 
     def error(self, line: str) -> None:
         """Print an error."""
-        self._errors.print(line, style="red")
+        _print(line, err=True, fg="red")
 
     def failed(self, source: object, message: str) -> None:
         """Report an image that failed."""
@@ -54,6 +54,11 @@ class Report:
             count = len(result.segments)
             shown = next((file for file in files if file.name.endswith(".overlay.png")), files[0])
             line = f"{source} → {shown}  {count} segment{'s' * (count != 1)}  {seconds:.2f} s"
-            (self._errors if self.as_json else self._results).print(line)
+            _print(line, err=self.as_json)
         if self.verbose:
             self.status("  " + ", ".join(f"{name} {1000 * taken:.0f} ms" for name, taken in result.timings.items()))
+
+
+def _print(line: str, **style: Any) -> None:  # noqa: ANN401
+    """Print one line. Rich, which would do the same, takes longer to import than an image to decode."""
+    typer.secho(printable(line), color=False if os.environ.get("NO_COLOR") else None, **style)

@@ -14,8 +14,8 @@ from diffseg.methods import fused
 LEAST_SUM = 1e-30
 """Rows with a smaller sum are computed in float64, where the reciprocal of the sum does not overflow."""
 
-TEMPORARIES = 4
-"""Number of arrays of a block's size that are in use while a block is computed."""
+TEMPORARIES = 8
+"""Number of arrays of a block's size that are in use at once: up to four on each of two or more threads."""
 
 
 def aggregate_attention(

@@ -8,12 +8,16 @@ import binascii
 import json
 import logging
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from functools import cache, partial
 from http import HTTPStatus
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
+from diffseg.annotation.clicks import Clicks, answer, clicked_mask, read_clicks
 from diffseg.annotation.label_studio import Labelling, prediction, read_labelling
+from diffseg.annotation.picking import PickableMasks
 from diffseg.annotation.scores import mask_scores
 from diffseg.engines.bundle.manifest import MANIFEST
 from diffseg.engines.errors import ImageError
@@ -32,6 +36,7 @@ from fastapi.security import HTTPAuthorizationCredentials
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
 SECONDS = 60.0
 """Seconds after which no further task of a request is started. Label Studio waits for 100 s."""
 JSON: dict[str, Any] = {
@@ -101,13 +106,14 @@ async def webhook(request: Request, service: Served) -> dict[str, str]:
 
 @router.post("/predict", openapi_extra=JSON)
 async def predict(request: Request, service: Served) -> dict[str, Any]:
-    """Segment the images of tasks, one after another.
+    """Segment the images of tasks, one after another, or answer what was drawn with smart tools on them.
 
     A task whose image cannot be read, or whose turn does not come in time, gets an empty list in place of a
     prediction, and a line in the server's log. Label Studio asks for it again with its next request.
     """
     message = await _message(request, service)
     labelling = _labelling(message, "label_config")
+    clicks = _clicks(message)
     tasks = message.get("tasks")
     if not isinstance(tasks, list):
         raise bad_request(f"'tasks' must be a list, found {shorten(tasks)}")
@@ -120,7 +126,7 @@ async def predict(request: Request, service: Served) -> dict[str, Any]:
             results += [[]] * (len(tasks) - len(results))
             break
         try:
-            results.append(await _predicted(request, service, labelling, task))
+            results.append(await _predicted(request, service, labelling, task, clicks))
         except (ImageError, RequestError) as error:
             if getattr(error, "status", None) == CLIENT_DISCONNECTED:
                 raise
@@ -129,8 +135,10 @@ async def predict(request: Request, service: Served) -> dict[str, Any]:
     return {"results": results, "model_version": _version(service)}
 
 
-async def _predicted(request: Request, service: Service, labelling: Labelling, task: object) -> dict[str, Any]:
-    """Segment the image of one task, with its own deadline.
+async def _predicted(
+    request: Request, service: Service, labelling: Labelling, task: object, clicks: Clicks | None
+) -> dict[str, Any]:
+    """Segment the image of one task, or answer clicks on it from kept masks.
 
     Raises:
         ImageError: the image cannot be downloaded.
@@ -139,21 +147,39 @@ async def _predicted(request: Request, service: Service, labelling: Labelling, t
     data = task.get("data") if isinstance(task, dict) else None
     if not isinstance(data, dict) or labelling.field not in data:
         raise bad_request(f"the task has no {shorten(labelling.field)} in its data")
+    address, version = data[labelling.field], _version(service)
+    if clicks is None:
+        return await _segmented(request, service, address, partial(_written, labelling, version))
+    masks = service.pickable.get(address) if isinstance(address, str) else None
+    if masks is None:
+        of_result = partial(PickableMasks.of_result, settings=service.segmenter.settings)
+        masks = await _segmented(request, service, address, of_result)
+        with suppress(ValueError):  # larger than all that is kept
+            service.pickable[address] = masks
+    return await service.in_thread(_answer, labelling, version, masks, clicks)
+
+
+async def _segmented(request: Request, service: Service, address: object, write: Callable[[Segmentation], T]) -> T:
+    """Download an image, segment it with its own deadline, and return what `write` makes of the result."""
     source = service.label_studio
     assert isinstance(source, LabelStudio)  # noqa: S101 - without one, there are no such routes
-    image = await unless_disconnected(request, asyncio.to_thread(source.fetch, data[labelling.field]))
+    image = await unless_disconnected(request, asyncio.to_thread(source.fetch, address))
     request.state.start = time.monotonic()
     try:
         (result,) = await service.segment(request, [image], service.segmenter.settings, "stretch", keep=True)
-        return await service.in_thread(partial(_written, labelling, result, _version(service)))
+        return await service.in_thread(write, result)
     finally:
         if (charge := getattr(request.state, "charge", None)) is not None:
             request.state.charge = None
             charge.release()
 
 
-def _written(labelling: Labelling, result: Segmentation, version: str) -> dict[str, Any]:
+def _written(labelling: Labelling, version: str, result: Segmentation) -> dict[str, Any]:
     return prediction(labelling, result, mask_scores(result).tolist(), version)
+
+
+def _answer(labelling: Labelling, version: str, masks: PickableMasks, clicks: Clicks) -> dict[str, Any]:
+    return answer(labelling, clicked_mask(masks, clicks), clicks, version)
 
 
 async def _message(request: Request, service: Service) -> dict[str, Any]:
@@ -173,6 +199,14 @@ def _labelling(message: dict[str, Any], key: str) -> Labelling:
         raise bad_request(f"{key!r} must be the labelling configuration, found {shorten(config)}")
     try:
         return read_labelling(config)
+    except ValueError as error:
+        raise bad_request(str(error)) from None
+
+
+def _clicks(message: dict[str, Any]) -> Clicks | None:
+    parameters = message.get("params")
+    try:
+        return read_clicks(parameters.get("context") if isinstance(parameters, dict) else None)
     except ValueError as error:
         raise bad_request(str(error)) from None
 

@@ -10,6 +10,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
+from cachetools import TTLCache
+from diffseg.annotation.picking import PickableMasks
 from diffseg.cancellation import StoppedError, stoppable
 from diffseg.engines.bundle.settings import MergeSettings
 from diffseg.engines.errors import ImageError
@@ -36,6 +38,8 @@ T = TypeVar("T")
 THREADS = 4
 MERGES_WAITING = 8
 KEEP_SECONDS = 600.0
+PICKABLE_BYTES = 64 << 20
+"""Bytes of masks that answer the clicks of Label Studio's smart tools: 1 MB and 2 bytes per pixel for each image."""
 SHORTEST_TIMEOUT = 1e-6  # seconds; the same as in the Open Inference Protocol, which counts microseconds
 
 
@@ -70,6 +74,9 @@ class Service:
         self.bodies = Bodies(self.limits)
         self.memory = MemoryBudget(self.limits.decoded)
         self.store = AttentionStore(keep, keep_seconds)
+        self.pickable: TTLCache[str, PickableMasks] = TTLCache(
+            PICKABLE_BYTES, keep_seconds, getsizeof=lambda masks: masks.nbytes
+        )
         stall = max(120.0, 2 * self.limits.deadline)
         self.batcher = Batcher(segmenter, self.metrics, capacity=self.limits.queue, stall=stall)
         self._threads = ThreadPoolExecutor(THREADS, "diffseg-answer")

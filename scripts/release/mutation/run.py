@@ -46,8 +46,6 @@ PRELOADED = (
 SLOW = ("--deselect=tests/runtime/methods/test_numerics.py::test_memory_above_the_inputs_is_bounded",)
 CPU_SECONDS, WALL_SECONDS = 180, 900
 """Time for the tests of one change. More means that the change caused an endless loop, which counts as noticed."""
-TEST_SECONDS = 25.0
-"""Processor seconds of tests per change, the fastest first. What only slower tests would notice counts as unnoticed."""
 HYPOTHESIS_EXAMPLES = 25
 """Examples of each test with hypothesis that does not set a number. Usually there are 100."""
 BYTES = 12 << 30

@@ -103,3 +103,25 @@ def test_points_in_one_place_of_the_attention_keep_their_own_pixels(drawn):
     mask = drawn.pick([(4, 4)], [(5, 5)])
     assert mask[4, 4]
     assert not mask[5, 5]
+
+
+def test_a_box_picks_what_lies_in_it_by_more_than_half(robot, whole):
+    trees = at(whole, TREES)
+    assert np.array_equal(robot.inside(0, 0, 287, 287), np.ones_like(trees))
+    mask = at(whole, CHEST)
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    boxed = robot.inside(columns[0], rows[0], columns[-1], rows[-1])
+    assert (boxed & mask).sum() == mask.sum()
+    assert not (boxed & trees).any()
+
+
+def test_a_small_box_picks_the_mask_that_fills_most_of_it(robot, whole):
+    assert np.array_equal(robot.inside(138, 108, 142, 112), at(whole, CHEST))
+
+
+def test_masks_of_a_result_have_the_pixels_of_the_image(segmenter):
+    large = Image.open(example_images()[1]).resize((900, 700))
+    result = segmenter(large, keep_attention=True)
+    masks = PickableMasks.of_result(result, segmenter.settings)
+    assert np.array_equal(masks.pick([(450, 300)]), result.labels == result.labels[300, 450])
+    assert masks.nbytes < 3_000_000

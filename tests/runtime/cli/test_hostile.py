@@ -120,7 +120,7 @@ def test_an_error_of_the_system_is_one_line(monkeypatch, capsys):
     def fail():
         raise PermissionError(13, "Permission denied", "a\nb")
 
-    monkeypatch.setattr(cli, "app", fail)
+    monkeypatch.setattr(cli, "command_line", lambda _: fail)
     assert run(monkeypatch, capsys) == (1, "", "error: a\\nb: Permission denied\n")
 
 

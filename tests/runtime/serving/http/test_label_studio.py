@@ -148,3 +148,47 @@ def test_memory_is_given_back(server):
     predict(server, PHOTO, "/data/damaged.png", PHOTO)
     until(lambda: server.service.memory.held == 0, "the release of memory")
     assert len(server.service.store) == 0
+
+
+def smart(server, *items, config=CONFIG):
+    """The answer to what was drawn with smart tools on the image."""
+    tasks = [{"id": 1, "data": {"image": PHOTO}}]
+    context = {"result": list(items)}
+    return ask(server, "/predict", {"tasks": tasks, "label_config": config, "params": {"context": context}})
+
+
+def click(x, y, positive=1):
+    value = {"x": x, "y": y, "width": 0.3, "keypointlabels": ["Cat"]}
+    return {"type": "keypointlabels", "is_positive": positive, "value": value}
+
+
+def test_clicks_are_answered_from_what_is_kept(server, tool, png):
+    first = smart(server, click(2, 2)).json()
+    assert first["model_version"] == first["results"][0]["model_version"]
+    (item,) = first["results"][0]["result"]
+    mask = decode(item["value"]["rle"]).reshape(120, 200, 4)[..., 3] == 255
+    masks = [
+        decode(found["value"]["rle"]).reshape(120, 200, 4)[..., 3] == 255
+        for found in predict(server, PHOTO).json()["results"][0]["result"]
+    ]
+    assert [bool(np.array_equal(mask, other)) for other in masks].count(True) == 1
+    assert mask[2, 4]
+    asked = len(tool.asked)
+    whole = smart(server, click(2, 2), click(50, 50), click(98, 98)).json()["results"][0]["result"]
+    assert whole[0]["id"] != item["id"]
+    assert smart(server, click(2, 2, 0)).json()["results"][0]["result"] == []
+    assert len(tool.asked) == asked  # the image was downloaded and segmented once
+    assert 0 < server.service.pickable.currsize < 2_000_000
+
+
+def test_an_image_too_large_to_keep_is_answered_all_the_same(server, tool):
+    server.service.pickable = type(server.service.pickable)(10, 60, getsizeof=lambda masks: masks.nbytes)
+    for _ in range(2):
+        assert smart(server, click(2, 2)).json()["results"][0]["result"]
+    assert len(tool.asked) == 2
+
+
+def test_a_wrong_context_is_refused(server):
+    answer = smart(server, {"type": "brush", "value": {}})
+    assert answer.status == 400
+    assert "smart tools" in answer.error
