@@ -10,6 +10,7 @@ from typing import Any, TypeAlias, TypeVar
 
 import array_api_compat
 import numpy as np
+from diffseg.cancellation import count_seconds, processor_seconds
 
 Array: TypeAlias = Any
 """An array of any array-API library. Results are arrays of the same library as the inputs."""
@@ -116,6 +117,8 @@ def cpu_workers(array: Array) -> int:
 def prefetched(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
     """Yield `function(item)` for each item, in order, while threads compute the next results.
 
+    Their processor time counts as that of the calling thread; see `cancellation.processor_seconds`.
+
     Args:
         function: called with one item.
         items: the items.
@@ -124,14 +127,24 @@ def prefetched(function: Callable[[Item], Result], items: Iterable[Item], worker
     if not workers:
         yield from map(function, items)
         return
+
+    def timed(item: Item) -> tuple[Result, float]:
+        start = processor_seconds()
+        return function(item), processor_seconds() - start
+
+    def first() -> Result:
+        result, seconds = ahead.popleft().result()
+        count_seconds(seconds)
+        return result
+
+    ahead: deque[Future[tuple[Result, float]]] = deque()
     with ThreadPoolExecutor(workers) as pool:
-        ahead: deque[Future[Result]] = deque()
         for item in items:
-            ahead.append(pool.submit(function, item))
+            ahead.append(pool.submit(timed, item))
             if len(ahead) > workers:
-                yield ahead.popleft().result()
+                yield first()
         while ahead:
-            yield ahead.popleft().result()
+            yield first()
 
 
 def lerp_indices(size: int, target: int, like: Array) -> tuple[Array, Array, Array]:

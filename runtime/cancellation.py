@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -11,6 +13,7 @@ Check: TypeAlias = Callable[[], None]
 """Returns if the work should continue, and raises `StoppedError` if not. It is called often, and must be fast."""
 
 _check: ContextVar[Check | None] = ContextVar("diffseg_check", default=None)
+_local = threading.local()
 
 
 class StoppedError(Exception):
@@ -37,3 +40,14 @@ def checkpoint() -> None:
     check = _check.get()
     if check is not None:
         check()
+
+
+def processor_seconds() -> float:
+    """Return the processor time of this thread and of the work that other threads did for it; see `count_seconds`."""
+    elsewhere: float = getattr(_local, "elsewhere", 0.0)
+    return time.thread_time() + elsewhere
+
+
+def count_seconds(seconds: float) -> None:
+    """Count processor time of another thread as that of this one, for which it worked."""
+    _local.elsewhere = getattr(_local, "elsewhere", 0.0) + seconds

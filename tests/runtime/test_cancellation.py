@@ -1,8 +1,11 @@
 """Long loops can be stopped between their steps."""
 
+import time
+
 import numpy as np
 import pytest
-from diffseg.cancellation import StoppedError, checkpoint, stoppable
+from diffseg.arrays import prefetched
+from diffseg.cancellation import StoppedError, checkpoint, processor_seconds, stoppable
 from diffseg.methods.colour import colour_refine
 from diffseg.methods.cut import CutTree
 from diffseg.methods.kmeans import kmeans_refine
@@ -80,3 +83,21 @@ def test_thousands_of_maps_are_merged_in_blocks_like_few(monkeypatch):
 
     monkeypatch.setattr(merge, "row_blocks", small)
     np.testing.assert_allclose(merge_attention(ATTENTION, [0.5, 0.5, 0.1], 8), whole, rtol=1e-5, atol=1e-7)
+
+
+def test_the_work_of_helping_threads_counts():
+    """Even that of threads which help those."""
+
+    def work(depth: int) -> float:
+        if depth:
+            return sum(prefetched(work, [depth - 1], 1))
+        start = time.thread_time()
+        while time.thread_time() < start + 0.05:
+            pass
+        return time.thread_time() - start
+
+    before, own = processor_seconds(), time.thread_time()
+    done = sum(prefetched(work, [0, 0, 1], 2))
+    assert done >= 0.15
+    assert processor_seconds() - before >= done
+    assert time.thread_time() - own < done

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from diffseg.cancellation import StoppedError
+from diffseg.cancellation import StoppedError, processor_seconds
 from diffseg.segmentation import Segmentation
 from diffseg.serving.protocol.errors import COSTLY, RequestError
 
@@ -20,8 +20,8 @@ class Budget:
     """The time limit for the masks of one image. It is called between steps of the work; the first call starts it.
 
     Args:
-        seconds: processor time of the calling thread that the masks may take. Other programs that keep the machine busy
-            do not use it up.
+        seconds: processor time that the masks may take, of the calling thread and those that work for it. Other
+            programs that keep the machine busy do not use it up.
         expires: when the request expires, in seconds of `time.monotonic`.
     """
 
@@ -37,7 +37,7 @@ class Budget:
         Raises:
             StoppedError: the time is used up.
         """
-        spent = time.thread_time()
+        spent = processor_seconds()
         if self._end is None:
             self._end = spent + self.seconds
         if self.abandoned or spent > self._end or time.monotonic() > self.expires:
