@@ -14,7 +14,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 MOST_SIDE = 32_768  # pixels
 STRIP = 4_000_000  # pixels that are converted at once
 RESULT_BYTES = 12  # per pixel: the RGB image, its labels, and the buffers of the response
-MODE_BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16L": 2, "I;16B": 2, "I": 36, "F": 36}
+MODE_BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I": 36, "F": 36}
 """Bytes per pixel while an image is decoded; 4 in the modes that are not listed. I and F are scaled in float64."""
 DECODER_BYTES = {"WEBP": 4, "AVIF": 8, "JPEG2000": 12}
 COEFFICIENTS = 6  # bytes per pixel of a progressive JPEG

@@ -36,7 +36,7 @@ class Durations:
 
 
 class FastestFirst:
-    """Takes the fastest tests up to `limit` seconds in all, the fastest file first."""
+    """Takes the fastest tests up to `limit` seconds in all, the fastest first."""
 
     def __init__(self, path: Path, limit: float) -> None:
         self.seconds: dict[str, float] = json.loads(path.read_text(encoding="utf-8"))
@@ -51,8 +51,4 @@ class FastestFirst:
             if total > self.limit and kept:
                 break
             kept.append(item)
-        files: dict[Any, float] = {}  # tests of a file stay together, because they share fixtures
-        for item in kept:
-            files[item.path] = files.get(item.path, 0.0) + self.seconds[item.nodeid]
-        chosen = {item.nodeid for item in kept}
-        items[:] = sorted((item for item in known if item.nodeid in chosen), key=lambda item: files[item.path])
+        items[:] = kept

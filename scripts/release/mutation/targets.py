@@ -28,10 +28,10 @@ TARGETS: dict[str, tuple[str, ...]] = {
     "engines/tensorrt/plan.py": PLANS,
     "engines/tensorrt/precision.py": (f"{TENSORRT}test_precision.py", f"{TENSORRT}test_configure.py"),
     "runtime/serving/protocol/image_structure.py": ("tests/hostile/test_images.py", f"{HTTP}test_hostile.py"),
-    "runtime/serving/protocol/masking.py": (TRITON, f"{HTTP}test_hostile.py"),
+    "runtime/serving/protocol/masking.py": ("tests/runtime/serving/test_masking.py", TRITON),
     "runtime/serving/protocol/untrusted.py": (f"{HTTP}test_hostile.py", f"{HTTP}test_load.py"),
     "runtime/serving/http/access.py": (f"{HTTP}test_access.py", f"{HTTP}test_command.py"),
     "runtime/serving/http/limits.py": (f"{HTTP}test_limits.py", f"{HTTP}test_load.py", f"{HTTP}test_hostile.py"),
     "runtime/serving/http/batcher.py": (f"{HTTP}test_load.py", f"{HTTP}test_hostile.py", f"{HTTP}test_warm.py"),
-    "runtime/serving/http/job.py": (f"{HTTP}test_hostile.py", f"{HTTP}test_load.py"),
+    "runtime/serving/http/job.py": (f"{HTTP}test_load.py", f"{HTTP}test_hostile.py"),
 }

@@ -432,6 +432,8 @@ def test_new_masks_that_take_too_long_are_stopped(serve, png, endless, monkeypat
         ("RGBA", "PNG", 16),
         ("I;16", "PNG", 14),
         ("F", "TIFF", 48),
+        ("I", "TIFF", 48),
+        ("I;16B", "TIFF", 14),
         ("RGB", "JPEG", 16),
         ("CMYK", "JPEG", 16),
         ("RGB", "WEBP", 20),
