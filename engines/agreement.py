@@ -1,7 +1,7 @@
 """Measures of how closely two arrays agree, for the parity check of an export and the comparison of providers.
 
-Attention maps can hold a billion numbers, so no function copies a whole array. If either array contains NaN,
-the result is NaN.
+Attention maps can hold a billion numbers, so no function copies a whole array. If either array contains NaN or
+infinity, the result is NaN or infinite, without a warning.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ TINY = 1e-30
 """Smallest divisor, and smallest argument of a logarithm."""
 
 
+@np.errstate(invalid="ignore")
 def max_error(expected: Floats, found: Floats) -> float:
     """Return the largest absolute difference of two arrays of the same shape."""
     return float(np.max([np.abs(x - y).max() for x, y in _blocks(expected, found)]))
@@ -32,6 +33,7 @@ def cosine(expected: Floats, found: Floats) -> float:
     return float(row_cosines(expected.reshape(1, -1), found.reshape(1, -1))[0])
 
 
+@np.errstate(invalid="ignore")
 def row_cosines(expected: Floats, found: Floats) -> NDArray[np.float64]:
     """Return the cosine of each pair of rows of two arrays (…, n), as (rows,). It is 0 where a row is zero."""
     rows = [
@@ -40,6 +42,7 @@ def row_cosines(expected: Floats, found: Floats) -> NDArray[np.float64]:
     return np.concatenate(rows)
 
 
+@np.errstate(invalid="ignore")
 def symmetric_kl(expected: Floats, found: Floats) -> float:
     """Return half the symmetric KL divergence of the rows of two arrays (…, n), in nats, averaged over the rows.
 
@@ -53,6 +56,7 @@ def symmetric_kl(expected: Floats, found: Floats) -> float:
     return total / rows
 
 
+@np.errstate(invalid="ignore")
 def row_sum_error(values: Floats) -> float:
     """Return the largest difference between 1 and the sum of a row of (…, n)."""
     return float(np.abs(values.sum(-1, dtype=np.float64) - 1).max())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -97,15 +97,18 @@ def convert(
     features = unet.output() if isinstance(unet, FeatureUNet) else None
 
     encoder_tensors = specs.encoder_tensors(size, channels, max_batch)
-    if features is not None:
-        unet_tensors = specs.features_tensors(size, channels, features, max_batch)
-    else:
-        unet_tensors = specs.unet_tensors(size, channels, outputs, max_batch)
+    unet_tensors = (
+        specs.unet_tensors(size, channels, outputs, max_batch)
+        if features is None
+        else specs.features_tensors(size, channels, features, max_batch)
+    )
     progress(f"trace the VAE encoder in {encoder_precision}")
     traced_encoder = trace(encoder.to(DTYPES[encoder_precision]), encoder_tensors, folder / f"{ENCODER}.onnx")
+    gpu_latent = parity.reference_on_gpu(encoder, images)
     progress(f"trace the UNet in {precision}")
     path = folder / f"{UNET}.onnx"
     traced_unet = trace(unet.to(DTYPES[precision]), unet_tensors, path, external=True)
+    gpu_outputs = parity.reference_on_gpu(unet, latent)
     forms: dict[str, Graph] = {}
     if isinstance(unet, AttentionUNet):
         form_tensors = specs.queries_keys_tensors(size, channels, outputs, unet.widths(), NAMES[precision], max_batch)
@@ -116,8 +119,10 @@ def convert(
     progress("compare the graphs with PyTorch")
     measure = parity.measure_attention if features is None else parity.measure_features
     latents = _compare(traced_encoder, folder, images, [latent], parity.measure_latent, encoder_precision)
+    latents |= _measured(encoder_tensors.outputs, [latent], gpu_latent, parity.measure_latent)
     parity.check(latents, encoder_precision, size)
     figures = _compare(traced_unet, folder, latent, truth, measure, precision)
+    figures |= _measured(unet_tensors.outputs, truth, gpu_outputs, measure)
     for kind, form in forms.items():
         found = parity.execute_form(folder / form.file, latent, precision)
         for tensor, expected, actual in zip(unet_tensors.outputs, truth, found, strict=True):
@@ -226,6 +231,19 @@ def _compare(
             for tensor, expected, actual in zip(outputs, truth, found, strict=True):
                 figures[f"{tensor.name}{suffix}"] = measure(expected, actual)
     return figures
+
+
+def _measured(
+    outputs: Sequence[specs.TensorSpec],
+    truth: list[NDArray[np.float32]],
+    found: list[NDArray[np.float32]] | None,
+    measure: Callable[[NDArray[np.float32], NDArray[np.float32]], dict[str, float]],
+) -> dict[str, dict[str, float]]:
+    """Compare the outputs of PyTorch on the GPU, if there are any, with those on the CPU."""
+    if found is None:
+        return {}
+    pairs = zip(outputs, truth, found, strict=True)
+    return {f"{tensor.name}_gpu": measure(expected, actual) for tensor, expected, actual in pairs}
 
 
 def _encoder_precision(loaded: Checkpoint, precision: Precision) -> Precision:

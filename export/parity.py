@@ -15,6 +15,7 @@ from diffseg.engines.errors import ParityError
 from diffseg.engines.examples import example_images
 from diffseg.engines.kernels.twin import averaged_attention
 from diffseg.engines.providers.onnxruntime import load_session
+from diffseg.export.device import find_gpu, moved
 from PIL import Image
 
 if TYPE_CHECKING:
@@ -64,16 +65,42 @@ def sample_images(size: tuple[int, int], count: int = 2) -> NDArray[np.uint8]:
 
 
 @torch.no_grad()
-def reference(module: torch.nn.Module, value: NDArray[Any]) -> list[NDArray[np.float32]]:
-    """Return the outputs of a PyTorch module. It runs on one image at a time to limit the memory."""
+def reference(
+    module: torch.nn.Module, value: NDArray[Any], device: torch.device | None = None
+) -> list[NDArray[np.float32]]:
+    """Return the outputs of a PyTorch module. It runs on one image at a time to limit the memory.
+
+    Args:
+        module: on `device`.
+        value: its input.
+        device: None for the CPU.
+    """
     results: list[NDArray[np.float32]] = []
     for i, item in enumerate(torch.from_numpy(value)[:, None]):
-        outputs = module(item)
+        outputs = module(item.to(device))
         outputs = [outputs] if isinstance(outputs, torch.Tensor) else outputs
         results = results or [np.empty((len(value), *output.shape[1:]), np.float32) for output in outputs]
         for result, output in zip(results, outputs, strict=True):
-            result[i] = output[0].numpy()
+            result[i] = output[0].float().cpu().numpy()
     return results
+
+
+def reference_on_gpu(module: torch.nn.Module, value: NDArray[Any]) -> list[NDArray[np.float32]] | None:
+    """Return the outputs that a module in half precision has on the GPU.
+
+    ONNX Runtime's CPU computes half precision in float32, so only this shows sums that overflow within an operator.
+
+    Returns:
+        None if there is no GPU or no room on it, or if the module is in float32.
+    """
+    gpu = find_gpu()
+    if gpu is None or next(module.parameters()).dtype == torch.float32:
+        return None
+    try:
+        with moved(module, gpu):
+            return reference(module, value, gpu)
+    except torch.OutOfMemoryError:
+        return None
 
 
 def execute(path: Path, value: NDArray[Any], precision: Precision, max_batch: int) -> list[NDArray[np.float32]]:

@@ -45,3 +45,13 @@ def test_zeros_have_a_cosine_and_a_divergence():
     zeros, row = np.zeros((1, 4), np.float32), np.full((1, 4), 0.25, np.float32)
     assert agreement.row_cosines(zeros, row).tolist() == [0]
     assert np.isfinite(agreement.symmetric_kl(zeros, row))
+
+
+@pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
+def test_infinity_and_nan_are_told_by_the_result_alone(bad):
+    """A warning would be an error here."""
+    good = np.full((2, 4), 0.25, np.float32)
+    spoilt = good.copy()
+    spoilt[1, 2] = bad
+    assert not np.isfinite([agreement.max_error(good, spoilt), agreement.cosine(good, spoilt)]).any()
+    assert not np.isfinite([agreement.row_cosines(good, spoilt)[1], agreement.row_sum_error(spoilt)]).any()

@@ -14,8 +14,12 @@ from diffseg.engines.errors import BundleError, CheckpointError, ParityError
 from diffseg.engines.providers.onnxruntime import import_onnxruntime
 from diffseg.export import ExportSettings, export_bundle, parity, parse_size
 from diffseg.export.checkpoint import load_checkpoint
+from diffseg.export.device import move
+from diffseg.export.graphs import AttentionUNet, Encoder
+from diffseg.export.latents import LatentScale
 from diffseg.export.magnitudes import LargestMagnitude
 from diffseg.export.pipeline import default_name
+from diffseg.export.time_embedding import embed_time
 from safetensors.torch import load_file, save_file
 
 SMALL = ExportSettings((64, 64), max_batch=1)
@@ -130,10 +134,10 @@ def test_an_export_that_fails_its_tolerance_leaves_nothing(checkpoint, tmp_path,
     """The check must fail if the weights differ from those that were traced."""
     honest = parity.reference
 
-    def other(module, value):
+    def other(module, value, device=None):
         for parameter in module.parameters():
             parameter.data.mul_(1.02)
-        result = honest(module, value)
+        result = honest(module, value, device)
         for parameter in module.parameters():
             parameter.data.div_(1.02)
         return result
@@ -157,6 +161,43 @@ def test_values_that_half_precision_cannot_hold_are_refused_before_anything_is_t
     assert not (tmp_path / "bundle").exists()
     bundle = export_bundle(damaged, tmp_path / "bundle", SMALL)
     assert bundle.manifest.parity["vae_encoder"]["largest_magnitude"] > 65504
+
+
+def test_an_overflow_on_the_gpu_fails_the_export():
+    latent = np.ones((1, 4, 8, 8), np.float32)
+    figures = {"latent_gpu": parity.measure_latent(latent, np.full_like(latent, np.inf))}
+    with pytest.raises(ParityError, match="the exported latent_gpu disagrees with PyTorch: latent_cosine_distance"):
+        parity.check(figures, "fp16", (64, 64))
+
+
+def test_without_a_gpu_or_in_float32_nothing_is_compared_there(monkeypatch):
+    half, whole = torch.nn.Linear(2, 2).half(), torch.nn.Linear(2, 2)
+    value = np.zeros((1, 2), np.float16)
+    monkeypatch.setattr(parity, "find_gpu", lambda: None)
+    assert parity.reference_on_gpu(half, value) is None
+    monkeypatch.setattr(parity, "find_gpu", lambda: torch.device("cpu"))
+    assert parity.reference_on_gpu(whole, value.astype(np.float32)) is None
+    assert parity.reference_on_gpu(half, value)[0].dtype == np.float32
+
+    def full(*_):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(parity, "reference", full)
+    assert parity.reference_on_gpu(half, value) is None
+
+
+def test_a_module_moves_with_all_of_its_tensors(checkpoint):
+    """The device `meta` refuses tensors of the host, as a GPU does."""
+    loaded = load_checkpoint(checkpoint)
+    meta = torch.device("meta")
+    encoder = Encoder(loaded.vae, LatentScale(0.5, (0.0,) * 4, (1.0,) * 4))
+    unet = AttentionUNet(loaded.unet, loaded.prompt, embed_time(loaded.unet, 300, (64, 64), None), (64, 64))
+    move(encoder, meta)
+    move(unet, meta)
+    with torch.no_grad(), meta:
+        latent = encoder(torch.zeros((1, 64, 64, 3), dtype=torch.uint8))
+        outputs = unet(latent)
+    assert {tensor.device for tensor in (latent, *outputs)} == {meta}
 
 
 def test_the_largest_magnitude_counts_every_tensor_that_is_computed():

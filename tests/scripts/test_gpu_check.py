@@ -184,6 +184,32 @@ def test_a_rehearsal_measures_the_network_on_the_cpu(seeded, tmp_path):
     assert outcome["result"]["tflops"] > 0
 
 
+RESULTS = {
+    "merging": lambda found: min(found["golden"].values()) >= 0.9999 and "64x64" in found["times"],
+    "tiny": lambda found: found["agreement"]["passed"] and found["milliseconds"]["total"]["p50"] > 0,
+    "forms": lambda found: set(found["variants"]) == {"queries_keys", "attention"},
+    "options": lambda found: set(found["variants"]) == set(VARIANTS),
+    "throughput": lambda found: all(each["images_per_second"] > 0 for each in found["batches"].values()),
+    "torch": lambda found: found["attention"]["8x8"]["sdpa"]["p50"] > 0 and "eager_maps" in found["unet"],
+}
+
+
+def test_every_step_without_a_need_for_a_gpu_is_rehearsed_here():
+    rehearsed = {step.name for step in STEPS if step.rehearses}
+    assert rehearsed == RESULTS.keys() | {"network", "graphs"}  # `weights` is the fixture
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("name", RESULTS)
+def test_a_step_is_rehearsed_on_the_cpu(seeded, tmp_path, name):
+    if name == "torch":
+        pytest.importorskip("diffusers")
+    execute(name, seeded[0], tmp_path / "outcome.json")
+    outcome = json.loads((tmp_path / "outcome.json").read_text())
+    assert outcome["status"] == DONE, outcome
+    assert RESULTS[name](outcome["result"])
+
+
 def test_every_graph_of_the_archive_opens_and_its_forms_agree(seeded, tmp_path):
     context, _ = seeded
     execute("graphs", context, tmp_path / "outcome.json")

@@ -12,8 +12,8 @@ from diffseg.serving.protocol.masking import Budget, network_seconds, next_pace
 def clock(monkeypatch):
     """Processor time and time, which the test sets."""
     now = SimpleNamespace(thread=100.0, wall=1000.0)
-    times = SimpleNamespace(thread_time=lambda: now.thread, monotonic=lambda: now.wall)
-    monkeypatch.setattr(masking, "time", times)
+    monkeypatch.setattr(masking, "processor_seconds", lambda: now.thread)
+    monkeypatch.setattr(masking, "time", SimpleNamespace(monotonic=lambda: now.wall))
     return now
 
 
