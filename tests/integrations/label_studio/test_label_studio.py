@@ -23,9 +23,8 @@ POLYGON = BRUSH.replace("BrushLabels", "PolygonLabels")
 CHOICES = (
     '<View><Image name="image" value="$image"/><Choices name="c" toName="image"><Choice value="a"/></Choices></View>'
 )
-SMART = BRUSH.replace(
-    "</View>",
-    '<KeyPointLabels name="points" toName="image" smart="true"><Label value="Thing" smart="true"/></KeyPointLabels></View>',
+SMART = BRUSH.removesuffix("</View>") + (
+    '<KeyPointLabels name="points" toName="image" smart="true"><Label value="Thing" smart="true"/></KeyPointLabels></View>'
 )
 PATIENCE = 60
 
