@@ -24,7 +24,8 @@ CHOICES = (
     '<View><Image name="image" value="$image"/><Choices name="c" toName="image"><Choice value="a"/></Choices></View>'
 )
 SMART = BRUSH.removesuffix("</View>") + (
-    '<KeyPointLabels name="points" toName="image" smart="true"><Label value="Thing" smart="true"/></KeyPointLabels></View>'
+    '<KeyPointLabels name="points" toName="image" smart="true"><Label value="Thing" smart="true"/>'
+    "</KeyPointLabels></View>"
 )
 PATIENCE = 60
 
