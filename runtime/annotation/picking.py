@@ -107,28 +107,27 @@ class PickableMasks:
             mask = self.labels == label
             wanted, unwanted = ([p for p in pixels if self.labels[p] == label] for pixels in (inside, outside))
             picked |= self._without(mask, wanted, unwanted) if unwanted else mask
-        rows, columns = self.placement.indices()
-        return picked.take(columns, axis=1).take(rows, axis=0)
+        return self._at_image_size(picked)
 
     def inside(self, left: float, top: float, right: float, bottom: float) -> NDArray[np.bool_]:
         """Join the masks that lie in a box by more than half, or take the one that fills most of it if there is none.
 
         Args:
             left: in pixels of the image, like the others.
-            top: first row.
-            right: last column.
-            bottom: last row.
+            top: of the box.
+            right: of the box; its sides may be exchanged.
+            bottom: of the box.
 
         Returns:
             (H, W) bool, at the size of the image.
         """
-        (first_row, first_column), (last_row, last_column) = self._pixels([(left, top), (right, bottom)])
-        box = self.labels[first_row : last_row + 1, first_column : last_column + 1]
+        corners = self._pixels([(left, top), (right, bottom)])
+        rows, columns = (slice(min(ends), max(ends) + 1) for ends in zip(*corners, strict=True))
+        box = self.labels[rows, columns]
         held = np.bincount(box.ravel(), minlength=int(self.labels.max()) + 1)
         chosen = np.flatnonzero(2 * held > np.bincount(self.labels.ravel()))
-        picked = np.isin(self.labels, chosen if chosen.size else held.argmax())
-        rows, columns = self.placement.indices()
-        return picked.take(columns, axis=1).take(rows, axis=0)
+        picked: NDArray[np.bool_] = np.isin(self.labels, chosen if chosen.size else held.argmax())
+        return self._at_image_size(picked)
 
     def _without(
         self, mask: NDArray[np.bool_], wanted: list[tuple[int, int]], unwanted: list[tuple[int, int]]
@@ -168,6 +167,10 @@ class PickableMasks:
             distance += NEARER * np.hypot(y - at[0] / rows, x - at[1] / columns)
             np.minimum(least, distance, out=least)
         return resize_last(np.ascontiguousarray(resize_last(least, width).T), height).T  # type: ignore[no-any-return]
+
+    def _at_image_size(self, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        rows, columns = self.placement.indices()
+        return mask.take(columns, axis=1).take(rows, axis=0)
 
     def _pixels(self, points: Sequence[Point]) -> list[tuple[int, int]]:
         """Return the row and column, in the labels, of each point."""

@@ -53,9 +53,10 @@ class Tool:
         tasks = self.ask("GET", f"/api/tasks?project={project}&fields=all")["tasks"]
         return project, sorted(tasks, key=lambda task: task["id"])
 
-    def connect(self, project, backend):
+    def connect(self, project, backend, *, interactive=False):
         """Connect an ML backend to a project."""
         body = {"project": project, "url": backend, "title": "DiffSeg", "auth_method": "BASIC_AUTH"}
+        body["is_interactive"] = interactive
         return self.ask("POST", "/api/ml", body | {"basic_auth_user": "diffseg", "basic_auth_pass": SECRET})
 
     def predict(self, project):

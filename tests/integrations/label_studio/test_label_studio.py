@@ -23,6 +23,10 @@ POLYGON = BRUSH.replace("BrushLabels", "PolygonLabels")
 CHOICES = (
     '<View><Image name="image" value="$image"/><Choices name="c" toName="image"><Choice value="a"/></Choices></View>'
 )
+SMART = BRUSH.removesuffix("</View>") + (
+    '<KeyPointLabels name="points" toName="image" smart="true"><Label value="Thing" smart="true"/>'
+    "</KeyPointLabels></View>"
+)
 PATIENCE = 60
 
 
@@ -73,6 +77,32 @@ def test_polygons_are_stored_as_predictions(tool, serving, results):
         expected = result.polygons()
         assert len(found) == len(expected)
         assert all(np.allclose(a, b.exterior, atol=1e-3) for a, b in zip(found, expected, strict=True))
+
+
+def test_clicks_of_smart_tools_pick_masks(tool, serving, results):
+    project, tasks = tool.project(SMART, PATHS[:1])
+    backend = tool.connect(project, serving.url, interactive=True)["id"]
+    height, width = results[0].labels.shape
+
+    def click(*places):
+        items = [
+            {
+                "type": "keypointlabels",
+                "is_positive": positive,
+                "original_width": width,
+                "original_height": height,
+                "value": {"x": x, "y": y, "width": 0.3, "keypointlabels": ["Thing"]},
+            }
+            for x, y, positive in places
+        ]
+        body = {"task": tasks[0]["id"], "context": {"result": items}}
+        return tool.ask("POST", f"/api/ml/{backend}/interactive-annotating", body)["data"]["result"]
+
+    (item,) = click((50, 50, 1))
+    assert item["value"]["brushlabels"] == ["Thing"]
+    mask = decode_rle(item["value"]["rle"]).reshape(height, width, 4)[..., 3] == 255
+    assert np.array_equal(mask, results[0].labels == results[0].labels[height // 2, width // 2])
+    assert click((50, 50, 0)) == []
 
 
 def test_a_configuration_without_masks_is_refused(tool, serving):

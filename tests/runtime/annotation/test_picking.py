@@ -117,6 +117,7 @@ def test_a_box_picks_what_lies_in_it_by_more_than_half(robot, whole):
 
 def test_a_small_box_picks_the_mask_that_fills_most_of_it(robot, whole):
     assert np.array_equal(robot.inside(138, 108, 142, 112), at(whole, CHEST))
+    assert np.array_equal(robot.inside(142, 112, 138, 108), at(whole, CHEST))
 
 
 def test_masks_of_a_result_have_the_pixels_of_the_image(segmenter):
