@@ -30,7 +30,7 @@ TARGETS: dict[str, tuple[str, ...]] = {
     "runtime/serving/protocol/image_structure.py": ("tests/hostile/test_images.py", f"{HTTP}test_hostile.py"),
     "runtime/serving/protocol/masking.py": ("tests/runtime/serving/test_masking.py", TRITON),
     "runtime/serving/protocol/untrusted.py": (f"{HTTP}test_hostile.py", f"{HTTP}test_load.py"),
-    "runtime/serving/http/access.py": (f"{HTTP}test_access.py", f"{HTTP}test_command.py"),
+    "runtime/serving/http/access.py": (f"{HTTP}test_access.py",),
     "runtime/serving/http/limits.py": (f"{HTTP}test_limits.py", f"{HTTP}test_load.py", f"{HTTP}test_hostile.py"),
     "runtime/serving/http/batcher.py": (f"{HTTP}test_load.py", f"{HTTP}test_hostile.py", f"{HTTP}test_warm.py"),
     "runtime/serving/http/job.py": (f"{HTTP}test_load.py", f"{HTTP}test_hostile.py"),

@@ -414,6 +414,9 @@ def test_a_record_names_the_two_graphs_alone(fake_bundle, spec):
 def test_options_out_of_range_are_refused():
     with pytest.raises(ValueError, match="0 to 5, found 6"):
         BuildOptions(optimization_level=6)
+    with pytest.raises(ValueError, match="0 to 5, found -1"):
+        BuildOptions(optimization_level=-1)
+    assert [BuildOptions(optimization_level=level).optimization_level for level in range(6)] == list(range(6))
 
 
 def test_options_are_given_back_as_arguments():
@@ -422,6 +425,25 @@ def test_options_are_given_back_as_arguments():
         "--optimization-level", "5", "--hardware-compatibility", "ampere-plus", "--strip-weights",
     ]  # fmt: skip
     assert BuildOptions().arguments() == []
+    assert BuildOptions(2).arguments() == ["--optimization-level", "2"]
+    assert BuildOptions(hardware_compatibility="none", version_compatible=True).arguments() == ["--version-compatible"]
+
+
+def test_a_record_has_the_number_of_its_schema(fake_bundle, spec):
+    folder = put(spec, fake_bundle.folder / "plans")
+    assert json.loads((folder / RECORD).read_text())["schema"] == 1
+
+
+def test_a_profile_may_have_one_axis_and_not_none(spec):
+    one = {"x": dict.fromkeys(("min", "opt", "max"), (2,))}
+    assert structs.replace(spec, profiles={"unet": one}).profiles["unet"] == one
+    none = {"x": dict.fromkeys(("min", "opt", "max"), ())}
+    mixed = {"x": {"min": (1,), "opt": (1,), "max": (1, 2)}}
+    for profiles in ({"unet": none}, {"unet": mixed}):
+        with pytest.raises(ValueError, match="of the same length"):
+            structs.replace(spec, profiles=profiles)
+    with pytest.raises(ValueError, match="at least one input"):
+        structs.replace(spec, profiles={"unet": {}})
 
 
 def test_plans_lie_in_the_bundle_where_it_can_be_written(fake_bundle):
