@@ -54,7 +54,7 @@ STEPS = (
     Step(
         "merging",
         "merging:check",
-        "golden masks from merging on CuPy, and the time of each stage",
+        "golden masks from merging on CuPy, with and without fused kernels, and the time of each stage",
         (GPU, CUPY),
         6,
         rehearses=True,
