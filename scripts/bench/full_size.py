@@ -68,7 +68,7 @@ def segment(bundle: Path, *options: str, images: int = 1) -> dict[str, Any]:
     """Run `diffseg segment` on the CPU in a separate process, and time the stages of the first image."""
     paths, masks = example_images()[:images], bundle.parent / "masks"
     found = run(*DIFFSEG, "segment", *paths, "-o", masks, "--model", bundle, "--provider", "cpu", *options)
-    timings = json.loads((masks / f"{paths[0].stem}.json").read_text())["timings"]
+    timings = json.loads((masks / f"{paths[0].name}.json").read_text())["timings"]
     return found | {"stages": {stage: round(seconds, 3) for stage, seconds in timings.items()}}
 
 

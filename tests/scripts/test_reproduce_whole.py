@@ -22,7 +22,7 @@ pytestmark = [
 ]
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
-PATIENCE = 1200
+PATIENCE = 3600
 FIRST = "diffseg-coco-stuff-diffseg-512"
 ROWS = {
     "diffseg": ["DiffSeg-320", "DiffSeg-512", "K-Means-C", "K-Means-S"],
@@ -32,6 +32,7 @@ ROWS = {
 
 def run(words, watch=None):
     """Run the command and return its exit status and output; `watch` is called with the process and each line."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background may ignore it, and so its child
     command = [sys.executable, SCRIPTS / "reproduce", *words]
     lines = []
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
