@@ -30,11 +30,7 @@ SEGMENT = ("segment", example_images()[0], "-q", "--threads", 1, "--fit", "pad")
 @pytest.mark.parametrize(
     ("words", "used", "unused"),
     [
-        (
-            ("segment", example_images()[0], "-q", "--threads", 1, "--fit", "pad"),
-            "segment",
-            {"rich.console", "diffseg.cli.bundles"},
-        ),
+        (SEGMENT, "segment", {"rich.console", "diffseg.cli.bundles"}),
         (("inspect", "tiny"), "bundles", {"diffseg.segmenter", "diffseg.cli.segment"}),
     ],
     ids=["segment", "inspect"],
