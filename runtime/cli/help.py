@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from enum import EnumType
 from pathlib import Path
 from typing import Any, get_args
@@ -34,7 +35,7 @@ class Group(Commands):
 
 
 class Values:
-    """Converts the values of a parameter as Typer does, but imports pydantic, which takes 0.1 s, only for numbers.
+    """Converts the values of a parameter. Typer, which imports pydantic for 0.1 s, only sees values that it rejects.
 
     Args:
         typers: returns Typer's own converter.
@@ -56,6 +57,12 @@ class Values:
             return value
         if not several and (kind is Path or (isinstance(kind, EnumType) and value in list(kind))):
             return kind(value)
+        if not several and kind in (int, float):
+            with suppress(ValueError):
+                number = kind(value)
+                least, most = getattr(param, "min", None), getattr(param, "max", None)
+                if (least is None or number >= least) and (most is None or number <= most):
+                    return number
         return self._typers().coerce(value, param=param, ctx=ctx)
 
 

@@ -1,11 +1,12 @@
 """Start and steady work of the embedded model, before and after a change: CPU time, clock time and page faults.
 
-    python scripts/bench/start.py BEFORE AFTER [--rounds 5] [--out record.json]
+    python scripts/bench/start.py BEFORE AFTER [--rounds 5] [--threads 1] [--out record.json]
 
 BEFORE and AFTER are Python interpreters whose environments have the two versions installed. Fresh processes of both
 take turns, so that other work on the machine meets both alike. The record has the minimum of each figure, and the
 median of the ratios after : before of neighbouring processes. CPU time does not count waiting for other programs, but
-caches and cores that are shared make it longer.
+caches and cores that are shared make it longer, and so do threads that wait for each other: on a busy machine, measure
+with one thread for the network and for products of matrices.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def used():
     return {"seconds": time.time() - float(sys.argv[1]), "cpu_seconds": usage.ru_utime + usage.ru_stime,
             "page_faults": usage.ru_minflt}
 from diffseg import Segmenter
-segmenter = Segmenter.load("tiny", provider="cpu")
+segmenter = Segmenter.load("tiny", provider="cpu", threads=int(sys.argv[3]) or None)
 marks = [used()]
 for _ in range(3):
     segmenter(sys.argv[2])
@@ -58,28 +59,33 @@ def main() -> None:
     parser.add_argument("before", type=Path, help="interpreter with the version before the change")
     parser.add_argument("after", type=Path, help="interpreter with the version after it")
     parser.add_argument("--rounds", type=int, default=5, help="processes of each kind and version")
+    parser.add_argument("--threads", type=int, default=0, help="of the network and of products; default: all cores")
     parser.add_argument("--out", type=Path, help="write the record to this JSON file")
     arguments = parser.parse_args()
     rounds = []
     for _ in range(arguments.rounds):
-        rounds.append({name: measure(getattr(arguments, name)) for name in ("before", "after")})
+        rounds.append({name: measure(getattr(arguments, name), arguments.threads) for name in ("before", "after")})
         print(json.dumps(rounds[-1]), flush=True)
-    write_record(environment("numpy", "onnxruntime", "typer") | {"figures": summary(rounds)}, arguments.out)
+    found = {"threads": arguments.threads or "all", "rounds": len(rounds), "figures": summary(rounds)}
+    write_record(environment("numpy", "onnxruntime", "typer") | found, arguments.out)
 
 
-def measure(python: Path) -> dict[str, dict[str, float]]:
+def measure(python: Path, threads: int) -> dict[str, dict[str, float]]:
     """Run one process that segments three times, and one command."""
     image = str(example_images()[0])
-    marks = _json(python, MASKS, str(time.time()), image)
+    variables = os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
+    marks = _json(python, MASKS, str(time.time()), image, str(threads), env=variables)
     images = [{key: later[key] - earlier[key] for key in later} for earlier, later in pairwise(marks[1:])]
     steady = min(images, key=lambda figures: figures["cpu_seconds"])
     with tempfile.TemporaryDirectory(prefix="diffseg-") as folder:
-        command = _json(python, USAGE, image, "-o", folder)
+        limited = ["--threads", str(threads)] if threads else []
+        command = _json(python, USAGE, image, "-o", folder, *limited, env=variables)
     return {"loaded": marks[0], "first_masks": marks[1], "steady_image": steady, "command": command}
 
 
-def _json(python: Path, code: str, *arguments: str) -> Any:  # noqa: ANN401
-    done = subprocess.run([python, "-c", code, *arguments], check=True, capture_output=True, text=True, cwd=os.sep)
+def _json(python: Path, code: str, *arguments: str, env: dict[str, str]) -> Any:  # noqa: ANN401
+    command = [python, "-c", code, *arguments]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=os.sep, env=env)
     return json.loads(done.stdout)
 
 

@@ -24,10 +24,13 @@ UNUSED = (
 )  # fmt: skip
 
 
+SEGMENT = ("segment", example_images()[0], "-q", "--threads", 1, "--fit", "pad")
+
+
 @pytest.mark.parametrize(
     ("words", "used", "unused"),
     [
-        (("segment", example_images()[0], "-q"), "segment", {"rich.console", "diffseg.cli.bundles"}),
+        (SEGMENT, "segment", {"rich.console", "diffseg.cli.bundles"}),
         (("inspect", "tiny"), "bundles", {"diffseg.segmenter", "diffseg.cli.segment"}),
     ],
     ids=["segment", "inspect"],
