@@ -19,7 +19,7 @@ from tests.export.test_diffcut import stock
 from tests.networks import attend, encode
 
 SIZE = (128, 192)
-CASES = {"sd15-fp32": ("sd15", "fp32"), "sd21-fp16": ("sd21", "fp16"), "vega-fp32": ("vega", "fp32")}
+CASES = {"sd15-fp32": ("sd15", "fp32"), "sd21-fp16": ("sd21", "fp16")}
 
 
 @pytest.fixture(scope="module", params=CASES)
@@ -55,7 +55,6 @@ def test_one_vae_and_one_set_of_weights(case):
 
 def test_its_networks_are_those_of_bundles_for_one_method(case):
     folder, bundle = case
-    family = "vega" if "vega" in folder.name else "sd"
     images = sample_images(SIZE, 2)
     for method, timestep in (("diffseg", 300), ("diffcut", 50)):
         view = bundle.for_method(method)
@@ -71,7 +70,7 @@ def test_its_networks_are_those_of_bundles_for_one_method(case):
         assert view.manifest.defaults == single.manifest.defaults
         assert view.manifest.attention == single.manifest.attention
         assert view.manifest.features == single.manifest.features
-    if family == "sd" and bundle.manifest.precision == "fp32":
+    if bundle.manifest.precision == "fp32":
         expected = stock(folder / "checkpoint", images, make_noise((1, 4, SIZE[0] // 8, SIZE[1] // 8)))
         np.testing.assert_allclose(found[0], expected, atol=1e-4 * np.abs(expected).max())
 
@@ -89,7 +88,7 @@ def test_plans_of_both(case, tmp_path):
 
 def test_the_command(case, tmp_path):
     folder, bundle = case
-    if bundle.manifest.precision != "fp32" or "vega" in folder.name:
+    if bundle.manifest.precision != "fp32":
         pytest.skip("one case is enough")
     words = ("--method", "diffcut", "--method", "diffseg", "--size", "128x192")
     done = diffseg("export", folder / "checkpoint", "-o", tmp_path / "both", *words)
