@@ -18,6 +18,7 @@ from tests.commands import diffseg
 from tests.export.test_diffcut import stock
 from tests.networks import attend, encode
 
+pytestmark = pytest.mark.integration
 SIZE = (128, 192)
 CASES = {"sd15-fp32": ("sd15", "fp32"), "sd21-fp16": ("sd21", "fp16")}
 
