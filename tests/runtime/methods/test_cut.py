@@ -237,3 +237,22 @@ def test_the_iteration_ends_as_soon_as_it_has_converged(monkeypatch):
     scale = affinity.sum(1) ** -0.5
     assert eigenvector._lanczos(affinity * scale[:, None] * scale, 1 / scale) is not None
     assert max(shapes) <= 8
+
+
+def test_a_threshold_may_lie_below_zero():
+    affinity = np.full((4, 4), 1e-3)
+    affinity[1:, 1:] = 1.0
+    affinity[0, 0] = 1.0
+    above, cost = best_division(affinity, np.array([-1.0, -0.5, -0.4, 0.1]))
+    assert above.tolist() == [False, True, True, True]
+    assert cost < 0.1
+
+
+def test_a_place_without_affinity_or_with_too_much_has_no_eigenvector():
+    affinity = np.ones((5, 5))
+    assert second_eigenvector(affinity) is not None
+    alone = affinity.copy()
+    alone[0], alone[:, 0] = 0.0, 0.0
+    assert second_eigenvector(alone) is None
+    affinity[0, 0] = np.inf
+    assert second_eigenvector(affinity) is None
