@@ -263,3 +263,22 @@ def test_a_deep_hierarchy_is_a_flat_list():
     tree = CutTree(np.diag(np.full(400, 1.0)) + 1e-3)
     _, nodes = tree.hierarchy(2)
     assert len(json.dumps(nodes)) < 100_000
+
+
+def test_a_threshold_may_lie_below_zero():
+    affinity = np.full((4, 4), 1e-3)
+    affinity[1:, 1:] = 1.0
+    affinity[0, 0] = 1.0
+    above, cost = best_division(affinity, np.array([-1.0, -0.5, -0.4, 0.1]))
+    assert above.tolist() == [False, True, True, True]
+    assert cost < 0.1
+
+
+def test_a_place_without_affinity_or_with_too_much_has_no_eigenvector():
+    affinity = np.ones((5, 5))
+    assert second_eigenvector(affinity) is not None
+    alone = affinity.copy()
+    alone[0], alone[:, 0] = 0.0, 0.0
+    assert second_eigenvector(alone) is None
+    affinity[0, 0] = np.inf
+    assert second_eigenvector(affinity) is None

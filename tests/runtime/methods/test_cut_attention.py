@@ -46,3 +46,7 @@ def test_places_are_squares_of_the_grid():
     walk = attention[2:4, 2:4, 6:8, 10:12].mean((0, 1)).sum(), attention[6:8, 10:12, 2:4, 2:4].mean((0, 1)).sum()
     place, other = 1 * 32 + 1, 3 * 32 + 5
     np.testing.assert_allclose(cut.tree.affinity[place, other], sum(walk) / 2, rtol=1e-5)
+
+
+def test_the_factor_divides_both_sides():
+    assert pooling_factor((96, 33)) == pooling_factor((33, 96)) == 3
