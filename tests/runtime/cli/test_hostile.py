@@ -97,7 +97,7 @@ def test_bad_images_do_not_end_a_run_of_many(hostile, tmp_path, monkeypatch, cap
 def test_a_bad_path_is_one_line(words, path, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     words = [str(word).replace("{out}", str(tmp_path / "out")).replace("{}", path) for word in words]
-    if path == NO_USER and words[2] == "-o" and words[3] == NO_USER:
+    if path == NO_USER and words[2:4] == ["-o", NO_USER]:
         words[3] = "/dev/null/~x"  # else it is a folder like others
     status, _, err = run(monkeypatch, capsys, *words)
     assert status in {1, 2}
