@@ -83,6 +83,7 @@ def describe(parameters: list[Any], context: Any) -> list[Any]:  # noqa: ANN401
 def _placeholder(parameter: Any, context: Any) -> str:  # noqa: ANN401
     """Return `N (at least 1)` for a number, `PATH` for a path, `a|b` for a choice."""
     kind = str(parameter.display_type(context)).strip("<>")
+    kind = kind.removeprefix("list[").removesuffix("]") if kind.startswith("list[") else kind  # may be repeated
     name, _, ranged = kind.partition(" ")
     placeholder = PLACEHOLDERS.get(name, kind)
     if not ranged:
