@@ -117,6 +117,7 @@ def test_a_record_of_an_earlier_version_is_read_whole():
     path = Path(__file__).with_name("earlier.json")
     profile = read_profile(path)
     written = json.loads(profile.to_json())
+    assert written["settings"].pop("method") is None  # is younger
     assert written == json.loads(path.read_text())
     assert list(written) == list(json.loads(path.read_text()))
     assert compare_profiles(profile, profile).warnings == []
