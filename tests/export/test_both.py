@@ -20,7 +20,7 @@ from tests.networks import attend, encode
 
 pytestmark = pytest.mark.integration
 SIZE = (128, 192)
-CASES = {"sd15-fp32": ("sd15", "fp32"), "sd21-fp16": ("sd21", "fp16")}
+CASES = {"sd15-fp32": ("sd15", "fp32")}  # `sd21` in fp16 passes, too, and takes as long
 
 
 @pytest.fixture(scope="module", params=CASES)
